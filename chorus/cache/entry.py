@@ -1,0 +1,178 @@
+"""What the cache keeps of one request, and what must agree before another request may use it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+UNIT_NORM_TOLERANCE = 1e-3
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of `value`: sorted keys, no spaces, ASCII. ValueError for NaN and infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def unit_vector(vector: np.ndarray) -> np.ndarray:
+    """`vector` as contiguous float32 [D], checked: one dimension, finite, unit norm. Else ValueError."""
+    vector = np.asarray(vector)
+    if vector.ndim != 1 or vector.size == 0:
+        raise ValueError(f"a prompt vector has shape [D] with D > 0; this one has shape {list(vector.shape)}")
+    if vector.dtype != np.float32:
+        raise ValueError(f"a prompt vector is float32; this one is {vector.dtype}: convert it with .astype")
+    norm = float(np.linalg.norm(vector.astype(np.float64)))
+    if not abs(norm - 1.0) <= UNIT_NORM_TOLERANCE:  # also catches NaN
+        raise ValueError(f"a prompt vector has norm 1 and finite values; the norm of this one is {norm:g}")
+    return np.ascontiguousarray(vector)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+@dataclass(frozen=True)
+class Space:
+    """What must agree for two requests to share latents. Outside the space no score makes a hit.
+
+    weights: content digest of the base weights, of all experts.
+    patches: digest of the LoRA patches and their strengths; "" when there are none.
+    latent_format: the model's latent format, e.g. "Wan21".
+    shape: [B, C, T, H, W] of the latent in model space.
+    task: "t2v", "i2v:<digest of the conditioning image>", "v2v:<digest of the start latent>".
+    prediction: what the model predicts, e.g. "flow".
+    """
+
+    weights: str
+    patches: str
+    latent_format: str
+    shape: tuple[int, ...]
+    task: str
+    prediction: str
+
+    def key(self) -> str:
+        """The space as 64 hex digits: SHA-256 of its canonical JSON."""
+        return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()
+
+    def differences(self, other: Space) -> tuple[str, ...]:
+        """In which respects `other` differs from this space ("here" is this one), in plain words."""
+        words = []
+        if self.weights != other.weights:
+            words.append("other weights")
+        if self.patches != other.patches:
+            words.append("other LoRA or strength")
+        if self.latent_format != other.latent_format:
+            words.append(f"other latent format ({self.latent_format} here, {other.latent_format} there)")
+        if tuple(self.shape) != tuple(other.shape):
+            words.append(f"other shape ({_times(self.shape)} here, {_times(other.shape)} there)")
+        if self.task != other.task:
+            words.append(self._task_difference(other))
+        if self.prediction != other.prediction:
+            words.append(f"other prediction type ({self.prediction} here, {other.prediction} there)")
+        return tuple(words)
+
+    def _task_difference(self, other: Space) -> str:
+        here, there = self.task.split(":", 1)[0], other.task.split(":", 1)[0]
+        if here != there:
+            return f"other task ({here} here, {there} there)"
+        return {"i2v": "other conditioning image", "v2v": "other start latent"}.get(here, "other task")
+
+
+@dataclass(frozen=True)
+class NewEntry:
+    """What a finished run hands over to be kept.
+
+    space: where its latents are valid.
+    request: digest of the request in every respect; an identical request has the same.
+    prompt: the prompt's text, for people.
+    embedder: which embedder made `vector`; scores of different embedders never mix.
+    vector: [D] float32, unit norm.
+    sigmas: the schedule of the run, σ_0 > … > σ_N.
+    settings: JSON-able: sampler, cfg, seed, steps, …
+    seconds: sampling time of the run in seconds.
+    is_source: whether other requests may start from it. The entry of a hit may not: it serves only
+        identical requests.
+    parent: id of the source entry of a hit, else None.
+    tensors: anything, by name: "final", "checkpoint/0.937500", "tokens", "attention", "preview", …
+
+    ValueError when a field cannot be stored as it is.
+    """
+
+    space: Space
+    request: str
+    prompt: str
+    embedder: str
+    vector: np.ndarray
+    sigmas: tuple[float, ...]
+    settings: dict
+    seconds: float
+    is_source: bool
+    parent: str | None
+    tensors: Mapping[str, torch.Tensor]
+
+    def __post_init__(self):
+        object.__setattr__(self, "vector", unit_vector(self.vector))
+        object.__setattr__(self, "sigmas", tuple(float(sigma) for sigma in self.sigmas))
+        if not all(math.isfinite(sigma) for sigma in self.sigmas):
+            raise ValueError(f"sigmas must be finite, not {self.sigmas}")
+        if not (math.isfinite(self.seconds) and self.seconds >= 0):
+            raise ValueError(f"seconds must be a finite number of at least 0, not {self.seconds}")
+        if not self.request or not self.embedder:
+            raise ValueError("request and embedder must not be empty: they are what the entry is found by")
+        if not self.tensors or not all(isinstance(name, str) and name for name in self.tensors):
+            raise ValueError(f"an entry has at least one tensor, each with a name, not {list(self.tensors)}")
+        try:
+            canonical_json(self.settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"settings cannot be written as JSON ({error}): {self.settings!r}") from error
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the catalog: what is known of an entry without reading its tensors.
+
+    created, used: Unix time in seconds. bytes: size of the entry's file. For the other fields see `NewEntry`.
+    """
+
+    id: str
+    space: Space
+    request: str
+    prompt: str
+    embedder: str
+    sigmas: tuple[float, ...]
+    settings: dict
+    seconds: float
+    is_source: bool
+    parent: str | None
+    tensor_names: tuple[str, ...]
+    created: float
+    used: float
+    hits: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Match:
+    """An entry and its cosine similarity to the target, in [-1, 1]."""
+
+    entry: Entry
+    score: float
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """entries and bytes: what is kept now. hits and seconds_saved: since the cache was made."""
+
+    entries: int
+    bytes: int
+    max_bytes: int
+    hits: int
+    seconds_saved: float

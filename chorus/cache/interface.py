@@ -1,0 +1,67 @@
+"""What every cache can do, wherever it keeps its entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from .entry import CacheStats, Entry, Match, NewEntry, Space
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Cache(Protocol):
+    """Entries of finished requests, found by prompt vector or by request.
+
+    Safe for any number of threads. Every method may raise CacheUnavailable, which a caller treats as a miss.
+    `vector` is [D] float32 of unit norm, else ValueError.
+    """
+
+    def search(self, vector: np.ndarray, embedder: str, space: Space, k: int = 3) -> list[Match]:
+        """The k best sources in this space with this embedder: by score, then the newest, then the id."""
+
+    def search_elsewhere(self, vector: np.ndarray, embedder: str, space: Space, k: int = 3) -> list[Match]:
+        """The k best sources with this embedder in other spaces, to explain a miss; never to be reused."""
+
+    def find_request(self, request: str) -> Entry | None:
+        """The newest entry of an identical request."""
+
+    def get(self, entry_id: str) -> Entry | None:
+        """The entry, or None when it is not there any more."""
+
+    def load(self, entry_id: str, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+        """The entry's tensors (all, or those named), on the CPU, verified, owned by the caller.
+
+        Raises EntryMissing, or EntryDamaged after putting the entry in quarantine.
+        """
+
+    def put(self, new: NewEntry) -> Entry:
+        """Keep an entry, evicting others as the size limit demands. Afterwards it is there, or not at all.
+
+        Raises EntryTooLarge; ValueError for a tensor that cannot be stored, or a vector of another length
+        than the embedder's other ones.
+        """
+
+    def record_hit(self, entry_id: str, saved_seconds: float) -> None:
+        """Count a hit that saved so many seconds, and make the entry the most recently used."""
+
+    def forget(self, entry_id: str) -> None:
+        """Delete an entry, its prompt and its files; no error when it is gone already."""
+
+    def clear(self) -> int:
+        """Delete all entries and everything in quarantine; returns how many entries there were."""
+
+    def entries(self, limit: int = 100, offset: int = 0) -> list[Entry]:
+        """Entries, newest first."""
+
+    def stats(self) -> CacheStats:
+        """How much is kept, and what it has saved."""
+
+    def version(self) -> int:
+        """A number that changes whenever anyone changed what a search could answer. Cheap to ask."""
+
+    def close(self) -> None:
+        """Let go of all files."""

@@ -1,0 +1,293 @@
+"""The cache on this machine's disk."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .blobs import BlobDamaged, Blobs, Packed, pack
+from .catalog import Catalog
+from .entry import CacheStats, Entry, Match, NewEntry, Space, unit_vector
+from .errors import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge
+from .index import VectorIndex
+from .record import write_record
+from .transaction import Removed, Transaction
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+ABANDONED_AFTER = 3600.0  # seconds after which an unfinished write is taken for a dead process's
+
+
+class LocalCache:
+    """A cache in the folder `root`, shared by all threads and processes that open it. Implements `Cache`.
+
+    max_bytes: limit for the entries' files, quarantined ones included; it holds while they are written, too.
+        The catalog (about 6 kB an entry) comes on top.
+    timeout: longest wait for another process's lock, in seconds.
+
+    The catalog (SQLite) is the truth and the files follow it: room is reserved in the catalog, evicted files
+    are deleted, the new file is written, and only then is its row added. A process killed anywhere between
+    leaves a reservation or a file without a row, both swept an hour later. Put `root` on a local disk, not on
+    a network share.
+
+    CacheUnavailable when the folder cannot be used; its text says what to do.
+
+        cache = LocalCache(Path("cache"))
+        for match in cache.search(vector, "open_clip/ViT-B-32", space):
+            tensors = cache.load(match.entry.id, ["checkpoint/0.937500"])
+    """
+
+    def __init__(self, root: Path, *, max_bytes: int = 20 * 2**30, timeout: float = 2.0):
+        self.root = Path(root)
+        self.max_bytes = max_bytes
+        try:
+            self._blobs = Blobs(self.root)
+        except OSError as error:
+            raise CacheUnavailable(
+                self.root, str(error), "Choose a folder that can be written to."
+            ) from error
+        self._catalog = Catalog(self.root, timeout, self._blobs.headers)
+        self._index = VectorIndex()
+        self._index_generation = self._catalog.generation
+        self._sweep()
+
+    # -- finding
+
+    def search(self, vector: np.ndarray, embedder: str, space: Space, k: int = 3) -> list[Match]:
+        """See `Cache.search`. A match that turns out damaged is quarantined and left out."""
+        query = unit_vector(vector)
+        with self._reading() as transaction:
+            pool = self._index.follow(transaction, embedder, space.key())
+            matches = _matches(transaction, pool.nearest(query, k))
+        return [match for match in matches if match.entry.space == space]
+
+    def search_elsewhere(self, vector: np.ndarray, embedder: str, space: Space, k: int = 3) -> list[Match]:
+        """See `Cache.search_elsewhere`."""
+        query = unit_vector(vector)
+        with self._reading() as transaction:
+            pool = self._index.follow(transaction, embedder, None)
+            own = transaction.seqs_of_sources(embedder, space.key())
+            matches = _matches(transaction, pool.nearest(query, k, exclude=own))
+        return [match for match in matches if match.entry.space != space]
+
+    def find_request(self, request: str) -> Entry | None:
+        """See `Cache.find_request`."""
+        with self._reading() as transaction:
+            row = transaction.newest_of_request(request)
+        return row and row.entry
+
+    def get(self, entry_id: str) -> Entry | None:
+        """See `Cache.get`."""
+        with self._reading() as transaction:
+            row = transaction.row(entry_id)
+        return row and row.entry
+
+    def entries(self, limit: int = 100, offset: int = 0) -> list[Entry]:
+        """See `Cache.entries`."""
+        with self._reading() as transaction:
+            return [row.entry for row in transaction.newest(limit, offset)]
+
+    def stats(self) -> CacheStats:
+        """See `Cache.stats`. bytes includes what is in quarantine."""
+        with self._reading() as transaction:
+            entries, size, hits, seconds = transaction.totals()
+        return CacheStats(entries, size, self.max_bytes, hits, seconds)
+
+    def version(self) -> int:
+        """See `Cache.version`."""
+        with self._reading() as transaction:
+            return transaction.version()
+
+    # -- tensors
+
+    def load(self, entry_id: str, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+        """See `Cache.load`."""
+        with self._reading() as transaction:
+            row = transaction.row(entry_id)
+        if row is None:
+            if any(damaged.id == entry_id for damaged in transaction.damaged):
+                raise EntryDamaged(entry_id, self.root, "its row in the catalog does not have its checksum")
+            raise EntryMissing(entry_id)
+        names = None if names is None else list(names)
+        if unknown := sorted(set(names or ()) - set(row.entry.tensor_names)):
+            raise EntryMissing(
+                entry_id, f"it has no tensor {', '.join(unknown)}; it has {row.entry.tensor_names}"
+            )
+        place = Removed(row.seq, entry_id)
+        try:
+            return self._blobs.read(entry_id, row.digest, names)
+        except FileNotFoundError as error:
+            self._drop_missing(place)
+            raise EntryMissing(entry_id, f"its file {self._blobs.path(entry_id)} is gone") from error
+        except BlobDamaged as error:
+            self._quarantine([place], str(error))
+            raise EntryDamaged(entry_id, self._blobs.path(entry_id), str(error)) from error
+        except OSError as error:
+            advice = "Check the disk and the file's permissions."
+            raise CacheUnavailable(self._blobs.path(entry_id), str(error), advice) from error
+
+    def put(self, new: NewEntry) -> Entry:
+        """See `Cache.put`. Evicts the least recently used."""
+        entry_id = uuid.uuid4().hex
+        packed = pack(write_record(entry_id, time.time(), new), new.vector, new.tensors)
+        self._reserve(entry_id, packed.size)
+        try:
+            self._blobs.write(entry_id, packed)
+            return self._publish(entry_id, new, packed)
+        except BaseException as error:
+            self._abandon(entry_id, wait=not isinstance(error, CacheUnavailable))
+            if isinstance(error, OSError):
+                path = self._blobs.path(entry_id)
+                raise CacheUnavailable(
+                    path, str(error), "Check free space and permissions of the folder."
+                ) from error
+            raise
+
+    def record_hit(self, entry_id: str, saved_seconds: float) -> None:
+        """See `Cache.record_hit`."""
+        with self._catalog.writing() as transaction:
+            transaction.record_hit(entry_id, saved_seconds)
+
+    # -- deleting
+
+    def forget(self, entry_id: str) -> None:
+        """See `Cache.forget`. CacheUnavailable when a file is in use and cannot be deleted yet (Windows)."""
+        with self._catalog.writing() as transaction:
+            rows = transaction.drop_id(entry_id)
+        for row in rows:
+            try:
+                self._blobs.remove(row.id)
+            except OSError as error:
+                advice = (
+                    "It is not used any more; its file is deleted when the cache is opened after an hour."
+                )
+                raise CacheUnavailable(self._blobs.path(row.id), str(error), advice) from error
+        self._catalog.shrink_journal()
+
+    def clear(self) -> int:
+        """See `Cache.clear`. Counts of hits and saved seconds stay."""
+        with self._catalog.writing() as transaction:
+            entries, *_ = transaction.totals()
+            rows = transaction.drop_all()
+        self._remove_files(row.id for row in rows)
+        self._blobs.empty_quarantine()
+        self._catalog.shrink_journal()
+        return entries
+
+    # -- upkeep
+
+    def rebuild(self) -> int:
+        """Make the catalog anew from the entries' files, when it may be wrong; returns how many were found.
+
+        Damage that SQLite notices is repaired without being asked.
+        """
+        self._catalog.rebuild()
+        return self.stats().entries
+
+    def close(self) -> None:
+        """See `Cache.close`."""
+        self._catalog.close()
+
+    def _sweep(self) -> None:
+        """Delete what dead processes left behind, and what is above the limit."""
+        old = self._blobs.ids_older_than(ABANDONED_AFTER)
+        with self._catalog.writing() as transaction:
+            abandoned = transaction.release_older_than(ABANDONED_AFTER)
+            evicted = transaction.make_room(0, self.max_bytes)
+            orphans = old - transaction.known_ids()
+        self._remove_files([*abandoned, *(row.id for row in evicted), *orphans])
+
+    def _reserve(self, entry_id: str, size: int) -> None:
+        if size > self.max_bytes:
+            raise EntryTooLarge(size, self.max_bytes)
+        with self._catalog.writing() as transaction:
+            abandoned = transaction.release_older_than(ABANDONED_AFTER)
+            reserved = transaction.reserved()
+            if reserved + size > self.max_bytes:
+                reason = (
+                    f"other runs are storing {reserved:,} bytes, and {size:,} more exceed {self.max_bytes:,}"
+                )
+                raise CacheUnavailable(self.root, reason, "Raise the cache's size limit.")
+            evicted = transaction.make_room(size, self.max_bytes)
+            transaction.reserve(entry_id, size)
+        self._remove_files([*abandoned, *(row.id for row in evicted)])
+
+    def _publish(self, entry_id: str, new: NewEntry, packed: Packed) -> Entry:
+        with self._catalog.writing() as transaction:
+            if not transaction.release(entry_id):
+                reason = "the catalog was replaced, or an hour passed, while an entry was being written"
+                raise CacheUnavailable(self.root, reason, "The entry was not kept; the next one will be.")
+            known = transaction.vector_bytes(new.embedder) if new.is_source else None
+            if known not in (None, new.vector.nbytes):
+                raise ValueError(
+                    f"embedder {new.embedder!r} has vectors of {known // 4} numbers, this one has "
+                    f"{new.vector.size}: give another embedder another name"
+                )
+            return transaction.insert(packed.record, new.vector, packed.digest, packed.size)
+
+    def _abandon(self, entry_id: str, wait: bool) -> None:
+        """Undo a reservation and its file. wait: False after having waited for a lock in vain already."""
+        self._remove_files([entry_id])
+        if wait:
+            try:
+                with self._catalog.writing() as transaction:
+                    transaction.release(entry_id)
+            except CacheUnavailable as error:
+                log.warning("The room reserved for an entry is given back in an hour: %s", error)
+
+    def _remove_files(self, ids: Iterable[str]) -> None:
+        for entry_id in ids:
+            try:
+                self._blobs.remove(entry_id)
+            except (OSError, ValueError) as error:  # in use (Windows), or an id with flipped bits
+                log.warning("A cache file is left to a later start of Chorus: %s", error)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Transaction]:
+        with self._catalog.reading() as transaction:
+            if self._index_generation != self._catalog.generation:
+                self._index.clear()
+                self._index_generation = self._catalog.generation
+            yield transaction
+        if transaction.damaged:
+            self._quarantine(transaction.damaged, "its row in the catalog does not have its checksum")
+
+    def _quarantine(self, rows: list[Removed], reason: str) -> None:
+        """Take damaged entries out of use. Nothing of them is served even where this fails."""
+        try:
+            with self._catalog.writing() as transaction:
+                for row in rows:
+                    transaction.quarantine(row, reason)
+        except CacheUnavailable as error:
+            log.warning("Damaged cache entries could not be quarantined yet: %s", error)
+            return
+        for row in rows:
+            log.error(
+                "Cache entry %s is damaged (%s) and was moved to %s", row.id, reason, self.root / "quarantine"
+            )
+            try:
+                self._blobs.quarantine(row.id)
+            except (OSError, ValueError) as error:  # in use (Windows), or an id with flipped bits
+                log.warning("Its file stays where it is, unused: %s", error)
+
+    def _drop_missing(self, row: Removed) -> None:
+        try:
+            with self._catalog.writing() as transaction:
+                transaction.drop([row])
+        except CacheUnavailable as error:
+            log.warning("Entry %s has lost its file but stays in the catalog for now: %s", row.id, error)
+
+
+def _matches(transaction: Transaction, nearest: list[tuple[int, float]]) -> list[Match]:
+    rows = ((transaction.row_numbered(seq), score) for seq, score in nearest)
+    return [Match(row.entry, score) for row, score in rows if row is not None]
