@@ -105,7 +105,10 @@ def _safetensors_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
             raise ValueError(
                 f"tensor {name!r} ({type(tensor).__name__}) cannot be stored: {error}"
             ) from error
-    return save(plain)
+    try:
+        return save(plain)
+    except KeyError as error:
+        raise ValueError(f"tensors of type {error} cannot be stored: convert them first") from error
 
 
 def _header_checksum(header: dict) -> str:
@@ -235,6 +238,8 @@ def _read_header(path: Path) -> Header:
         if metadata["chorus_format"] != FORMAT_VERSION:
             raise BlobDamaged(f"its format version {metadata['chorus_format']!r} is unknown")
         record = metadata["record"]
+        if json.loads(record)["id"] != path.stem:
+            raise BlobDamaged("it is a copy of another entry's file")
         vector = np.frombuffer(base64.b64decode(metadata["vector"]), "<f4")
         body = max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

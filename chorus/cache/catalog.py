@@ -82,6 +82,7 @@ class Catalog:
         self._db: sqlite3.Connection | None = None
         self._path = root
         self._successor = root
+        self._inode: int | None = None
         self._suspect = False
         self._closed = False
         self.generation = 0  # changes whenever another file became the catalog
@@ -167,7 +168,7 @@ class Catalog:
     def _connection(self) -> sqlite3.Connection:
         if self._closed:
             raise CacheUnavailable(self._root, "it was closed", "Open it again.")
-        if self._db is not None and (self._successor.exists() or not self._path.exists()):
+        if self._db is not None and (self._successor.exists() or self._inode != _inode(self._path)):
             self._disconnect()
         if self._db is None:
             with self._alone():
@@ -216,6 +217,7 @@ class Catalog:
             db.close()
             raise
         self._db = db
+        self._inode = _inode(self._path)
         self._suspect = False
 
     def _prepare(self, db: sqlite3.Connection) -> None:
@@ -290,6 +292,13 @@ def _number(path: Path) -> int:
     """The n of a catalog's files, 0 for any other file."""
     found = _NAME.fullmatch(path.name)
     return int(found[1]) if found else 0
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _is_damage(error: sqlite3.Error) -> bool:

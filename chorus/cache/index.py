@@ -123,6 +123,7 @@ class VectorIndex:
             dropped = transaction.dropped_after(seen)
         if None in dropped:  # everything was dropped, or this pool lags too far behind to know what was
             pool, seen, dropped = VectorPool(), 0, []
+        self._pools.pop((embedder, space), None)  # a pool that could not catch up to the end is not kept
         for seq in dropped:
             pool.remove(seq)
         for row in transaction.sources_after(seen, embedder, space):

@@ -164,14 +164,9 @@ class LocalCache:
         """See `Cache.forget`. CacheUnavailable when a file is in use and cannot be deleted yet (Windows)."""
         with self._catalog.writing() as transaction:
             rows = transaction.drop_id(entry_id)
-        for row in rows:
-            try:
+        with self._deleting():
+            for row in rows:
                 self._blobs.remove(row.id)
-            except OSError as error:
-                advice = (
-                    "It is not used any more; its file is deleted when the cache is opened after an hour."
-                )
-                raise CacheUnavailable(self._blobs.path(row.id), str(error), advice) from error
         self._catalog.shrink_journal()
 
     def clear(self) -> int:
@@ -180,7 +175,8 @@ class LocalCache:
             entries, *_ = transaction.totals()
             rows = transaction.drop_all()
         self._remove_files(row.id for row in rows)
-        self._blobs.empty_quarantine()
+        with self._deleting():
+            self._blobs.empty_quarantine()
         self._catalog.shrink_journal()
         return entries
 
@@ -201,10 +197,14 @@ class LocalCache:
     def _sweep(self) -> None:
         """Delete what dead processes left behind, and what is above the limit."""
         old = self._blobs.ids_older_than(ABANDONED_AFTER)
-        with self._catalog.writing() as transaction:
-            abandoned = transaction.release_older_than(ABANDONED_AFTER)
-            evicted = transaction.make_room(0, self.max_bytes)
-            orphans = old - transaction.known_ids()
+        try:
+            with self._catalog.writing() as transaction:
+                abandoned = transaction.release_older_than(ABANDONED_AFTER)
+                evicted = transaction.make_room(0, self.max_bytes)
+                orphans = old - transaction.known_ids()
+        except CacheUnavailable as error:  # locked or full: what can be read can still be served
+            log.warning("Leftovers in the cache are not cleared away this time: %s", error)
+            return
         self._remove_files([*abandoned, *(row.id for row in evicted), *orphans])
 
     def _reserve(self, entry_id: str, size: int) -> None:
@@ -251,6 +251,14 @@ class LocalCache:
                 self._blobs.remove(entry_id)
             except (OSError, ValueError) as error:  # in use (Windows), or an id with flipped bits
                 log.warning("A cache file is left to a later start of Chorus: %s", error)
+
+    @contextmanager
+    def _deleting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            advice = "It is not used any more; it is deleted when the cache is opened in an hour or later."
+            raise CacheUnavailable(self.root, f"a file cannot be deleted yet ({error})", advice) from error
 
     @contextmanager
     def _reading(self) -> Iterator[Transaction]:

@@ -1,8 +1,8 @@
 """What one transaction reads and writes in the catalog.
 
 Every change that a search could notice gets the next number of one sequence: a new entry is stored under its
-number (`entries.seq`), a dropped one leaves a tombstone with its own (`tombstones.change`). The highest number
-is the catalog's version, and whoever has seen version v catches up by reading what is numbered above it.
+number (`entries.seq`), a dropped one leaves a tombstone with its own (`tombstones.change`). The highest is the
+catalog's version; whoever has seen version v catches up by reading what is numbered above it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Transaction:
                 if _checksum([raw[name] for name in _CHECKED], raw["vector"]) != raw["checksum"]:
                     raise ValueError("checksum")
                 entry = read_record(raw["record"], used=raw["used"], hits=raw["hits"], size=raw["bytes"])
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError):
                 self.damaged.append(Removed(raw["seq"], raw["id"]))
                 continue
             yield Row(raw["seq"], entry, raw["digest"], np.frombuffer(raw["vector"], "<f4"))
