@@ -1,0 +1,1 @@
+"""Development tooling: environment, ComfyUI host, API client. Nothing here ships to users."""
