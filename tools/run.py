@@ -1,0 +1,139 @@
+"""The one entry for developers: `python tools/run.py COMMAND [ARGUMENT ...]`.
+
+Works with any Python 3.11 or newer and nothing installed; what a command needs is installed once,
+outside the checkout. `make COMMAND` is the same.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+if sys.version_info < (3, 11):  # noqa: UP036 - run before anything could have checked it
+    sys.exit(
+        f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: start tools/run.py with that"
+    )
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(CHECKOUT)  # instead of tools/, so that `tools` is a package
+
+from tools import comfyui, devcache, environment  # noqa: E402
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """start ComfyUI with the pack and show it at work"""
+    return _run_module("tools.demo", CHECKOUT / "tools" / "demo.py", arguments)
+
+
+def test(arguments: Sequence[str]) -> int:
+    """run the tests; arguments go to pytest"""
+    # -P keeps the checkout off sys.path, where its `nodes` would hide ComfyUI's.
+    return _run([_python(), "-P", "-m", "pytest", "-q", *arguments])
+
+
+def lint(arguments: Sequence[str]) -> int:
+    """check style, format and types"""
+    python = _python()
+    checks = (
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy", "chorus", "tools"],
+    )
+    failed = [check for check in checks if _run([python, "-m", *check])]
+    for check in failed:
+        print(f"failed: {' '.join(check)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def bench(arguments: Sequence[str]) -> int:
+    """measure speed, memory and quality"""
+    return _run_module("benchmarks", CHECKOUT / "benchmarks" / "__main__.py", arguments)
+
+
+def python(arguments: Sequence[str]) -> int:
+    """run the development environment's Python; arguments go to it"""
+    return _run([_python(), *arguments])
+
+
+def clean_caches(arguments: Sequence[str]) -> int:
+    """delete the installed environments and the fetched ComfyUI"""
+    for path in devcache.remove_all():
+        print(f"deleted {path}")
+    return 0
+
+
+def usage(arguments: Sequence[str]) -> int:
+    """show this list"""
+    print("make COMMAND, or: python tools/run.py COMMAND [ARGUMENT ...]\n")
+    for name, command in COMMANDS.items():
+        print(f"  {name:<14}{command.__doc__}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "help": usage,
+    "demo": demo,
+    "test": test,
+    "lint": lint,
+    "bench": bench,
+    "python": python,
+    "clean-caches": clean_caches,
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command that `arguments` name and return its exit status."""
+    name, *rest = arguments or ["help"]
+    command = COMMANDS.get(name)
+    if command is None:
+        print(f"there is no command '{name}'; known: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return command(rest)
+    except (environment.EnvironmentFailure, comfyui.ComfyUINotFound) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _python() -> str:
+    return str(environment.ensure(_report))
+
+
+def _report(line: str) -> None:
+    print(line, flush=True)
+
+
+def _run_module(module: str, file: Path, arguments: Sequence[str]) -> int:
+    if not file.is_file():
+        print(f"{file} does not exist, so there is nothing to run in this checkout", file=sys.stderr)
+        return 1
+    return _run([_python(), "-P", str(CHECKOUT / "tools" / "launch.py"), module, *arguments])
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run a command to its end, whatever signals arrive: it has servers to stop first."""
+    with subprocess.Popen(command, cwd=CHECKOUT) as process:
+
+        def forward(signum: int, frame: FrameType | None) -> None:
+            process.terminate()
+
+        previous = signal.signal(signal.SIGTERM, forward)
+        try:
+            while True:
+                try:
+                    return process.wait()
+                except KeyboardInterrupt:  # the terminal sent it to the command as well
+                    continue
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
