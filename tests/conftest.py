@@ -1,0 +1,76 @@
+"""Fixtures for tests in a plain process, against a ComfyUI server, and inside ComfyUI.
+
+`chorus`, `tools`, `small_wan` and `benchmarks` import by their bare names through a finder, since
+the checkout on `sys.path` would hide ComfyUI's `nodes`. When ComfyUI runs in this process it loads
+a second copy of the pack's modules: tests of anything ComfyUI calls use `pack_module`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+_spec = importlib.util.spec_from_file_location("launch", CHECKOUT / "tools" / "launch.py")
+assert _spec is not None and _spec.loader is not None
+_launch = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_launch)
+_launch.expose_packages()
+
+if TYPE_CHECKING:
+    from tools.inprocess import ComfyHost
+    from tools.server import ComfyServer
+
+
+def pytest_configure() -> None:
+    _launch.exit_on_terminate()
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The checkout's root folder."""
+    return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def comfy_server() -> Iterator[ComfyServer]:
+    """A ComfyUI server with this pack, one for all tests; leave it idle and its cache to others."""
+    from tools.server import ComfyServer
+
+    with ComfyServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def fresh_comfy_server() -> Iterator[ComfyServer]:
+    """A ComfyUI server of this test module's own, to fill, restart or break."""
+    from tools.server import ComfyServer
+
+    with ComfyServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def comfy_host(tmp_path_factory: pytest.TempPathFactory) -> ComfyHost:
+    """ComfyUI in this process, on the CPU, with its own nodes and this pack loaded as it loads them."""
+    from tools import inprocess
+
+    return inprocess.boot(tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def chorus_pack(comfy_host: ComfyHost) -> ModuleType:
+    """This pack's top package as ComfyUI loaded it."""
+    return comfy_host.pack
+
+
+@pytest.fixture(scope="session")
+def pack_module(comfy_host: ComfyHost) -> Callable[[str], ModuleType]:
+    """`pack_module("chorus.reuse.plan")`: the very module that ComfyUI runs."""
+    return comfy_host.module
