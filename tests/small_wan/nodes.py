@@ -57,7 +57,7 @@ class WordEncoder(torch.nn.Module):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.ones(1, device=device), requires_grad=False)
         self.dtypes = {torch.float32}
-        self.tokenizer: WordTokenizer | None = None
+        self.tokenizer = WordTokenizer()  # `load_clip` puts the one here whose words the host's calls fill in
 
     def set_clip_options(self, options: dict) -> None:
         """Nothing to set: there is one layer and no projection."""
