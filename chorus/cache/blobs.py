@@ -20,6 +20,7 @@ import re
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -181,10 +182,8 @@ class Blobs:
     def quarantine(self, entry_id: str) -> None:
         """Move an entry's file out of the way. A file that is already gone is no error."""
         path = self.path(entry_id)
-        try:
+        with suppress(FileNotFoundError):
             os.replace(path, self._quarantine / path.name)
-        except FileNotFoundError:
-            pass
 
     def remove(self, entry_id: str) -> None:
         """Delete what there is of an entry, in whatever state."""

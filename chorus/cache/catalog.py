@@ -112,7 +112,7 @@ class Catalog:
             self._connection()
             self._disconnect()
             with self._alone():
-                self._replace()
+                self._db = self._replace()
                 self._set_aside_older()
             self.generation += 1
 
@@ -173,14 +173,14 @@ class Catalog:
         if self._db is None:
             with self._alone():
                 try:
-                    self._open(self._newest())
+                    self._db = self._open(self._newest())
                 except _Damaged as damage:
                     log.error(
                         "The catalog %s is damaged (%s): a new one is made from the cached files",
                         self._path,
                         damage,
                     )
-                    self._replace()
+                    self._db = self._replace()
                 self._set_aside_older()
             self.generation += 1
         return self._db
@@ -200,7 +200,7 @@ class Catalog:
     def _newest(self) -> int:
         return max((number for path in self._root.iterdir() if (number := _number(path))), default=1)
 
-    def _open(self, number: int) -> None:
+    def _open(self, number: int) -> sqlite3.Connection:
         self._path = self._root / f"catalog-{number}.sqlite"
         self._successor = self._root / f"catalog-{number + 1}.sqlite"
         db = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
@@ -216,9 +216,9 @@ class Catalog:
         except BaseException:
             db.close()
             raise
-        self._db = db
         self._inode = _inode(self._path)
         self._suspect = False
+        return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         def pragma(name: str):
@@ -268,10 +268,10 @@ class Catalog:
             if db.in_transaction:
                 db.execute("ROLLBACK")
 
-    def _replace(self) -> None:
+    def _replace(self) -> sqlite3.Connection:
         """Begin the next catalog; only while `_alone`."""
         self._suspect = False
-        self._open(_number(self._path) + 1)
+        return self._open(_number(self._path) + 1)
 
     def _set_aside_older(self) -> None:
         current = _number(self._path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import numpy as np
 
@@ -22,9 +22,7 @@ def _faiss():
     try:
         import faiss
     except ImportError:
-        log.warning(
-            "faiss is not installed: the cache searches with numpy (exact, slower beyond ~100,000 entries)"
-        )
+        log.warning("faiss is not installed: the cache searches with numpy (exact, slower for many entries)")
         return None
     return faiss
 
@@ -115,19 +113,17 @@ class VectorIndex:
         removed.
         """
         version = transaction.version()
-        pool, seen = self._pools.get((embedder, space), (None, 0))
-        if seen == version:
-            return pool
-        dropped: Iterable[int | None] = [None]
-        if pool is not None and version - HISTORY <= seen < version:
-            dropped = transaction.dropped_after(seen)
-        if None in dropped:  # everything was dropped, or this pool lags too far behind to know what was
-            pool, seen, dropped = VectorPool(), 0, []
-        self._pools.pop((embedder, space), None)  # a pool that could not catch up to the end is not kept
-        for seq in dropped:
-            pool.remove(seq)
-        for row in transaction.sources_after(seen, embedder, space):
-            pool.add(row.seq, row.vector)
+        # Taken out, so that a pool whose catching up fails half-way is not kept.
+        pool, seen = self._pools.pop((embedder, space), (VectorPool(), 0))
+        if seen != version:
+            known = version - HISTORY <= seen < version
+            dropped = transaction.dropped_after(seen) if known else None
+            if dropped is None:
+                pool, seen = VectorPool(), 0
+            for seq in dropped or ():
+                pool.remove(seq)
+            for row in transaction.sources_after(seen, embedder, space):
+                pool.add(row.seq, row.vector)
         self._pools[embedder, space] = pool, version
         return pool
 

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ABANDONED_AFTER = 3600.0  # seconds after which an unfinished write is taken for a dead process's
+# Seconds after which the process that left something behind is taken for dead. A writer that lives but takes
+# longer loses its entry, nothing else.
+RESERVED_FOR = 300.0
+ORPHANED_AFTER = 3600.0
 
 
 class LocalCache:
@@ -37,7 +40,8 @@ class LocalCache:
 
     The catalog (SQLite) is the truth and the files follow it: room is reserved in the catalog, evicted files
     are deleted, the new file is written, and only then is its row added. A process killed anywhere between
-    leaves a reservation or a file without a row, both swept an hour later. Put `root` on a local disk, not on
+    leaves a reservation, which lapses after five minutes, or a file without a row, deleted when the cache is
+    opened after an hour. Put `root` on a local disk, not on
     a network share.
 
     CacheUnavailable when the folder cannot be used; its text says what to do.
@@ -84,13 +88,13 @@ class LocalCache:
         """See `Cache.find_request`."""
         with self._reading() as transaction:
             row = transaction.newest_of_request(request)
-        return row and row.entry
+        return row.entry if row else None
 
     def get(self, entry_id: str) -> Entry | None:
         """See `Cache.get`."""
         with self._reading() as transaction:
             row = transaction.row(entry_id)
-        return row and row.entry
+        return row.entry if row else None
 
     def entries(self, limit: int = 100, offset: int = 0) -> list[Entry]:
         """See `Cache.entries`."""
@@ -196,10 +200,10 @@ class LocalCache:
 
     def _sweep(self) -> None:
         """Delete what dead processes left behind, and what is above the limit."""
-        old = self._blobs.ids_older_than(ABANDONED_AFTER)
+        old = self._blobs.ids_older_than(ORPHANED_AFTER)
         try:
             with self._catalog.writing() as transaction:
-                abandoned = transaction.release_older_than(ABANDONED_AFTER)
+                abandoned = transaction.release_older_than(RESERVED_FOR)
                 evicted = transaction.make_room(0, self.max_bytes)
                 orphans = old - transaction.known_ids()
         except CacheUnavailable as error:  # locked or full: what can be read can still be served
@@ -211,7 +215,7 @@ class LocalCache:
         if size > self.max_bytes:
             raise EntryTooLarge(size, self.max_bytes)
         with self._catalog.writing() as transaction:
-            abandoned = transaction.release_older_than(ABANDONED_AFTER)
+            abandoned = transaction.release_older_than(RESERVED_FOR)
             reserved = transaction.reserved()
             if reserved + size > self.max_bytes:
                 reason = (
@@ -225,7 +229,7 @@ class LocalCache:
     def _publish(self, entry_id: str, new: NewEntry, packed: Packed) -> Entry:
         with self._catalog.writing() as transaction:
             if not transaction.release(entry_id):
-                reason = "the catalog was replaced, or an hour passed, while an entry was being written"
+                reason = "the catalog was replaced, or minutes passed, while an entry was being written"
                 raise CacheUnavailable(self.root, reason, "The entry was not kept; the next one will be.")
             known = transaction.vector_bytes(new.embedder) if new.is_source else None
             if known not in (None, new.vector.nbytes):
@@ -243,7 +247,7 @@ class LocalCache:
                 with self._catalog.writing() as transaction:
                     transaction.release(entry_id)
             except CacheUnavailable as error:
-                log.warning("The room reserved for an entry is given back in an hour: %s", error)
+                log.warning("The room reserved for an entry is given back in a few minutes: %s", error)
 
     def _remove_files(self, ids: Iterable[str]) -> None:
         for entry_id in ids:

@@ -1,8 +1,8 @@
 """What one transaction reads and writes in the catalog.
 
 Every change that a search could notice gets the next number of one sequence: a new entry is stored under its
-number (`entries.seq`), a dropped one leaves a tombstone with its own (`tombstones.change`). The highest is the
-catalog's version; whoever has seen version v catches up by reading what is numbered above it.
+number (`entries.seq`), a dropped one leaves a tombstone with its own (`tombstones.change`). The highest is
+the catalog's version; whoever has seen version v catches up by reading what is numbered above it.
 """
 
 from __future__ import annotations
@@ -101,11 +101,11 @@ class Transaction:
         ).fetchone()
         return row and row[0]
 
-    def dropped_after(self, change: int) -> list[int | None]:
-        """Numbers of the rows dropped since `change`; None among them when all were."""
-        return [
-            seq for (seq,) in self._db.execute("SELECT entry FROM tombstones WHERE change > ?", (change,))
-        ]
+    def dropped_after(self, change: int) -> list[int] | None:
+        """Numbers of the rows dropped since `change`; None when all were."""
+        rows = self._db.execute("SELECT entry FROM tombstones WHERE change > ?", (change,))
+        dropped = [seq for (seq,) in rows]
+        return None if None in dropped else dropped
 
     def known_ids(self) -> set[str]:
         """Ids of all rows, in any state, and of all reservations."""
@@ -169,8 +169,8 @@ class Transaction:
     def drop(self, rows: list[Removed]) -> None:
         """Delete rows, leaving tombstones."""
         for row in rows:
-            self._db.execute("DELETE FROM entries WHERE seq = ?", (row.seq,))
             self._bury(row.seq)
+            self._db.execute("DELETE FROM entries WHERE seq = ?", (row.seq,))
 
     def drop_id(self, entry_id: str) -> list[Removed]:
         """Delete the row of an entry, in whatever state; returns it, or nothing."""
@@ -181,8 +181,8 @@ class Transaction:
     def drop_all(self) -> list[Removed]:
         """Delete all rows, quarantined ones too; returns them."""
         rows = self._removed("1")
-        self._db.execute("DELETE FROM entries")
         self._bury(None)
+        self._db.execute("DELETE FROM entries")
         return rows
 
     def quarantine(self, row: Removed, reason: str) -> None:
@@ -248,6 +248,7 @@ class Transaction:
         ]
 
     def _bury(self, seq: int | None) -> None:
+        # Before the row goes: the version is the highest number there is, and the row's may be that.
         change = self.version() + 1
         self._db.execute("INSERT INTO tombstones (change, entry) VALUES (?, ?)", (change, seq))
         self._db.execute("DELETE FROM tombstones WHERE change <= ?", (change - HISTORY,))

@@ -1,0 +1,43 @@
+"""Starts KILLS writers on ROOT, one after the other, and ends each with SIGKILL at a random moment.
+
+Prints "<entry id> <number>" for every put that returned. Limited to MAX_BYTES; 256 kB an entry.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import safetensors.torch
+from sample import new_entry
+
+from chorus.cache import LocalCache
+
+
+def write_until_killed(root: Path, max_bytes: int, numbers: itertools.count, report: int) -> None:
+    cache = LocalCache(root, max_bytes=max_bytes, timeout=20)
+    for number in numbers:
+        entry = cache.put(new_entry(number, kilobytes=256))
+        os.write(report, f"{entry.id} {number}\n".encode())  # one write: never half a line
+
+
+if __name__ == "__main__":
+    root, kills, max_bytes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    delays = random.Random(0)
+    safetensors.torch.save(dict(new_entry(0).tensors))  # what is slow the first time, before the clock starts
+    for kill in range(kills):
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            write_until_killed(root, max_bytes, itertools.count(1000 * kill), write)
+        os.close(write)
+        time.sleep(delays.uniform(0.0, 0.3))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with open(read) as pipe:
+            print(pipe.read(), end="", flush=True)
