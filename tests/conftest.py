@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    _launch.exit_on_terminate()
+    _launch.unwind_on_signals()
 
 
 @pytest.fixture(scope="session")

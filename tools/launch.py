@@ -15,7 +15,6 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -54,17 +53,17 @@ def expose_packages(folders: Mapping[str, Path] = PACKAGES) -> None:
     sys.meta_path.insert(0, _PackageFinder(folders))  # type: ignore[arg-type]
 
 
-def exit_on_terminate() -> None:
-    """Make SIGTERM unwind this process like Ctrl-C does, so that servers it started are stopped."""
+def unwind_on_signals() -> None:
+    """Make SIGINT and SIGTERM raise KeyboardInterrupt here, so that `with` blocks stop their servers.
 
-    def leave(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    signal.signal(signal.SIGTERM, leave)
+    SIGINT too: a shell starts background jobs, and so the servers they start, with it ignored.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 if __name__ == "__main__":
     expose_packages()
-    exit_on_terminate()
+    unwind_on_signals()
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -113,7 +114,8 @@ def test_server_that_cannot_start_shows_the_end_of_its_log() -> None:
         pass
 
 
-def hold_server(checkout: Path, script_folder: Path, pack: Path) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def hold_server(checkout: Path, script_folder: Path, pack: Path) -> Iterator[subprocess.Popen[str]]:
     """Start a process that holds a server: it prints the base folder, then `up` once it answers."""
     (script_folder / "hold.py").write_text(
         "import sys, time\n"
@@ -128,7 +130,17 @@ def hold_server(checkout: Path, script_folder: Path, pack: Path) -> subprocess.P
     )
     command = [sys.executable, "-P", str(checkout / "tools" / "launch.py"), "hold", str(pack)]
     environment = os.environ | {"PYTHONPATH": str(script_folder)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    # Its own session: a Ctrl-C at the terminal reaches it through this test alone.
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as holder:
+        try:
+            yield holder
+        finally:
+            holder.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                holder.wait(30)
+            holder.kill()
 
 
 def assert_nothing_left(base: Path, processes: list[psutil.Process]) -> None:
