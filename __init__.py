@@ -1,0 +1,30 @@
+"""Chorus for ComfyUI: video generation that remembers."""
+
+from comfy_api.latest import ComfyExtension, io
+
+WEB_DIRECTORY = "./web"
+
+
+class ChorusExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .nodes.cache_lookup import ChorusCacheLookup
+        from .nodes.cache_store import ChorusCacheStore
+        from .nodes.chorus_all import ChorusAllInOne
+        from .nodes.srd_mask import ChorusSRDMask
+        from .nodes.stage1_reuse import ChorusStage1Reuse
+        from .nodes.stage3_refine import ChorusStage3Refine
+        from .nodes.tgaa_patch import TGAAPatch
+
+        return [
+            ChorusCacheLookup,
+            ChorusStage1Reuse,
+            ChorusSRDMask,
+            TGAAPatch,
+            ChorusStage3Refine,
+            ChorusCacheStore,
+            ChorusAllInOne,
+        ]
+
+
+async def comfy_entrypoint() -> ChorusExtension:
+    return ChorusExtension()

@@ -1,0 +1,1 @@
+"""The edge to ComfyUI: the only place that knows its insides."""

@@ -1,0 +1,79 @@
+"""The caches of this ComfyUI by name, each opened once a process, and entries turned into what a run needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from pathlib import Path
+
+import torch
+
+from ..cache import Cache, CacheError, Entry, LocalCache
+from ..reuse.trajectory import Trajectory
+from .digest import tensor_digest
+
+_open: dict[Path, Cache] = {}
+_lock = threading.Lock()
+_NAME = re.compile(r"[\w][\w .-]{0,63}")
+
+
+def cache_folder(name: str) -> Path:
+    """The folder of a cache: `CHORUS_CACHE_DIR`, else ComfyUI's private user folder, then the cache's name."""
+    import folder_paths
+
+    if not _NAME.fullmatch(name) or name.endswith((".", " ")):
+        raise ValueError(f"cache name {name!r}: use letters, digits, spaces, '.', '_' and '-', at most 64 of them")
+    root = os.environ.get("CHORUS_CACHE_DIR") or folder_paths.get_system_user_directory("chorus")
+    return Path(root) / name
+
+
+def max_bytes() -> int:
+    """The byte limit of a cache: `CHORUS_CACHE_GB`, else 20 GB."""
+    text = os.environ.get("CHORUS_CACHE_GB", "20")
+    try:
+        return int(float(text) * 2**30)
+    except ValueError as error:
+        raise ValueError(f"CHORUS_CACHE_GB={text!r}: expected a number of gigabytes") from error
+
+
+def open_cache(name: str) -> Cache:
+    """The cache called `name`; raises CacheUnavailable when it cannot be had."""
+    folder = cache_folder(name)
+    with _lock:
+        if folder not in _open:
+            _open[folder] = LocalCache(folder, max_bytes=max_bytes())
+        return _open[folder]
+
+
+def close_caches() -> None:
+    """Close every open cache of this process."""
+    with _lock:
+        while _open:
+            _open.popitem()[1].close()
+
+
+def load_trajectory(cache: Cache, entry: Entry) -> Trajectory:
+    """The states of an entry. Raises CacheError when they cannot be rebuilt exactly."""
+    names = [n for n in entry.tensor_names if n.startswith("checkpoint/") or n == "noise"]
+    tensors = cache.load(entry.id, names)
+    noise = tensors.pop("noise", None)
+    if noise is None and not entry.settings["noise_drawn"]:
+        noise = _noise_of(entry)
+    return Trajectory(noise, {float(n.split("/", 1)[1]): t for n, t in tensors.items()})
+
+
+def _noise_of(entry: Entry) -> torch.Tensor:
+    import comfy.sample
+
+    noise = comfy.sample.prepare_noise(torch.zeros(entry.space.shape), entry.settings["seed"])
+    if tensor_digest(noise) != entry.settings["noise"]:
+        raise CacheError(
+            f"entry {entry.id}: seed {entry.settings['seed']} gives other noise here than where it was made"
+        )
+    return noise.float() * entry.settings["noise_scale"]
+
+
+def warn(message: str) -> None:
+    logging.getLogger("chorus").warning("Chorus: %s", message)

@@ -1,0 +1,171 @@
+"""Looking a request up: from the graph's sockets to a plan, and when a look-up has to be made again."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..cache import Cache, CacheError, Match, Space
+from ..prompt.embedding import PromptVector
+from ..reuse.plan import Plan, Source, calibration_of
+from .caches import open_cache, warn
+from .embed import EmbeddedPrompt, embed
+from .space import space_of
+
+MODES = ("read and write", "read only", "write only", "off")
+
+
+@dataclass(frozen=True)
+class LookupSettings:
+    """The widgets of a look-up."""
+
+    prompt: str
+    threshold: float  # 0: the calibrated one
+    mode: str
+    cache_name: str
+    embedding: str
+
+
+def look_up(
+    models: list[Any],
+    latent: dict,
+    settings: LookupSettings,
+    clip: Any | None = None,
+    conditioning: list | None = None,
+    start_image: torch.Tensor | None = None,
+) -> Plan:
+    """The plan of a request. models: one MODEL, or two for a model of two experts.
+
+    Bad input raises ValueError; a fault of the cache is a miss that says so.
+    """
+    began = time.perf_counter()
+    if settings.mode not in MODES:
+        raise ValueError(f"mode {settings.mode!r}: expected one of {', '.join(MODES)}")
+    space = space_of(models, latent, start_image, conditioning)
+    embedded = embed(settings.prompt, settings.embedding, clip, conditioning)
+    vector = embedded.vector
+    threshold = settings.threshold or calibration_of(vector.embedder).threshold
+    reads = settings.mode in MODES[:2]
+    source, score, explanation, notes = None, -1.0, f"mode is {settings.mode}", []
+    if reads:
+        try:
+            cache = open_cache(settings.cache_name)
+            source, score, explanation = _search(cache, vector, space, threshold, embedded)
+        except CacheError as error:
+            explanation = f"the cache could not be read: {error}"
+            warn(explanation)
+    plan = Plan(
+        id=uuid.uuid4().hex,
+        cache_name=settings.cache_name,
+        reads=reads,
+        writes=settings.mode in (MODES[0], MODES[2]),
+        prompt=settings.prompt,
+        embedder=vector.embedder,
+        vector=vector.vector,
+        space=space,
+        experts=tuple(space.weights.split("+")),
+        source=source,
+        score=score,
+        explanation=explanation,
+        tokens=embedded.encoding,
+        token_labels=embedded.labels,
+        lookup_seconds=time.perf_counter() - began,
+        notes=tuple(notes),
+    )
+    answers.remember(settings, vector, space, plan)
+    return plan
+
+
+def _search(
+    cache: Cache, vector: PromptVector, space: Space, threshold: float, embedded: EmbeddedPrompt
+) -> tuple[Source | None, float, str]:
+    found = cache.search(vector.vector, vector.embedder, space, k=3)
+    best = found[0] if found else None
+    if best is not None and best.score >= threshold:
+        tensors = cache.load(best.entry.id, {"tokens", "attention"} & set(best.entry.tensor_names))
+        source = Source(best.entry, best.score, tensors.get("tokens"), tensors.get("attention"))
+        return source, best.score, f"hit {best.score:.2f} ≥ {threshold:.2f}: {best.entry.prompt!r}"
+    lines = [f"{m.score:.2f} {m.entry.prompt!r}: score below {threshold:.2f}" for m in found]
+    lines += _refused_elsewhere(cache, vector, space)
+    if not lines:
+        return None, -1.0, "the cache is empty for this way of embedding"
+    score = best.score if best else -1.0
+    return None, score, "no entry to start from; nearest: " + "; ".join(lines[:4])
+
+
+def _refused_elsewhere(cache: Cache, vector: PromptVector, space: Space) -> list[str]:
+    found: list[Match] = cache.search_elsewhere(vector.vector, vector.embedder, space, k=2)
+    return [f"{m.score:.2f} {m.entry.prompt!r}: {', '.join(space.differences(m.entry.space))}" for m in found]
+
+
+def source_preview(plan: Plan) -> torch.Tensor:
+    """The matched video's frames as IMAGE [F, H, W, 3] in [0, 1]; one black frame on a miss."""
+    if plan.source is not None and "preview" in plan.source.entry.tensor_names:
+        try:
+            frames = open_cache(plan.cache_name).load(plan.source.entry.id, ["preview"])["preview"]
+            return frames.float() / 255.0
+        except CacheError as error:
+            warn(str(error))
+    return torch.zeros(1, 64, 64, 3)
+
+
+@dataclass
+class _Answer:
+    """The last look-up under some settings, and the token by which the host knows it."""
+
+    token: str
+    vector: PromptVector | None = None
+    space: Space | None = None
+    source: str | None = None  # entry id
+    made_by: str = ""  # plan id of the look-up
+
+
+class Answers:
+    """When a look-up has to run again: when its answer would be another one, and only then.
+
+    The entry that a run stores would answer the very look-up that led to it; it does not count.
+    """
+
+    def __init__(self, kept: int = 256):
+        self._kept = kept
+        self._answers: OrderedDict[LookupSettings, _Answer] = OrderedDict()
+
+    def remember(self, settings: LookupSettings, vector: PromptVector, space: Space, plan: Plan) -> None:
+        answer = self._answers.setdefault(settings, _Answer(uuid.uuid4().hex))
+        answer.vector, answer.space, answer.made_by = vector, space, plan.id
+        answer.source = plan.source.entry.id if plan.source else None
+        self._answers.move_to_end(settings)
+        while len(self._answers) > self._kept:
+            self._answers.popitem(last=False)
+
+    def token(self, settings: LookupSettings) -> str:
+        """Equal as long as the answer is."""
+        if settings.mode not in MODES[:2]:
+            return settings.mode
+        answer = self._answers.setdefault(settings, _Answer(uuid.uuid4().hex))
+        if answer.vector is None:
+            return answer.token
+        source = self._source_now(settings, answer)
+        if source != answer.source:
+            answer.token, answer.source = uuid.uuid4().hex, source
+        return answer.token
+
+    @staticmethod
+    def _source_now(settings: LookupSettings, answer: _Answer) -> str | None:
+        threshold = settings.threshold or calibration_of(answer.vector.embedder).threshold
+        try:
+            found = open_cache(settings.cache_name).search(
+                answer.vector.vector, answer.vector.embedder, answer.space, k=4
+            )
+        except CacheError:
+            return answer.source
+        others = [m for m in found if m.entry.settings.get("plan") != answer.made_by]
+        return others[0].entry.id if others and others[0].score >= threshold else None
+
+
+answers = Answers()

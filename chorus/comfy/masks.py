@@ -1,0 +1,132 @@
+"""The SRD masks of a plan: from recorded attention, a MASK, or segment-anything; and what people see of them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..prompt.tokens import token_difference
+from ..reuse.plan import Plan
+from ..reuse.regions import build, dilate, from_attention, from_frames, token_grid
+from .lookup import source_preview
+
+WAYS = ("attention", "mask", "segment anything")
+WAN_PATCH = (1, 2, 2)
+_TINT = torch.tensor([1.0, 0.25, 0.15])
+
+
+def with_regions(
+    plan: Plan,
+    way: str,
+    mask: torch.Tensor | None,
+    edit_radius: int,
+    visible_radius: int,
+    checkpoint: str,
+) -> Plan:
+    """The plan with its masks, or with a note why its middle steps are full ones."""
+    began = time.perf_counter()
+    regions, note = None, ""
+    if plan.source is not None:
+        base, note = _base(plan, way, mask, checkpoint)
+        if base is not None:
+            regions = build(base, edit_radius, visible_radius)
+    seconds = plan.stage_seconds + time.perf_counter() - began
+    return replace(plan, regions=regions, regions_note=note, stage_seconds=seconds)
+
+
+def _base(plan: Plan, way: str, mask: torch.Tensor | None, checkpoint: str) -> tuple[torch.Tensor | None, str]:
+    grid = token_grid(plan.space.shape, WAN_PATCH)
+    if way == "mask":
+        if mask is None:
+            raise ValueError("masks from 'mask': connect a MASK to ChorusSRDMask, or choose 'attention'")
+        return from_frames(mask, grid), ""
+    base, note = _attention_base(plan, grid)
+    if base is None or way == "attention":
+        return base, note
+    if way != "segment anything":
+        raise ValueError(f"masks from {way!r}: expected one of {', '.join(WAYS)}")
+    return from_frames(_segment(source_preview(plan), base, checkpoint), grid), ""
+
+
+def _attention_base(plan: Plan, grid: tuple[int, int, int]) -> tuple[torch.Tensor | None, str]:
+    source = plan.source
+    if plan.tokens is None:
+        return (
+            None,
+            "full middle steps: connect the positive CONDITIONING or CLIP to the look-up to compare words",
+        )
+    if source.tokens is None or source.attention is None:
+        return None, "full middle steps: the source has no recorded attention"
+    difference = token_difference(plan.tokens, source.tokens)
+    if not bool(difference.gone.any()):
+        if bool(difference.new.any()):
+            return None, "full middle steps: the prompt only adds words, and where they go nobody knows yet"
+        return torch.zeros(grid, dtype=torch.bool), "the prompts say the same: middle steps are reused whole"
+    return from_attention(source.attention, difference.gone, grid), ""
+
+
+def frame_masks(plan: Plan, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(edit MASK [F, H, W], overlay IMAGE [F, H, W, 3]) over the source's `frames`: edit tinted, unseen dimmed."""
+    if plan.regions is None:
+        return torch.zeros(frames.shape[:3]), frames
+    edit, visible = (_at_frames(m, frames.shape[:3]) for m in (plan.regions.edit, plan.regions.visible))
+    lit = frames * (0.35 + 0.65 * visible[..., None])
+    overlay = torch.lerp(lit, _TINT.expand_as(lit), 0.45 * edit[..., None])
+    rim = (dilate(edit > 0, 1) & ~(edit > 0))[..., None]
+    return edit, torch.where(rim, _TINT.expand_as(lit), overlay)
+
+
+def _at_frames(mask: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    return F.interpolate(mask.float()[None, None], tuple(size), mode="nearest")[0, 0]
+
+
+def _segment(frames: torch.Tensor, base: torch.Tensor, checkpoint: str) -> torch.Tensor:
+    """[F, H, W] masks by segment-anything, each frame prompted with the box around its attention mask."""
+    import numpy as np
+
+    predictor = _predictor(checkpoint)
+    boxes = _at_frames(base, frames.shape[:3]) > 0
+    out = torch.zeros(frames.shape[:3])
+    for index, (frame, inside) in enumerate(zip(frames, boxes, strict=True)):
+        if not bool(inside.any()):
+            continue
+        ys, xs = (axis.numpy() for axis in inside.nonzero(as_tuple=True))
+        predictor.set_image((frame.numpy() * 255).astype(np.uint8))
+        found, _, _ = predictor.predict(
+            box=np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]), multimask_output=False
+        )
+        out[index] = torch.from_numpy(found[0].astype(np.float32))
+    predictor.reset_image()
+    return out
+
+
+def sam_checkpoints() -> list[str]:
+    """Checkpoints in ComfyUI's models/sams folder."""
+    import folder_paths
+
+    if "sams" not in folder_paths.folder_names_and_paths:
+        folder_paths.add_model_folder_path("sams", str(Path(folder_paths.models_dir) / "sams"))
+    return folder_paths.get_filename_list("sams")
+
+
+@lru_cache(maxsize=1)
+def _predictor(checkpoint: str) -> Any:
+    import folder_paths
+
+    try:
+        from segment_anything import SamPredictor, sam_model_registry
+    except ImportError as error:
+        raise ValueError("segment anything is not installed: pip install segment-anything") from error
+    kinds = [kind for kind in ("vit_h", "vit_l", "vit_b") if kind in checkpoint]
+    if checkpoint not in sam_checkpoints() or not kinds:
+        raise ValueError(f"SAM checkpoint {checkpoint!r}: put sam_vit_h, sam_vit_l or sam_vit_b weights in models/sams")
+    import comfy.model_management
+
+    model = sam_model_registry[kinds[0]](folder_paths.get_full_path_or_raise("sams", checkpoint))
+    return SamPredictor(model.to(comfy.model_management.get_torch_device()).eval())

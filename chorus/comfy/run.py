@@ -1,0 +1,648 @@
+"""One sampling run under a plan: the wrappers around ComfyUI's sampler, and the run's own state.
+
+`attach` puts a plan on a MODEL. When that model is sampled, `outer_sample` makes a `Run`, puts it in the run's own
+copy of the model options, and drops it in `finally`: nothing stays behind.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..cache import CacheError
+from ..prompt.tokens import label_tokens, real_tokens, token_difference
+from ..reuse.plan import SIGMA_TOLERANCE, Plan, stage_bounds
+from ..reuse.regions import token_grid
+from ..reuse.trajectory import Trajectory
+from .blocks import CrossAttention, TokenDrop, coarse_attention, override_attention, patch_blocks
+from .caches import load_trajectory, open_cache, warn
+from .digest import digest, patches_digest, tensor_digest, weights_digest
+from .recording import FinishedRun, Recording, Report, finished_runs
+from .space import image_conditioning, prediction_of
+
+KEY = "chorus"
+
+# Samplers that draw no noise of their own, so that a run is its initial noise and its σ. Others keep raw states.
+NOISE_FREE = {
+    "sample_euler",
+    "sample_euler_cfg_pp",
+    "sample_heun",
+    "sample_heunpp2",
+    "sample_exp_heun_2_x0",
+    "sample_dpm_2",
+    "sample_lms",
+    "sample_dpmpp_2m",
+    "sample_dpmpp_2m_cfg_pp",
+    "sample_ipndm",
+    "sample_ipndm_v",
+    "sample_deis",
+    "sample_res_multistep",
+    "sample_res_multistep_cfg_pp",
+    "sample_gradient_estimation",
+    "sample_gradient_estimation_cfg_pp",
+    "sample_unipc",
+    "sample_unipc_bh2",
+}
+# Solvers that choose their own steps: there is no schedule to cut.
+OWN_STEPS = {"dpm_fast_function", "dpm_adaptive_function"}
+
+
+def attach(model: Any, plan: Plan) -> Any:
+    """A clone of `model` that samples under `plan`.
+
+    Stage nodes wired in a row or side by side amount to the same: what an earlier one put on the model is kept.
+    """
+    import comfy.patcher_extension
+
+    patched = model.clone()
+    options = patched.model_options["transformer_options"]
+    present = options.get(KEY)
+    if present is None:
+        wrappers = comfy.patcher_extension.WrappersMP
+        patched.add_wrapper_with_key(wrappers.OUTER_SAMPLE, KEY, outer_sample)
+        patched.add_wrapper_with_key(wrappers.SAMPLER_SAMPLE, KEY, sampler_sample)
+        patched.add_wrapper_with_key(wrappers.PREDICT_NOISE, KEY, predict_noise)
+        patched.add_wrapper_with_key(wrappers.APPLY_MODEL, KEY, apply_model)
+    options[KEY] = merged(plan, present)
+    return patched
+
+
+def merged(plan: Plan, present: Plan | None) -> Plan:
+    """`plan` with the stages that `present`, of the same look-up, has beyond it."""
+    if present is None or present.id != plan.id:
+        return plan
+    return replace(
+        plan,
+        reuse=present.reuse if plan.reuse is None else plan.reuse,
+        regions=plan.regions or present.regions,
+        regions_note=plan.regions_note or present.regions_note,
+        amplification=plan.amplification or present.amplification,
+        full_from=present.full_from if plan.full_from is None else plan.full_from,
+        stage_seconds=max(plan.stage_seconds, present.stage_seconds),
+    )
+
+
+def outer_sample(
+    executor,
+    noise,
+    latent_image,
+    sampler,
+    sigmas,
+    denoise_mask=None,
+    callback=None,
+    disable_pbar=False,
+    seed=None,
+    latent_shapes=None,
+):
+    """The OUTER_SAMPLE wrapper: the life of a run."""
+    import comfy.model_patcher
+
+    guider = executor.class_obj
+    original = guider.model_options
+    plan: Plan = original["transformer_options"][KEY]
+    began = time.perf_counter()
+    finished_runs_before = finished_runs.get(plan.id)
+    finished_runs.take(plan.id)  # whatever ends here without finishing stores nothing
+
+    def sample(options: dict):
+        guider.model_options = options
+        try:
+            return executor(
+                noise,
+                latent_image,
+                sampler,
+                sigmas,
+                denoise_mask,
+                callback,
+                disable_pbar,
+                seed,
+                latent_shapes=latent_shapes,
+            )
+        finally:
+            guider.model_options = original
+
+    try:
+        run = Run(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed, finished_runs_before)
+    except Unsuitable as bypass:
+        warn(f"not active in this run: {bypass}")
+        return sample(original)
+    except Exception as error:  # a fault of ours must never cost a render
+        warn(f"not active in this run, after an error of its own: {type(error).__name__}: {error}")
+        return sample(original)
+    own = time.perf_counter() - began
+
+    answered = run.answer_without_sampling()
+    if answered is not None:
+        latent, x0 = answered
+        if callback is not None and x0 is not None:
+            callback(run.steps - 1, x0, x0, run.steps)
+        run.report.chorus_s += time.perf_counter() - began
+        finished_runs.put(plan.id, run.finished(latent, 0.0))
+        return latent
+
+    options = comfy.model_patcher.create_model_options_clone(original)
+    options["transformer_options"][KEY] = run
+    run.guard_against_in_place_caches(options)
+    try:
+        latent = sample(options)
+        run.report.chorus_s += own
+        seconds = time.perf_counter() - began - run.report.chorus_s
+        finished_runs.put(plan.id, run.finished(latent, seconds))
+        return latent
+    finally:
+        run.drop()
+
+
+def sampler_sample(
+    executor,
+    model_wrap,
+    sigmas,
+    extra_args,
+    callback,
+    noise,
+    latent_image=None,
+    denoise_mask=None,
+    disable_pbar=False,
+):
+    """The SAMPLER_SAMPLE wrapper: starts at K1, one sampler call a selective step, the rest in one."""
+    run = extra_args["model_options"]["transformer_options"].get(KEY)
+    if not isinstance(run, Run):
+        return executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
+    return run.sample(executor, model_wrap, sigmas, extra_args, callback, noise, latent_image, disable_pbar)
+
+
+def predict_noise(executor, x, timestep, model_options, seed=None):
+    """The PREDICT_NOISE wrapper: records the state, and keeps the source's outside the edit mask."""
+    run = model_options.get("transformer_options", {}).get(KEY)
+    if not isinstance(run, Run):
+        return executor(x, timestep, model_options, seed)
+    run.enter_evaluation(x, float(timestep.flatten()[0]))
+    return run.leave_evaluation(executor(x, timestep, model_options, seed))
+
+
+def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    """The APPLY_MODEL wrapper: gives this model call its block and attention patches."""
+    transformer_options = transformer_options or {}
+    run = transformer_options.get(KEY)
+    if isinstance(run, Run):
+        transformer_options = run.call_options(executor.class_obj, x, c_crossattn, transformer_options)
+    return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+
+def _input_copy(executor, x, *args, **kwargs):
+    """The host's EasyCache adds to the model input in place, which in fp32 is the sampler's own x."""
+    return executor(x.clone(), *args, **kwargs)
+
+
+class Unsuitable(Exception):
+    """Why Chorus leaves a run alone; the text is for the person at the screen."""
+
+
+class Run:
+    """State of one sampling run; made by `outer_sample`, shared by the wrappers, dropped at its end."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        guider: Any,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        sampler: Any,
+        sigmas: torch.Tensor,
+        denoise_mask: torch.Tensor | None,
+        seed: int | None,
+        before: FinishedRun | None,
+    ):
+        self.plan = plan
+        self.patcher = guider.model_patcher
+        self.sigmas = [float(s) for s in sigmas]
+        self.steps = len(self.sigmas) - 1
+        self._require_suitable(guider, noise, sampler, denoise_mask)
+        conds = guider.original_conds
+        positive = conds.get("positive") or []
+        self.carried = image_conditioning(positive)
+        self.tokens = positive[0].get("cross_attn") if len(positive) == 1 else None
+        self.noise_drawn = sampler.sampler_function.__name__ not in NOISE_FREE
+        self.noise_scale = float(getattr(self.patcher.get_model_object("model_sampling"), "noise_scale", 1.0))
+        self.seed = seed
+        self._start_or_continue(noise, latent_image, before)
+        self.sampler_name = sampler.sampler_function.__name__.removeprefix("sample_")
+        self.call = self._call_digest(guider, conds, sampler, latent_image)
+        self.calls = [*(self.before.calls if self.before else []), self.call]
+        self.request = digest(self.calls)
+        self.report = Report(
+            outcome="hit" if plan.hit else "miss",
+            reason=plan.explanation,
+            match_score=plan.score if plan.score > -1 else None,
+            source_prompt=plan.source.entry.prompt if plan.source else None,
+            steps=self.steps,
+        )
+        self.trajectory: Trajectory | None = None
+        self.k1 = self.k2 = 0
+        self.identical = self._find_identical()
+        if plan.hit and not self.identical:
+            self._prepare_reuse()
+        self._prepare_words()
+        self.recording = self._new_recording()
+        # What is under way; written by predict_noise, read by the model calls it makes.
+        self.step: int | None = None
+        self.selective = False
+        self.tokens_seen: dict[int, int] = {}  # step → most tokens any of its model calls put through the blocks
+        self.tokens_total = 0
+        self.steps_run: set[int] = set()
+
+    # -- making -------------------------------------------------------------------------------------------------
+
+    def _require_suitable(self, guider, noise, sampler, denoise_mask) -> None:
+        import comfy.samplers
+
+        plan = self.plan
+        if not (plan.reads or plan.writes):
+            raise Unsuitable("mode is off")
+        if denoise_mask is not None:
+            raise Unsuitable("the latent has a noise mask; inpainting is sampled as it is")
+        if not isinstance(sampler, comfy.samplers.KSAMPLER) or sampler.sampler_function.__name__ in OWN_STEPS:
+            raise Unsuitable("this sampler chooses its own steps, so there are none to skip")
+        if prediction_of(self.patcher) != "flow":
+            raise Unsuitable(f"the model predicts {prediction_of(self.patcher)}; only flow models are reused")
+        if tuple(noise.shape) != tuple(plan.space.shape):
+            raise Unsuitable(
+                f"the sampled latent is {tuple(noise.shape)}, the look-up was for {tuple(plan.space.shape)}: "
+                "connect the same latent to ChorusCacheLookup"
+            )
+        if weights_digest(self.patcher) not in plan.experts:
+            raise Unsuitable("the sampled model is another than the one given to ChorusCacheLookup")
+        if patches_digest(self.patcher) not in plan.space.patches.split("+"):
+            raise Unsuitable("the sampled model has other LoRAs than the one given to ChorusCacheLookup")
+        if any(cond.get("hooks") for conds in guider.original_conds.values() for cond in conds or []):
+            raise Unsuitable("the conditioning carries hooks, which change the weights between steps")
+
+    def _start_or_continue(self, noise, latent_image, before: FinishedRun | None) -> None:
+        """A schedule cut in two (two experts) is one request: the second half goes on from the first's state."""
+        self.before = None
+        blank = not bool(torch.count_nonzero(noise))
+        if not blank:
+            self.noise = noise.detach().float().cpu() * self.noise_scale
+            self.noise_digest = tensor_digest(noise.detach().cpu())
+            self.noise_from_seed = self._seed_gives(noise, latent_image)
+            return
+        goes_on = before is not None and abs(before.sigmas[-1] - self.sigmas[0]) < SIGMA_TOLERANCE
+        if not goes_on or before.complete:
+            raise Unsuitable("sampling starts in the middle of a schedule from a latent Chorus has not seen made")
+        self.before = before
+        self.noise = before.recording.noise if before.recording else None
+        self.noise_digest, self.noise_from_seed = before.noise_digest, before.noise_from_seed
+        self.seed = before.seed
+
+    def _seed_gives(self, noise: torch.Tensor, latent_image: torch.Tensor) -> bool:
+        import comfy.sample
+
+        if self.seed is None:
+            return False
+        again = comfy.sample.prepare_noise(torch.zeros(noise.shape, dtype=latent_image.dtype), self.seed)
+        return torch.equal(again.to(noise), noise)
+
+    def _call_digest(self, guider, conds, sampler, latent_image) -> str:
+        """Everything that shapes this sampler call's result."""
+        options = dict(guider.model_options)
+        inner = {k: v for k, v in options.pop("transformer_options", {}).items() if k not in (KEY, "wrappers")}
+        wrappers = guider.model_options.get("transformer_options", {}).get("wrappers", {})
+        others = {kind: {k: v for k, v in kinds.items() if k != KEY} for kind, kinds in wrappers.items()}
+        stripped = {
+            name: [{k: v for k, v in c.items() if k not in ("uuid", "model_conds")} for c in group or []]
+            for name, group in conds.items()
+        }
+        plain = {k: v for k, v in vars(guider).items() if isinstance(v, int | float | str)}
+        return digest(
+            [
+                self.plan.space.key(),
+                self.plan.settings(),
+                [weights_digest(self.patcher), patches_digest(self.patcher)],
+                [options, inner, {k: v for k, v in others.items() if v}],
+                self.patcher.object_patches,
+                stripped,
+                [type(guider).__qualname__, plain],
+                [sampler.sampler_function, sampler.extra_options, sampler.inpaint_options],
+                self.sigmas,
+                [self.seed if self.noise_drawn else None, self.noise_digest],
+                None if self.before else latent_image,
+            ]
+        )
+
+    def _find_identical(self):
+        if not self.plan.reads or self.sigmas[-1] > 0:
+            return None
+        try:
+            return open_cache(self.plan.cache_name).find_request(self.request)
+        except CacheError as error:
+            self.note(f"identical requests were not looked for: {error}")
+            return None
+
+    def _prepare_reuse(self) -> None:
+        """Loads the source's states and settles K1 and K2; a fault makes the run a miss."""
+        plan, entry = self.plan, self.plan.source.entry
+        if plan.reuse is None and plan.regions is None:
+            return self._miss("a match, but no stage node is wired in to use it")
+        if entry.settings["carried"] != self.carried:
+            return self._miss("the source was made from another conditioning image")
+        if entry.prompt == plan.prompt and entry.settings["noise"] != self.noise_digest:
+            return self._miss("the same prompt with another seed asks for another take")
+        try:
+            self.trajectory = load_trajectory(open_cache(plan.cache_name), entry)
+        except CacheError as error:
+            return self._miss(str(error))
+        self.k1, self.k2 = stage_bounds(self.sigmas, self._cut(plan.reuse), self._cut(plan.full_from))
+        if not self._selective_possible():
+            self.k2 = self.k1
+        wanted = self.k1
+        while self.k1 and not self.trajectory.has(self.sigmas[self.k1]):
+            self.k1 -= 1
+        if self.k1 < wanted:
+            self.note(
+                f"K1 lowered from {wanted} to {self.k1}: the source was made by a sampler that draws noise, "
+                "and its states serve only their own sigma"
+            )
+        usable = [k for k in range(self.k1, self.k2 + 1) if self.trajectory.has(self.sigmas[k])]
+        if len(usable) < self.k2 + 1 - self.k1:
+            self.k2 = self.k1
+        if plan.regions is not None and plan.regions.empty:
+            self.k1 = self.k2  # nothing differs: the steps are the source's whole
+        elif plan.regions is not None and plan.regions.whole:
+            self.k2 = self.k1  # everything differs: the steps are full ones
+        elif self.k2 > self.k1 == 0:
+            self.note("selective steps need a reused step before them")
+            self.k2 = 0
+        if self.k1 == 0:
+            return self._miss(f"the schedule of {self.steps} steps has none at or above the source's start")
+        if self.noise_drawn:
+            self.note(f"{self.sampler_name} draws noise: the rest of the run is another draw than a cold one's")
+        return None
+
+    def _selective_possible(self) -> bool:
+        regions = self.plan.regions
+        if regions is None:
+            if self.plan.regions_note:
+                self.note(self.plan.regions_note)
+            return False
+        if self.patcher.model_options.get("context_handler") is not None:
+            self.note("no selective steps: the model is sampled in context windows")
+            return False
+        network = self.patcher.model.diffusion_model
+        if type(network).__name__ != "WanModel":
+            self.note(f"no selective steps: {type(network).__name__} is not the plain Wan model")
+            return False
+        if regions.grid != token_grid(self.plan.space.shape, network.patch_size):
+            self.note(f"no selective steps: masks of {regions.grid} do not fit this latent")
+            return False
+        if self.patcher.model_options["transformer_options"].get("patches", {}).get("double_block"):
+            self.note("no selective steps: another node patches the blocks' outputs")
+            return False
+        return True
+
+    def _cut(self, fraction: float | None) -> float | None:
+        """A fraction of the schedule as σ. None stays None; 0 is before everything."""
+        if fraction is None:
+            return None
+        return float(self.patcher.get_model_object("model_sampling").percent_to_sigma(fraction))
+
+    def _miss(self, reason: str) -> None:
+        self.trajectory, self.k1, self.k2 = None, 0, 0
+        self.report.outcome, self.report.reason = "miss", reason
+
+    def _prepare_words(self) -> None:
+        """Which of the target's tokens to amplify; nothing without a source, its encodings and the node."""
+        self.token_weights = None
+        source = self.plan.source
+        if self.trajectory is None or self.plan.amplification is None or source.tokens is None:
+            return
+        if self.tokens is None:
+            self.note("no word is amplified: the positive conditioning is a combination")
+            return
+        weights = token_difference(self.tokens.cpu(), source.tokens).new
+        if bool(weights.any()):
+            self.token_weights = weights
+            real = real_tokens(self.tokens.cpu())
+            labels = label_tokens(self.plan.prompt, int(real.sum()), self.plan.token_labels or None)
+            amplified = zip(labels, weights[real].tolist(), strict=True)
+            self.report.tokens = [(word, round(w, 3)) for word, w in amplified if w > 0]
+
+    def _new_recording(self) -> Recording | None:
+        """Only cold runs are recorded: a hit's states descend from another prompt's, and chains would decay."""
+        if not self.plan.writes or self.trajectory is not None or self.identical:
+            return None
+        if self.before is not None:
+            return self.before.recording
+        return Recording(None if self.noise_drawn else self.noise)
+
+    def note(self, text: str) -> None:
+        self.report.notes.append(text) if hasattr(self, "report") else warn(text)
+
+    # -- without sampling ---------------------------------------------------------------------------------------
+
+    def answer_without_sampling(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """(LATENT, its model-space form for the preview) when no step needs to be computed, else None."""
+        if self.identical:
+            try:
+                final = open_cache(self.plan.cache_name).load(self.identical.id, ["final"])["final"]
+            except CacheError as error:
+                self.note(str(error))
+                self.identical = None
+                self.recording = self._new_recording()
+                if self.plan.hit:
+                    self._prepare_reuse()
+                return None
+            self.report.outcome = "identical"
+            self.report.reason = f"the same request was stored as {self.identical.id}"
+            self.report.k1 = self.report.k2 = self.steps
+            return final, self.patcher.model.process_latent_in(final)
+        if self.trajectory is not None and self.k1 == self.steps:
+            x = self.trajectory.at(self.sigmas[-1])
+            self.report.k1 = self.report.k2 = self.steps
+            x0 = x / (1.0 - self.sigmas[-1])
+            return self.patcher.model.process_latent_out(x0), x0
+        return None
+
+    # -- sampling -----------------------------------------------------------------------------------------------
+
+    def guard_against_in_place_caches(self, options: dict) -> None:
+        """Gives EasyCache a copy of the model input to add to, outermost."""
+        if "easycache" not in options["transformer_options"]:
+            return
+        import comfy.patcher_extension
+
+        wrappers = self.patcher.wrappers.get(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, {})
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        merged_wrappers = options["transformer_options"].setdefault("wrappers", {})
+        present = dict(merged_wrappers.get(kind, wrappers))
+        merged_wrappers[kind] = {KEY: [_input_copy], **present}
+
+    def sample(self, executor, model_wrap, sigmas, extra_args, callback, noise, latent_image, disable_pbar):
+        """Samples the schedule in the run's stages. Returns what the sampler returns, x/(1 − σ_N)."""
+        options = extra_args["model_options"]["transformer_options"]
+
+        def segment(first: int, last: int, start: torch.Tensor | None) -> torch.Tensor:
+            """The sampler's own run over σ_first … σ_last, from the given state or from the beginning."""
+            given, latent = noise, latent_image
+            if start is not None:
+                given = start.to(noise) / (self.sigmas[first] * self.noise_scale)
+                latent = torch.zeros_like(noise)
+            # Segments of a sampler that draws noise must not draw the same noise again.
+            seed = extra_args.get("seed")
+            args = extra_args if first == 0 or seed is None else {**extra_args, "seed": seed + first}
+            return executor(
+                model_wrap,
+                sigmas[first : last + 1],
+                args,
+                self._whole_progress(callback, first),
+                given,
+                latent,
+                None,
+                disable_pbar,
+            )
+
+        if self.k1 == self.k2 == 0:
+            return segment(0, self.steps, None)
+        x = self.trajectory.at(self.sigmas[self.k1]).to(noise)
+        if self.k2 > self.k1:
+            edit = self._edit_cells(noise)
+            self.selective = True
+            for step in range(self.k1, self.k2):
+                after = segment(step, step + 1, x) * (1.0 - self.sigmas[step + 1])
+                x = torch.where(edit, after, self.trajectory.at(self.sigmas[step + 1]).to(after))
+            self.selective = False
+            self._forget_partial_outputs(options)
+        if self.k2 == self.steps:
+            return x / (1.0 - self.sigmas[-1])
+        return segment(self.k2, self.steps, x)
+
+    def _edit_cells(self, like: torch.Tensor) -> torch.Tensor:
+        patch = self.patcher.model.diffusion_model.patch_size
+        return self.plan.regions.edit_cells(patch, tuple(like.shape[-3:])).to(like.device)[None, None]
+
+    @staticmethod
+    def _forget_partial_outputs(options: dict) -> None:
+        """A step cache of the host must not carry outputs of unseen tokens into the full steps."""
+        holder = options.get("easycache")
+        if holder is not None:
+            skipped = holder.total_steps_skipped
+            holder.reset()
+            holder.total_steps_skipped = skipped
+
+    def _whole_progress(self, callback: Callable | None, first: int) -> Callable | None:
+        """The host's callback, counting over the whole schedule."""
+
+        def counted(step: int, x0, x, total: int) -> None:
+            self.steps_run.add(first + step)
+            if callback is not None:
+                callback(first + step, x0, x, self.steps)
+
+        return counted
+
+    def enter_evaluation(self, x: torch.Tensor, sigma: float) -> None:
+        near = min(range(self.steps), key=lambda k: abs(self.sigmas[k] - sigma))
+        on_schedule = abs(self.sigmas[near] - sigma) < SIGMA_TOLERANCE
+        self.step = near if on_schedule else self.step
+        if self.recording is not None and on_schedule:
+            began = time.perf_counter()
+            self.recording.keep(self.sigmas[near], x)
+            self.report.chorus_s += time.perf_counter() - began
+
+    def leave_evaluation(self, x0: torch.Tensor) -> torch.Tensor:
+        if not self.selective:
+            return x0
+        known = self.trajectory.denoised(self.sigmas[self.step], self.sigmas[self.step + 1])
+        return torch.where(self._edit_cells(x0), x0, known.to(x0))
+
+    # -- inside a model call ------------------------------------------------------------------------------------
+
+    def call_options(self, model: Any, x: torch.Tensor, context: torch.Tensor | None, options: dict) -> dict:
+        """The transformer options of one model call, with this run's patches."""
+        network = model.diffusion_model
+        blocks = getattr(network, "blocks", None)
+        if blocks is None or x.ndim != 5 or self.step is None:
+            return options
+        grid = token_grid(tuple(x.shape), network.patch_size)
+        self.tokens_total = grid[0] * grid[1] * grid[2]
+        drop = None
+        if self.selective:
+            drop = TokenDrop(self.plan.regions.indices(), self.tokens_total)
+        step = self.step
+
+        def seen(tokens: int) -> None:
+            self.tokens_seen[step] = max(self.tokens_seen.get(step, 0), tokens)
+
+        options = patch_blocks(options, len(blocks), drop, seen)
+        work = self._cross_attention(x, context, options, grid, len(blocks))
+        return override_attention(options, work) if work else options
+
+    def _cross_attention(self, x, context, options, grid, blocks: int) -> CrossAttention | None:
+        strength = 0.0
+        if self.token_weights is not None:
+            strength = self.plan.amplification.strength_at(self.step, self.k1, self.steps)
+        watching = self.recording is not None and self.tokens is not None and self.step in self._watched_steps()
+        if context is None or not (strength or watching):
+            return None
+        chunks = options["cond_or_uncond"]
+        each = x.shape[0] // len(chunks)
+        rows = torch.tensor([c == 0 for c in chunks for _ in range(each)])
+        work = CrossAttention(context.shape[1], rows)
+        if strength and context.shape[1] % len(self.token_weights) == 0:
+            # The host repeats a context to the length of the other one it is batched with.
+            work.weights = self.token_weights.repeat(context.shape[1] // len(self.token_weights))
+            work.strength, work.where = strength, self.plan.amplification.where
+        if watching and bool(rows.any()) and "context_window" not in options:
+            row = int(rows.nonzero()[0])
+            real = real_tokens(self.tokens.cpu())
+            real = torch.nn.functional.pad(real, (0, context.shape[1] - len(real)))
+
+            def watch(q: torch.Tensor, k: torch.Tensor, heads: int) -> None:
+                if q.shape[1] == grid[0] * grid[1] * grid[2]:
+                    self.recording.look(coarse_attention(q[row], k[row], heads, grid, real))
+
+            work.watch, work.watch_blocks = watch, frozenset({blocks // 4, blocks // 2, 3 * blocks // 4})
+        return work
+
+    def _watched_steps(self) -> set[int]:
+        """Two steps of the schedule's middle, where places are settled and words still matter."""
+        return {max(1, round(0.25 * self.steps)), max(1, round(0.4 * self.steps))} & set(range(self.steps))
+
+    # -- ending -------------------------------------------------------------------------------------------------
+
+    def finished(self, latent: torch.Tensor, seconds: float) -> FinishedRun:
+        """The run as `ChorusCacheStore` will see it."""
+        report = self.report
+        report.sampling_s = max(0.0, seconds)
+        if report.outcome == "hit":
+            report.k1, report.k2 = self.k1, self.k2
+        shares = (
+            {k: self.tokens_seen.get(k, 0) / self.tokens_total for k in self.steps_run} if self.tokens_total else {}
+        )
+        report.steps_computed = sum(1 for k in self.steps_run if shares.get(k, 1.0) > 0)
+        report.step_equivalents = round(sum(shares.get(k, 1.0) for k in self.steps_run), 4)
+        report.token_share = [round(shares.get(k, 1.0), 4) for k in range(self.k1, self.k2) if k in self.steps_run]
+        if self.before is not None:
+            report.add(self.before.report)
+        return FinishedRun(
+            report=report,
+            request=self.request,
+            calls=self.calls,
+            sigmas=tuple([*self.before.sigmas[:-1], *self.sigmas] if self.before else self.sigmas),
+            final=latent.detach().cpu().clone(),
+            seed=self.seed,
+            noise_digest=self.noise_digest,
+            noise_from_seed=self.noise_from_seed,
+            noise_drawn=self.noise_drawn,
+            carried=self.carried,
+            settings={"sampler": self.sampler_name, "noise_scale": self.noise_scale},
+            recording=self.recording,
+            tokens=self.tokens.detach().cpu() if self.tokens is not None else None,
+            parent=self.plan.source.entry.id if self.trajectory is not None else None,
+        )
+
+    def drop(self) -> None:
+        """Let go of every tensor; clones of the model may still refer to this object."""
+        self.trajectory = self.recording = self.token_weights = self.tokens = self.noise = None

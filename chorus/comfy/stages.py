@@ -1,0 +1,53 @@
+"""What each stage node adds to a plan."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from ..prompt.tokens import label_tokens, real_tokens, token_difference
+from ..reuse.amplification import Amplification
+from ..reuse.plan import Plan, calibration_of
+
+CHOICES = ("auto", "fixed")
+
+
+def _fraction(name: str, value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} {value}: expected a fraction of the schedule, 0 to 1")
+    return value
+
+
+def with_reuse(plan: Plan, choice: str, fraction: float, maximum: float) -> Plan:
+    """Stage 1: K1 as a fraction of the schedule, from the match score or fixed, never above `maximum`."""
+    wanted = calibration_of(plan.embedder).reuse(plan.score) if choice == "auto" else _fraction("K1", fraction)
+    return replace(plan, reuse=min(wanted, _fraction("maximum", maximum)))
+
+
+def with_refinement(plan: Plan, choice: str, fraction: float) -> Plan:
+    """Stage 3: K2 as a fraction of the schedule: as far behind K1 as calibrated, or fixed."""
+    calibration = calibration_of(plan.embedder)
+    if choice == "fixed":
+        return replace(plan, full_from=_fraction("K2", fraction))
+    k1 = calibration.reuse(plan.score) if plan.reuse is None else plan.reuse
+    return replace(plan, full_from=min(1.0, k1 + calibration.selective))
+
+
+def with_amplification(plan: Plan, strength: float, where: str, fade: float) -> tuple[Plan, str]:
+    """TGAA: which words speak louder. Returns the plan and the words with their weights, for people."""
+    began = time.perf_counter()
+    plan = replace(plan, amplification=Amplification(strength, where, _fraction("fade", fade)))
+    shown = _words(plan, strength)
+    return replace(plan, stage_seconds=plan.stage_seconds + time.perf_counter() - began), shown
+
+
+def _words(plan: Plan, strength: float) -> str:
+    if plan.source is None:
+        return "no source, nothing to amplify"
+    if plan.tokens is None or plan.source.tokens is None:
+        return "the words are compared when sampling starts"
+    weights = token_difference(plan.tokens, plan.source.tokens).new
+    weights = weights[real_tokens(plan.tokens)].tolist()
+    labels = label_tokens(plan.prompt, len(weights), plan.token_labels or None)
+    louder = [f"{word} ×{1 + strength * w:.2f}" for word, w in zip(labels, weights, strict=True) if w > 0]
+    return " · ".join(louder) or "the prompts say the same, nothing to amplify"

@@ -1,0 +1,133 @@
+"""Committing a finished run to the cache."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+
+from ..cache import CacheError, NewEntry
+from ..prompt.tokens import real_tokens
+from ..reuse.plan import Plan
+from .caches import open_cache, warn
+from .recording import FinishedRun, Report, finished_runs
+
+PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32}
+PREVIEW_SIDE, PREVIEW_FRAMES = 256, 24
+
+
+def store(
+    plan: Plan, latent: dict, frames: torch.Tensor | None, keep: float, precision: str
+) -> tuple[str, str, Report | None]:
+    """Commit the run behind `latent` → (entry id or "", summary, report or None).
+
+    keep: checkpoints up to this fraction of the schedule; frames: IMAGE [F, H, W, 3] for the preview.
+    A run that did not finish left nothing here, so nothing is stored.
+    """
+    began = time.perf_counter()
+    run = finished_runs.get(plan.id)
+    if run is None:
+        return (
+            "",
+            "nothing stored: no finished run; is a Chorus stage node on the model that was sampled?",
+            None,
+        )
+    report = run.report
+    entry_id, summary = _commit(plan, run, latent, frames, keep, precision)
+    if not run.complete:
+        return entry_id, summary, report
+    finished_runs.take(plan.id)
+    report.chorus_s += plan.lookup_seconds + plan.stage_seconds + time.perf_counter() - began
+    return entry_id, f"{report.headline()}\n{summary}", report
+
+
+def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision: str) -> tuple[str, str]:
+    if not run.complete:
+        return (
+            "",
+            f"nothing stored: the run stopped at σ = {run.sigmas[-1]:.3f}; store after the last sampler",
+        )
+    samples = latent["samples"].detach().cpu()
+    if samples.shape != run.final.shape or not torch.equal(samples.to(run.final), run.final):
+        return "", "nothing stored: this latent is not what the sampler of this plan returned"
+    if run.report.outcome == "identical":
+        return "", "nothing stored: it is there already"
+    if not plan.writes:
+        return "", "nothing stored: the look-up's mode does not write"
+    tensors = {"final": run.final}
+    if frames is not None:
+        tensors["preview"] = preview(frames)
+    if run.recording is not None:
+        tensors |= _source_tensors(run, keep, PRECISIONS[precision])
+    settings = {
+        **run.settings,
+        "plan": plan.id,
+        "calls": run.calls,
+        "seed": run.seed,
+        "noise": run.noise_digest,
+        "noise_drawn": run.noise_drawn,
+        "carried": run.carried,
+        "stages": plan.settings(),
+        "report": asdict(run.report),
+    }
+    new = NewEntry(
+        space=plan.space,
+        request=run.request,
+        prompt=plan.prompt,
+        embedder=plan.embedder,
+        vector=plan.vector,
+        sigmas=run.sigmas,
+        settings=settings,
+        seconds=run.report.sampling_s,
+        is_source=run.recording is not None,
+        parent=run.parent,
+        tensors=tensors,
+    )
+    try:
+        cache = open_cache(plan.cache_name)
+        entry = cache.put(new)
+        if run.parent is not None:
+            cache.record_hit(run.parent, _saved_seconds(run.report))
+    except CacheError as error:
+        warn(f"nothing stored: {error}")
+        return "", f"nothing stored: {error}"
+    kept = sum(name.startswith("checkpoint/") for name in tensors)
+    return entry.id, f"stored {entry.bytes / 1e6:.1f} MB as {entry.id}" + (f", {kept} checkpoints" if kept else "")
+
+
+def _saved_seconds(report: Report) -> float:
+    """An estimate: what the steps not computed would have taken at this run's pace."""
+    if report.step_equivalents <= 0:
+        return 0.0
+    return report.sampling_s / report.step_equivalents * (report.steps - report.step_equivalents)
+
+
+def _source_tensors(run: FinishedRun, keep: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """What lets other requests start from this one."""
+    steps = len(run.sigmas) - 1
+    wanted = run.sigmas[1 : 1 + max(1, round(keep * steps))]
+    states = run.recording.states
+    tensors = {f"checkpoint/{sigma:.6f}": states[sigma].to(dtype) for sigma in wanted if sigma in states}
+    if run.recording.noise is not None and not run.noise_from_seed:
+        tensors["noise"] = run.recording.noise
+    if run.tokens is not None:
+        rows = run.tokens[0]
+        tensors["tokens"] = rows[real_tokens(rows)].half()
+    if run.recording.attention is not None:
+        maps = run.recording.attention / run.recording.attention_count
+        tensors["attention"] = maps.half()
+    return tensors
+
+
+def preview(frames: torch.Tensor) -> torch.Tensor:
+    """IMAGE [F, H, W, 3] in [0, 1] → uint8 frames, at most PREVIEW_SIDE on a side and PREVIEW_FRAMES of them."""
+    if frames.ndim != 4 or frames.shape[-1] < 3:
+        raise ValueError(f"frames of shape {tuple(frames.shape)}: expected an IMAGE, [frames, H, W, 3]")
+    every = -(-frames.shape[0] // PREVIEW_FRAMES)
+    small = frames[::every, ..., :3].detach().float().cpu().movedim(-1, 1)
+    side = max(small.shape[-2:])
+    if side > PREVIEW_SIDE:
+        small = F.interpolate(small, scale_factor=PREVIEW_SIDE / side, mode="area")
+    return (small.movedim(1, -1).clamp(0, 1) * 255).round().to(torch.uint8)

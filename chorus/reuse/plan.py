@@ -1,0 +1,125 @@
+"""The plan of one request: the value that flows on the CHORUS socket, and how K1 and K2 follow from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..cache.entry import Entry, Space
+from .amplification import Amplification
+from .regions import Regions
+
+SIGMA_TOLERANCE = 1e-4  # two σ closer than this are the same step; schedules are computed in fp32
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How an embedder's scores turn into reuse. Fractions are of the schedule, in percent-of-steps terms."""
+
+    threshold: float  # scores below are misses
+    least_reuse: float  # K1 / N at the threshold
+    most_reuse: float  # K1 / N at score 1
+    selective: float  # (K2 − K1) / N
+
+    def reuse(self, score: float) -> float:
+        """K1 as a fraction of the schedule: linear in the score from `least_reuse` to `most_reuse`, so monotone."""
+        span = max(1e-6, 1.0 - self.threshold)
+        position = min(1.0, max(0.0, (score - self.threshold) / span))
+        return self.least_reuse + (self.most_reuse - self.least_reuse) * position
+
+
+@cache
+def calibrations() -> Mapping[str, Calibration]:
+    """The calibrated values a family of embedders has, from calibration.json."""
+    table = json.loads((Path(__file__).parent / "calibration.json").read_text(encoding="utf-8"))
+    return {family: Calibration(**values) for family, values in table.items()}
+
+
+def calibration_of(embedder: str) -> Calibration:
+    """The calibration of an embedder's family, the part of its name before the colon."""
+    table = calibrations()
+    return table.get(embedder.split(":", 1)[0], table["conditioning"])
+
+
+@dataclass(frozen=True)
+class Source:
+    """The cached request that the target reuses."""
+
+    entry: Entry
+    score: float
+    tokens: torch.Tensor | None  # [L, C] encodings of its prompt
+    attention: torch.Tensor | None  # [L, T', H', W'] where each token looked
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One request's plan. Immutable: every node returns a new one."""
+
+    id: str  # of the look-up that made it; ties a finished run to its ChorusCacheStore
+    cache_name: str
+    reads: bool
+    writes: bool
+    prompt: str
+    embedder: str
+    vector: np.ndarray  # [D] unit norm
+    space: Space
+    experts: tuple[str, ...]  # weights digests this plan is valid for, one a model in the graph
+    source: Source | None
+    score: float  # of the nearest entry in the space, −1 when there is none
+    explanation: str
+    tokens: torch.Tensor | None = None  # [L, C] encodings of the target prompt, when known at look-up
+    token_labels: tuple[str, ...] = ()
+    reuse: float | None = None  # stage 1: K1 as a fraction; None when the node is absent
+    regions: Regions | None = None  # stage 2
+    regions_note: str = ""
+    amplification: Amplification | None = None
+    full_from: float | None = None  # stage 3: K2 as a fraction; None when the node is absent
+    lookup_seconds: float = 0.0
+    stage_seconds: float = 0.0
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def hit(self) -> bool:
+        return self.source is not None
+
+    def settings(self) -> dict:
+        """What the stage nodes ask for, as plain data: part of the request's digest."""
+        return {
+            "reuse": self.reuse,
+            "full_from": self.full_from,
+            "regions": self.regions.digest() if self.regions else None,
+            "amplification": self.amplification.settings() if self.amplification else None,
+        }
+
+
+def steps_reached(sigmas: Sequence[float], sigma_cut: float) -> int:
+    """How many steps of a schedule lie before `sigma_cut`: the largest k with σ_k ≥ σ_cut, 0 when there is none.
+
+    σ, not step numbers, so that a schedule cut in two (two experts) agrees with itself.
+    """
+    reached = [k for k, sigma in enumerate(sigmas[:-1]) if sigma >= sigma_cut - SIGMA_TOLERANCE]
+    return reached[-1] if reached else 0
+
+
+def stage_bounds(sigmas: Sequence[float], reuse_cut: float | None, full_cut: float | None) -> tuple[int, int]:
+    """(K1, K2) of a schedule from the two σ; None: the stage's node is absent.
+
+    A schedule that ends above `reuse_cut` (a first expert that the source passes) is reused whole: K1 = K2 = N.
+    """
+    n = len(sigmas) - 1
+    if reuse_cut is None:
+        k1 = 0
+    elif sigmas[-1] >= reuse_cut - SIGMA_TOLERANCE and sigmas[-1] > 0:
+        return n, n
+    else:
+        k1 = steps_reached(sigmas, reuse_cut)
+    if full_cut is None:
+        return k1, n
+    k2 = n if sigmas[-1] >= full_cut - SIGMA_TOLERANCE and sigmas[-1] > 0 else steps_reached(sigmas, full_cut)
+    return k1, max(k1, k2)

@@ -1,0 +1,71 @@
+"""The states of one sampling run over σ, kept so that another run can start from any of them.
+
+For a flow model x_σ = σ·ε + (1 − σ)·c. Where a sampler draws no noise, ε is the request's own and only the clean
+component c is kept, which is smooth in σ and so serves schedules the source never had. Where it draws noise, the
+state x itself is kept, and serves only its own σ.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+
+import torch
+
+SIGMA_TOLERANCE = 1e-4
+_CLEAN, _STATE = "clean", "state"
+
+
+def clean_component(x: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
+    """c = (x − σ·ε)/(1 − σ). x, noise: the same shape; 0 ≤ σ < 1."""
+    if not 0.0 <= sigma < 1.0:
+        raise ValueError(f"sigma {sigma}: the clean component exists for 0 <= sigma < 1 only")
+    return (x - sigma * noise) / (1.0 - sigma)
+
+
+class Trajectory:
+    """Kept states of a run, by σ.
+
+    noise: ε in model space, [B, C, T, H, W], or None for a sampler that draws noise.
+    kept: σ → c (with noise) or x (without), the same shape; the final latent is the one at σ = 0.
+    """
+
+    def __init__(self, noise: torch.Tensor | None, kept: Mapping[float, torch.Tensor]):
+        if not kept:
+            raise ValueError("a trajectory needs at least one kept state")
+        self.noise = noise
+        self.sigmas = sorted(kept)
+        self._kept = kept
+
+    @property
+    def form(self) -> str:
+        return _STATE if self.noise is None else _CLEAN
+
+    def has(self, sigma: float) -> bool:
+        """Whether `at(sigma)` can answer."""
+        if self.noise is not None:
+            return sigma <= self.sigmas[-1] + SIGMA_TOLERANCE
+        return any(abs(s - sigma) < SIGMA_TOLERANCE for s in self.sigmas)
+
+    def at(self, sigma: float) -> torch.Tensor:
+        """x at `sigma`, fp32. Between two kept σ the clean component is interpolated linearly."""
+        if not self.has(sigma):
+            raise KeyError(f"no state at sigma {sigma:.6f}; kept: {', '.join(f'{s:.4f}' for s in self.sigmas)}")
+        right = bisect_left(self.sigmas, sigma)
+        near = [i for i in (right - 1, right) if 0 <= i < len(self.sigmas)]
+        for i in near:
+            if abs(self.sigmas[i] - sigma) < SIGMA_TOLERANCE:
+                return self._compose(self._kept[self.sigmas[i]].float(), sigma)
+        low, high = self.sigmas[right - 1], self.sigmas[right]
+        weight = (sigma - low) / (high - low)
+        return self._compose(torch.lerp(self._kept[low].float(), self._kept[high].float(), weight), sigma)
+
+    def _compose(self, kept: torch.Tensor, sigma: float) -> torch.Tensor:
+        if self.noise is None:
+            return kept
+        return sigma * self.noise + (1.0 - sigma) * kept
+
+    def denoised(self, sigma: float, next_sigma: float) -> torch.Tensor:
+        """The x0 estimate with which an Euler step from `sigma` lands on the state at `next_sigma`."""
+        x, following = self.at(sigma), self.at(next_sigma)
+        return x - sigma * (x - following) / (sigma - next_sigma)

@@ -1,0 +1,1 @@
+"""The nodes of the pack, one a file: sockets in, one call, sockets out."""

@@ -1,0 +1,140 @@
+"""ChorusCacheLookup: finds the most similar earlier request."""
+
+from comfy_api.latest import io
+
+from ..chorus.comfy import embed, lookup
+from .sockets import CATEGORY, LATENT_TOOLTIP, PROMPT_TOOLTIP, Chorus
+
+
+def settings_inputs() -> list[io.Input]:
+    """The widgets of a look-up after the prompt, in their order."""
+    return [
+        io.Float.Input(
+            "threshold",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Lowest match score that counts as a hit. 0 takes the value calibrated for the embedding.",
+        ),
+        io.Combo.Input(
+            "mode",
+            options=list(lookup.MODES),
+            default=lookup.MODES[0],
+            tooltip="Whether this request may start from the cache, be added to it, both, or neither.",
+        ),
+        io.String.Input(
+            "cache_name",
+            default="default",
+            tooltip="Which cache to use. Caches are folders of their own; nothing crosses from one to another.",
+            advanced=True,
+        ),
+        io.Combo.Input(
+            "embedding",
+            options=list(embed.WAYS),
+            default=embed.WAYS[0],
+            tooltip="How the prompt becomes a vector: open_clip, the CLIP socket, or the graph's own encoded prompt. "
+            "Auto takes open_clip where its weights are on this machine. Scores of different ways never mix.",
+            advanced=True,
+        ),
+    ]
+
+
+def optional_inputs() -> list[io.Input]:
+    """The optional sockets of a look-up, in their order."""
+    return [
+        io.Clip.Input(
+            "clip",
+            optional=True,
+            tooltip="The text encoder: embeds the prompt without a download, and names its tokens.",
+        ),
+        io.Conditioning.Input(
+            "positive",
+            optional=True,
+            tooltip="The encoded prompt as it is sampled. Tells which words are new, and carries a start image.",
+        ),
+        io.Image.Input(
+            "start_image",
+            optional=True,
+            tooltip="The image an image-to-video request starts from; only requests with the same one match.",
+        ),
+        io.Model.Input(
+            "low_noise_model",
+            optional=True,
+            tooltip="The second expert of a model in two parts (Wan 2.2 14B). Connect the plan to both.",
+        ),
+    ]
+
+
+class ChorusCacheLookup(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ChorusCacheLookup",
+            display_name="Chorus Cache Lookup",
+            category=CATEGORY,
+            description="Looks for the most similar video made before with the same model, LoRAs and shape. "
+            "Its plan goes to the stage nodes, which start sampling from that video.",
+            search_aliases=[
+                "cache",
+                "reuse",
+                "remember",
+                "similar prompt",
+                "speed up",
+                "nirvana",
+                "wan cache",
+            ],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that is sampled, after its LoRAs."),
+                io.Latent.Input("latent", tooltip=LATENT_TOOLTIP),
+                io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip=PROMPT_TOOLTIP),
+                *settings_inputs(),
+                *optional_inputs(),
+            ],
+            outputs=[
+                Chorus.Output(display_name="chorus", tooltip="The plan of this request, for the stage nodes."),
+                io.Boolean.Output(display_name="hit", tooltip="Whether an earlier video is reused."),
+                io.Float.Output(
+                    display_name="match score",
+                    tooltip="Cosine similarity of the nearest entry, −1 without one.",
+                ),
+                io.String.Output(display_name="source prompt", tooltip="The prompt of the matched video."),
+                io.String.Output(
+                    display_name="explanation", tooltip="The hit, or why the nearest entries were refused."
+                ),
+                io.Image.Output(display_name="source preview", tooltip="The matched video, small."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, prompt=None, threshold=0.0, mode="", cache_name="", embedding="", **linked):
+        return lookup.answers.token(lookup.LookupSettings(prompt, threshold, mode, cache_name, embedding))
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        latent,
+        prompt,
+        threshold,
+        mode,
+        cache_name,
+        embedding,
+        clip=None,
+        positive=None,
+        start_image=None,
+        low_noise_model=None,
+    ) -> io.NodeOutput:
+        models = [model] if low_noise_model is None else [model, low_noise_model]
+        settings = lookup.LookupSettings(prompt, threshold, mode, cache_name, embedding)
+        plan = lookup.look_up(models, latent, settings, clip, positive, start_image)
+        source_prompt = plan.source.entry.prompt if plan.source else ""
+        return io.NodeOutput(
+            plan,
+            plan.hit,
+            plan.score,
+            source_prompt,
+            plan.explanation,
+            lookup.source_preview(plan),
+            ui={"text": (plan.explanation,)},
+        )

@@ -1,0 +1,60 @@
+"""ChorusCacheStore: keeps a finished run for later requests."""
+
+from dataclasses import asdict
+
+from comfy_api.latest import io
+
+from ..chorus.comfy import store
+from .sockets import CATEGORY, Chorus
+
+
+class ChorusCacheStore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ChorusCacheStore",
+            display_name="Chorus Cache Store",
+            category=CATEGORY,
+            description="Keeps the finished run: its states, final latent, words and preview. A run that was itself a "
+            "hit keeps only its result, so that reuse never builds on reuse.",
+            search_aliases=["save latent", "cache", "remember", "store"],
+            is_output_node=True,
+            inputs=[
+                io.Latent.Input("latent", tooltip="What the sampler returned."),
+                Chorus.Input("chorus", tooltip="The plan under which it was sampled."),
+                io.Image.Input("frames", optional=True, tooltip="The decoded video, for the preview."),
+                io.Float.Input(
+                    "keep",
+                    default=0.75,
+                    min=0.05,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Keep the states of this first share of the schedule; later ones are never started from.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(store.PRECISIONS),
+                    default="fp16",
+                    optional=True,
+                    tooltip="How states are kept. fp32 is twice as large and exact to rounding.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(tooltip="The latent, unchanged."),
+                io.String.Output(display_name="entry id", tooltip="The new entry, empty when nothing was stored."),
+                io.String.Output(
+                    display_name="summary", tooltip="What was reused, what was computed, what was stored."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, latent, chorus, frames=None, keep=0.75, precision="fp16") -> io.NodeOutput:
+        entry_id, summary, report = store.store(chorus, latent, frames, keep, precision)
+        shown = {"text": (summary,)}
+        if report is not None:
+            shown["chorus"] = (asdict(report) | {"prompt": chorus.prompt, "entry_id": entry_id},)
+        return io.NodeOutput(latent, entry_id, summary, ui=shown)

@@ -1,0 +1,64 @@
+"""Chorus: look-up and all stages in one box."""
+
+from comfy_api.latest import io
+
+from ..chorus.comfy import lookup, masks, run, stages
+from .cache_lookup import optional_inputs, settings_inputs
+from .sockets import CATEGORY, LATENT_TOOLTIP, PROMPT_TOOLTIP, Chorus
+
+
+class ChorusAllInOne(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Chorus",
+            display_name="Chorus",
+            category=CATEGORY,
+            description="Looks the prompt up and samples from the most similar earlier video, with all stages at their "
+            "calibrated settings. Add Chorus Cache Store after the sampler.",
+            search_aliases=["cache", "reuse", "all in one", "speed up", "wan cache"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that is sampled, after its LoRAs."),
+                io.Latent.Input("latent", tooltip=LATENT_TOOLTIP),
+                io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip=PROMPT_TOOLTIP),
+                *settings_inputs(),
+                *optional_inputs(),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model, which now samples under the plan."),
+                Chorus.Output(display_name="chorus", tooltip="The plan, for ChorusCacheStore."),
+                io.Model.Output(
+                    display_name="low noise model",
+                    tooltip="The second expert under the same plan, when one is connected.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, prompt=None, threshold=0.0, mode="", cache_name="", embedding="", **linked):
+        return lookup.answers.token(lookup.LookupSettings(prompt, threshold, mode, cache_name, embedding))
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        latent,
+        prompt,
+        threshold,
+        mode,
+        cache_name,
+        embedding,
+        clip=None,
+        positive=None,
+        start_image=None,
+        low_noise_model=None,
+    ) -> io.NodeOutput:
+        models = [model] if low_noise_model is None else [model, low_noise_model]
+        settings = lookup.LookupSettings(prompt, threshold, mode, cache_name, embedding)
+        plan = lookup.look_up(models, latent, settings, clip, positive, start_image)
+        plan = stages.with_reuse(plan, "auto", 0.0, 0.5)
+        plan = masks.with_regions(plan, "attention", None, 1, 1, "none")
+        plan, _ = stages.with_amplification(plan, 1.0, "both", 0.5)
+        plan = stages.with_refinement(plan, "auto", 0.0)
+        attached = [run.attach(m, plan) for m in models]
+        return io.NodeOutput(attached[0], plan, attached[-1], ui={"text": (plan.explanation,)})

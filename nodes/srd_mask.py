@@ -1,0 +1,67 @@
+"""ChorusSRDMask: where the middle steps recompute."""
+
+from comfy_api.latest import io
+
+from ..chorus.comfy import lookup, masks
+from .sockets import CATEGORY, Chorus
+
+
+class ChorusSRDMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ChorusSRDMask",
+            display_name="Chorus SRD Mask",
+            category=CATEGORY,
+            description="Masks where the two prompts differ. In the middle steps only the visible tokens go through "
+            "the model; outside the edit mask the matched video's state stands.",
+            search_aliases=["region", "selective denoising", "mask", "sam", "segment anything", "difference"],
+            inputs=[
+                Chorus.Input("chorus", tooltip="The plan of this request."),
+                io.Combo.Input(
+                    "masks_from",
+                    options=list(masks.WAYS),
+                    default=masks.WAYS[0],
+                    tooltip="Attention points the words that changed at their place in the matched video, without a "
+                    "further model. Mask takes the socket below. Segment anything refines attention's place.",
+                ),
+                io.Int.Input(
+                    "edit_dilation",
+                    default=1,
+                    min=0,
+                    max=64,
+                    tooltip="Tokens by which the edit mask reaches beyond the difference.",
+                ),
+                io.Int.Input(
+                    "visible_dilation",
+                    default=1,
+                    min=0,
+                    max=64,
+                    tooltip="Tokens by which the context that takes part reaches beyond the edit mask.",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="One mask for all frames, or one a frame."),
+                io.Combo.Input(
+                    "sam_checkpoint",
+                    options=["none", *masks.sam_checkpoints()],
+                    default="none",
+                    optional=True,
+                    tooltip="Segment-anything weights from models/sams.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                Chorus.Output(display_name="chorus", tooltip="The plan with its masks."),
+                io.Mask.Output(display_name="edit mask", tooltip="What is recomputed, at the preview's frame size."),
+                io.Image.Output(
+                    display_name="overlay", tooltip="The matched video: edit region tinted, unseen dimmed."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, chorus, masks_from, edit_dilation, visible_dilation, mask=None, sam_checkpoint="none"
+    ) -> io.NodeOutput:
+        plan = masks.with_regions(chorus, masks_from, mask, edit_dilation, visible_dilation, sam_checkpoint)
+        edit, overlay = masks.frame_masks(plan, lookup.source_preview(plan))
+        return io.NodeOutput(plan, edit, overlay, ui={"text": (plan.regions_note,)} if plan.regions_note else None)

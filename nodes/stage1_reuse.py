@@ -1,0 +1,54 @@
+"""ChorusStage1Reuse: skips the first steps."""
+
+from comfy_api.latest import io
+
+from ..chorus.comfy import run, stages
+from .sockets import CATEGORY, Chorus
+
+
+class ChorusStage1Reuse(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ChorusStage1Reuse",
+            display_name="Chorus Stage 1: Reuse",
+            category=CATEGORY,
+            description="On a hit, sampling starts at step K1 from the matched video's state; earlier steps are skipped.",
+            search_aliases=["skip steps", "reuse latents", "k1", "nirvana", "speed up"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that is sampled."),
+                Chorus.Input("chorus", tooltip="The plan of this request."),
+                io.Combo.Input(
+                    "k1",
+                    options=list(stages.CHOICES),
+                    default="auto",
+                    tooltip="Auto skips more the better the match; fixed skips the fraction below.",
+                ),
+                io.Float.Input(
+                    "fraction",
+                    default=0.25,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the schedule to skip when K1 is fixed: 0.25 skips 5 of 20 steps, 1 of 4.",
+                ),
+                io.Float.Input(
+                    "maximum",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Never skip more than this share of the schedule.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model, which now samples under the plan."),
+                Chorus.Output(display_name="chorus", tooltip="The plan with stage 1."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, chorus, k1, fraction, maximum) -> io.NodeOutput:
+        plan = stages.with_reuse(chorus, k1, fraction, maximum)
+        return io.NodeOutput(run.attach(model, plan), plan)

@@ -1,0 +1,45 @@
+"""ChorusStage3Refine: from K2 on everything is computed."""
+
+from comfy_api.latest import io
+
+from ..chorus.comfy import run, stages
+from .sockets import CATEGORY, Chorus
+
+
+class ChorusStage3Refine(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ChorusStage3Refine",
+            display_name="Chorus Stage 3: Refine",
+            category=CATEGORY,
+            description="From step K2 on the whole video is computed, which closes seams and refines detail.",
+            search_aliases=["k2", "full steps", "refine", "seams"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that is sampled."),
+                Chorus.Input("chorus", tooltip="The plan of this request."),
+                io.Combo.Input(
+                    "k2",
+                    options=list(stages.CHOICES),
+                    default="auto",
+                    tooltip="Auto follows K1 at the calibrated distance; fixed starts at the fraction below.",
+                ),
+                io.Float.Input(
+                    "fraction",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where in the schedule full steps begin when K2 is fixed.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with all stages of the plan."),
+                Chorus.Output(display_name="chorus", tooltip="The plan with stage 3, for ChorusCacheStore."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, chorus, k2, fraction) -> io.NodeOutput:
+        plan = stages.with_refinement(chorus, k2, fraction)
+        return io.NodeOutput(run.attach(model, plan), plan)

@@ -1,0 +1,63 @@
+"""TGAAPatch: amplifies the new words in cross-attention."""
+
+from comfy_api.latest import io
+
+from ..chorus.comfy import run, stages
+from ..chorus.reuse.amplification import WHERE
+from .sockets import CATEGORY, Chorus
+
+
+class TGAAPatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TGAAPatch",
+            display_name="Chorus TGAA Patch",
+            category=CATEGORY,
+            description="Token-guided attention amplification: the words that the matched video's prompt lacks speak "
+            "louder in cross-attention after K1, fading out.",
+            search_aliases=[
+                "token guided attention amplification",
+                "amplify",
+                "emphasis",
+                "attention",
+                "new words",
+            ],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that is sampled."),
+                Chorus.Input("chorus", tooltip="The plan of this request."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=8.0,
+                    step=0.05,
+                    tooltip="A word that is wholly new counts 1 + strength times at the first computed step.",
+                ),
+                io.Combo.Input(
+                    "where",
+                    options=list(WHERE),
+                    default="both",
+                    tooltip="Amplify what the words match (keys), what they say (outputs), or both.",
+                ),
+                io.Float.Input(
+                    "fade",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the computed steps over which the amplification fades to nothing.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model, which now amplifies the new words."),
+                Chorus.Output(display_name="chorus", tooltip="The plan with the amplification."),
+                io.String.Output(display_name="words", tooltip="The amplified words with their weights."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, chorus, strength, where, fade) -> io.NodeOutput:
+        plan, words = stages.with_amplification(chorus, strength, where, fade)
+        return io.NodeOutput(run.attach(model, plan), plan, words, ui={"text": (words,)})
