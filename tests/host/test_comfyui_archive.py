@@ -77,9 +77,7 @@ def test_wrong_comfyui_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         comfyui.find()
 
 
-def test_checkout_inside_custom_nodes_uses_that_comfyui(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkout_inside_custom_nodes_uses_that_comfyui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("main.py", "nodes.py"):
         (tmp_path / name).touch()
     (tmp_path / "comfy").mkdir()

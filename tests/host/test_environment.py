@@ -55,10 +55,7 @@ def test_concurrent_builds_build_once(tmp_path: Path) -> None:
         builds.append(target)
         time.sleep(0.2)
 
-    threads = [
-        threading.Thread(target=devcache.build_once, args=(tmp_path / "env-x", build, print))
-        for _ in range(4)
-    ]
+    threads = [threading.Thread(target=devcache.build_once, args=(tmp_path / "env-x", build, print)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -71,9 +68,7 @@ def test_cache_folder_follows_the_variable(tmp_path: Path, monkeypatch: pytest.M
     assert devcache.cache_folder() == tmp_path
 
 
-def test_clean_caches_deletes_only_what_the_tools_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clean_caches_deletes_only_what_the_tools_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHORUS_DEV_CACHE", str(tmp_path))
     for name in ("env-1", "comfyui-1", "holiday-photos"):
         (tmp_path / name).mkdir()
