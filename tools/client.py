@@ -149,9 +149,7 @@ class ComfyClient:
 
     def _request(self, method: str, path: str, body: Any = None) -> bytes:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json"}, method=method
-        )
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 content: bytes = response.read()
@@ -188,9 +186,7 @@ class ComfyClient:
                 elif kind == "execution_error":
                     raise ExecutionFailed(data)
                 elif kind == "execution_interrupted":
-                    raise ExecutionInterrupted(
-                        f"prompt {prompt_id} was interrupted at node {data['node_id']}"
-                    )
+                    raise ExecutionInterrupted(f"prompt {prompt_id} was interrupted at node {data['node_id']}")
                 elif kind == "executing" and data.get("node") is None:
                     # Sent after the history is written, unlike execution_success.
                     return await asyncio.to_thread(self.wait, prompt_id, timeout)

@@ -33,9 +33,7 @@ class _PackageFinder:
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self.folders = dict(folders)
 
-    def find_spec(
-        self, name: str, path: object = None, target: object = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
         folder = self.folders.get(name)
         if folder is None or not folder.is_dir():
             return None

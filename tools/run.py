@@ -14,9 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 if sys.version_info < (3, 11):  # noqa: UP036 - run before anything could have checked it
-    sys.exit(
-        f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: start tools/run.py with that"
-    )
+    sys.exit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: start tools/run.py with that")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(CHECKOUT)  # instead of tools/, so that `tools` is a package

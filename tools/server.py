@@ -178,9 +178,7 @@ class ComfyServer:
             if (status := self._process.poll()) is not None:
                 raise ServerFailure(f"ComfyUI ended with status {status} at its start.\n{self._log_end()}")
             if time.monotonic() > deadline:
-                raise ServerFailure(
-                    f"ComfyUI did not answer within {self._start_timeout:.0f} s.\n{self._log_end()}"
-                )
+                raise ServerFailure(f"ComfyUI did not answer within {self._start_timeout:.0f} s.\n{self._log_end()}")
             time.sleep(0.1)
         for name in self._custom_nodes:
             folder = re.escape(str(self.base / "custom_nodes" / name))
