@@ -103,9 +103,7 @@ def _safetensors_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
             plain[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses sharing
             storages.add(storage)
         except (AttributeError, NotImplementedError, RuntimeError) as error:
-            raise ValueError(
-                f"tensor {name!r} ({type(tensor).__name__}) cannot be stored: {error}"
-            ) from error
+            raise ValueError(f"tensor {name!r} ({type(tensor).__name__}) cannot be stored: {error}") from error
     try:
         return save(plain)
     except KeyError as error:

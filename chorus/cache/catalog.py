@@ -141,17 +141,15 @@ class Catalog:
         """Turn SQLite's errors into CacheUnavailable; after damage the next transaction checks the file."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             if _is_damage(error):
                 self._disconnect()
                 self._suspect = True
             raise self._unavailable(error) from error
         except (_Damaged, OSError) as error:
-            raise CacheUnavailable(
-                self._path, str(error), "Check the disk and the folder's permissions."
-            ) from error
+            raise CacheUnavailable(self._path, str(error), "Check the disk and the folder's permissions.") from error
 
-    def _unavailable(self, error: sqlite3.Error) -> CacheUnavailable:
+    def _unavailable(self, error: sqlite3.Error | UnicodeDecodeError) -> CacheUnavailable:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             reason = f"another process kept it locked for more than {self._timeout:g} s"
@@ -159,9 +157,7 @@ class Catalog:
         if _is_damage(error):
             advice = "It is checked, and rebuilt from the cached files, with the next request."
             return CacheUnavailable(self._path, f"the catalog is damaged ({error})", advice)
-        return CacheUnavailable(
-            self._path, f"SQLite says: {error}", "Check free space and permissions of the folder."
-        )
+        return CacheUnavailable(self._path, f"SQLite says: {error}", "Check free space and permissions of the folder.")
 
     # -- opening
 
@@ -208,7 +204,7 @@ class Catalog:
             # Flipped bits may not be UTF-8; they are for the row's checksum to find.
             db.text_factory = lambda raw: raw.decode("utf-8", "replace")
             self._prepare(db)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             db.close()
             if _is_damage(error):
                 raise _Damaged(error) from error
@@ -227,9 +223,7 @@ class Catalog:
         version, application = pragma("user_version"), pragma("application_id")
         empty = not db.execute("SELECT 1 FROM sqlite_master").fetchone()
         if not empty and application != APPLICATION_ID:
-            raise CacheUnavailable(
-                self._path, "the file is another program's database", "Choose another cache folder."
-            )
+            raise CacheUnavailable(self._path, "the file is another program's database", "Choose another cache folder.")
         if version > len(MIGRATIONS):
             reason = f"a newer Chorus made it (catalog version {version}, this one knows {len(MIGRATIONS)})"
             raise CacheUnavailable(self._path, reason, "Update Chorus, or choose another cache folder.")
@@ -238,9 +232,7 @@ class Catalog:
         if pragma("journal_mode = WAL") != "wal":
             reason = "its file system cannot hold a shared SQLite database"
             raise CacheUnavailable(self._path, reason, "Choose a cache folder on a local disk.")
-        db.execute(
-            "PRAGMA synchronous = NORMAL"
-        )  # a power cut may undo the last commits, never damage the file
+        db.execute("PRAGMA synchronous = NORMAL")  # a power cut may undo the last commits, never damage the file
         db.execute("PRAGMA secure_delete = ON")  # a forgotten prompt is overwritten
         db.execute(f"PRAGMA journal_size_limit = {4 * 2**20}")
         if empty or version < len(MIGRATIONS):
@@ -301,7 +293,9 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def _is_damage(error: sqlite3.Error | UnicodeDecodeError) -> bool:
+    if isinstance(error, UnicodeDecodeError):  # SQLite's own message quoted flipped bits
+        return True
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 

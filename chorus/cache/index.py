@@ -69,7 +69,7 @@ class VectorPool:
 
         query: [D] float32 of unit norm. ValueError when its D is not the pool's.
         """
-        if not self._seqs or k < 1:
+        if len(exclude) >= len(self) or k < 1:
             return []
         if query.size != self._matrix.shape[1]:
             raise ValueError(
@@ -78,9 +78,7 @@ class VectorPool:
             )
         rows = self._candidates(query, min(len(self), k + len(exclude)))
         rows = [row for row in rows if self._seqs[row] not in exclude]
-        scores = (
-            (self._matrix[rows].astype(np.float64) * query.astype(np.float64)).sum(axis=1).clip(-1.0, 1.0)
-        )
+        scores = (self._matrix[rows].astype(np.float64) * query.astype(np.float64)).sum(axis=1).clip(-1.0, 1.0)
         found = [(self._seqs[row], float(score)) for row, score in zip(rows, scores, strict=True)]
         return sorted(found, key=lambda match: (-match[1], -match[0]))[:k]
 

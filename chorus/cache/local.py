@@ -57,9 +57,7 @@ class LocalCache:
         try:
             self._blobs = Blobs(self.root)
         except OSError as error:
-            raise CacheUnavailable(
-                self.root, str(error), "Choose a folder that can be written to."
-            ) from error
+            raise CacheUnavailable(self.root, str(error), "Choose a folder that can be written to.") from error
         self._catalog = Catalog(self.root, timeout, self._blobs.headers)
         self._index = VectorIndex()
         self._index_generation = self._catalog.generation
@@ -124,9 +122,7 @@ class LocalCache:
             raise EntryMissing(entry_id)
         names = None if names is None else list(names)
         if unknown := sorted(set(names or ()) - set(row.entry.tensor_names)):
-            raise EntryMissing(
-                entry_id, f"it has no tensor {', '.join(unknown)}; it has {row.entry.tensor_names}"
-            )
+            raise EntryMissing(entry_id, f"it has no tensor {', '.join(unknown)}; it has {row.entry.tensor_names}")
         place = Removed(row.seq, entry_id)
         try:
             return self._blobs.read(entry_id, row.digest, names)
@@ -152,9 +148,7 @@ class LocalCache:
             self._abandon(entry_id, wait=not isinstance(error, CacheUnavailable))
             if isinstance(error, OSError):
                 path = self._blobs.path(entry_id)
-                raise CacheUnavailable(
-                    path, str(error), "Check free space and permissions of the folder."
-                ) from error
+                raise CacheUnavailable(path, str(error), "Check free space and permissions of the folder.") from error
             raise
 
     def record_hit(self, entry_id: str, saved_seconds: float) -> None:
@@ -218,9 +212,7 @@ class LocalCache:
             abandoned = transaction.release_older_than(RESERVED_FOR)
             reserved = transaction.reserved()
             if reserved + size > self.max_bytes:
-                reason = (
-                    f"other runs are storing {reserved:,} bytes, and {size:,} more exceed {self.max_bytes:,}"
-                )
+                reason = f"other runs are storing {reserved:,} bytes, and {size:,} more exceed {self.max_bytes:,}"
                 raise CacheUnavailable(self.root, reason, "Raise the cache's size limit.")
             evicted = transaction.make_room(size, self.max_bytes)
             transaction.reserve(entry_id, size)
@@ -284,9 +276,7 @@ class LocalCache:
             log.warning("Damaged cache entries could not be quarantined yet: %s", error)
             return
         for row in rows:
-            log.error(
-                "Cache entry %s is damaged (%s) and was moved to %s", row.id, reason, self.root / "quarantine"
-            )
+            log.error("Cache entry %s is damaged (%s) and was moved to %s", row.id, reason, self.root / "quarantine")
             try:
                 self._blobs.quarantine(row.id)
             except (OSError, ValueError) as error:  # in use (Windows), or an id with flipped bits

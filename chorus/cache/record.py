@@ -34,6 +34,4 @@ def read_record(record: str, *, used: float | None = None, hits: int = 0, size: 
     fields["space"] = Space(**{**fields["space"], "shape": tuple(fields["space"]["shape"])})
     fields["sigmas"] = tuple(fields["sigmas"])
     fields["tensor_names"] = tuple(fields["tensor_names"])
-    return Entry(
-        **fields, used=float(fields["created"] if used is None else used), hits=int(hits), bytes=int(size)
-    )
+    return Entry(**fields, used=float(fields["created"] if used is None else used), hits=int(hits), bytes=int(size))

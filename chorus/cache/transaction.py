@@ -59,8 +59,7 @@ class Transaction:
     def version(self) -> int:
         """The number of the last change; it only grows."""
         (version,) = self._db.execute(
-            "SELECT max(ifnull((SELECT max(seq) FROM entries), 0),"
-            " ifnull((SELECT max(change) FROM tombstones), 0))"
+            "SELECT max(ifnull((SELECT max(seq) FROM entries), 0), ifnull((SELECT max(change) FROM tombstones), 0))"
         ).fetchone()
         return version
 
@@ -89,9 +88,7 @@ class Transaction:
 
     def seqs_of_sources(self, embedder: str, space: str) -> set[int]:
         where = f"{_SOURCES} AND space = :space"
-        rows = self._db.execute(
-            f"SELECT seq FROM entries WHERE {where}", {"embedder": embedder, "space": space}
-        )
+        rows = self._db.execute(f"SELECT seq FROM entries WHERE {where}", {"embedder": embedder, "space": space})
         return {seq for (seq,) in rows}
 
     def vector_bytes(self, embedder: str) -> int | None:
@@ -110,8 +107,7 @@ class Transaction:
     def known_ids(self) -> set[str]:
         """Ids of all rows, in any state, and of all reservations."""
         return {
-            entry_id
-            for (entry_id,) in self._db.execute("SELECT id FROM entries UNION SELECT id FROM reservations")
+            entry_id for (entry_id,) in self._db.execute("SELECT id FROM entries UNION SELECT id FROM reservations")
         }
 
     def totals(self) -> tuple[int, int, int, float]:
@@ -187,9 +183,7 @@ class Transaction:
 
     def quarantine(self, row: Removed, reason: str) -> None:
         """Take a row out of use, keeping it for inspection until its room is needed."""
-        self._db.execute(
-            "UPDATE entries SET state = 'quarantined', reason = ? WHERE seq = ?", (reason, row.seq)
-        )
+        self._db.execute("UPDATE entries SET state = 'quarantined', reason = ? WHERE seq = ?", (reason, row.seq))
         self._bury(row.seq)
 
     def make_room(self, size: int, max_bytes: int) -> list[Removed]:
@@ -214,9 +208,7 @@ class Transaction:
 
     def reserve(self, entry_id: str, size: int) -> None:
         """Count `size` bytes as taken, before they are written."""
-        self._db.execute(
-            "INSERT INTO reservations (id, bytes, made) VALUES (?, ?, ?)", (entry_id, size, time.time())
-        )
+        self._db.execute("INSERT INTO reservations (id, bytes, made) VALUES (?, ?, ?)", (entry_id, size, time.time()))
 
     def release(self, entry_id: str) -> bool:
         """Give a reservation back; False when there is none."""
@@ -238,14 +230,10 @@ class Transaction:
     def record_hit(self, entry_id: str, saved_seconds: float) -> None:
         """Count a hit, and make the entry the most recently used."""
         self._db.execute("UPDATE entries SET used = ?, hits = hits + 1 WHERE id = ?", (time.time(), entry_id))
-        self._db.execute(
-            "UPDATE usage SET hits = hits + 1, seconds_saved = seconds_saved + ?", (saved_seconds,)
-        )
+        self._db.execute("UPDATE usage SET hits = hits + 1, seconds_saved = seconds_saved + ?", (saved_seconds,))
 
     def _removed(self, where: str, *values) -> list[Removed]:
-        return [
-            Removed(*row) for row in self._db.execute(f"SELECT seq, id FROM entries WHERE {where}", values)
-        ]
+        return [Removed(*row) for row in self._db.execute(f"SELECT seq, id FROM entries WHERE {where}", values)]
 
     def _bury(self, seq: int | None) -> None:
         # Before the row goes: the version is the highest number there is, and the row's may be that.

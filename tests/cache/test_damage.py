@@ -181,6 +181,15 @@ def test_a_catalog_damaged_while_open_is_replaced_for_all_who_have_it_open(cache
     assert cache.find_request("request-99") == entry
 
 
+def test_damage_that_sqlite_cannot_even_put_into_words_is_damage(open_cache, root):
+    cache = open_cache()
+    entry = cache.put(new_entry(1))
+    cache.close()
+    content = catalog(root).read_bytes()
+    catalog(root).write_bytes(content.replace(b"CREATE TABLE tombstones", b"CREATE TABLE t\xc5mbstones"))
+    assert open_cache().entries() == [entry]
+
+
 def test_a_rebuild_keeps_the_order_and_can_be_asked_for(cache):
     made = [cache.put(new_entry(n, request="same")) for n in range(3)]
     version = cache.version()

@@ -39,9 +39,7 @@ def test_search_answers_from_its_space_and_embedder_only_and_best_first(steps):
         for number, (step, *values) in enumerate(steps):
             if step == "put":
                 (space, embedder), vector, is_source = values
-                new = new_entry(
-                    number, kilobytes=1, space=space, embedder=embedder, vector=vector, is_source=is_source
-                )
+                new = new_entry(number, kilobytes=1, space=space, embedder=embedder, vector=vector, is_source=is_source)
                 kept[cache.put(new).id] = space, embedder, vector, is_source, number
             elif step == "forget" and kept:
                 entry_id = list(kept)[values[0] % len(kept)]
@@ -50,9 +48,7 @@ def test_search_answers_from_its_space_and_embedder_only_and_best_first(steps):
             elif step == "search":
                 (space, embedder), query, k = values
                 for search, same in ((cache.search, True), (cache.search_elsewhere, False)):
-                    assert answer(search(query, embedder, space, k)) == best(
-                        kept, query, embedder, space, k, same
-                    )
+                    assert answer(search(query, embedder, space, k)) == best(kept, query, embedder, space, k, same)
         cache.close()
 
 
