@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -54,14 +55,18 @@ def close_caches() -> None:
             _open.popitem()[1].close()
 
 
-def load_trajectory(cache: Cache, entry: Entry) -> Trajectory:
-    """The states of an entry. Raises CacheError when they cannot be rebuilt exactly."""
-    names = [n for n in entry.tensor_names if n.startswith("checkpoint/") or n == "noise"]
+def load_trajectory(cache: Cache, entry: Entry, into_model_space: Callable) -> Trajectory:
+    """The states of an entry down to σ = 0. Raises CacheError when they cannot be rebuilt exactly.
+
+    into_model_space: the model's `process_latent_in`, for the final latent.
+    """
+    names = [n for n in entry.tensor_names if n.startswith("checkpoint/") or n in ("noise", "final")]
     tensors = cache.load(entry.id, names)
+    final = into_model_space(tensors.pop("final"))
     noise = tensors.pop("noise", None)
     if noise is None and not entry.settings["noise_drawn"]:
         noise = _noise_of(entry)
-    return Trajectory(noise, {float(n.split("/", 1)[1]): t for n, t in tensors.items()})
+    return Trajectory(noise, {0.0: final} | {float(n.split("/", 1)[1]): t for n, t in tensors.items()})
 
 
 def _noise_of(entry: Entry) -> torch.Tensor:

@@ -352,7 +352,9 @@ class Run:
         if entry.prompt == plan.prompt and entry.settings["noise"] != self.noise_digest:
             return self._miss("the same prompt with another seed asks for another take")
         try:
-            self.trajectory = load_trajectory(open_cache(plan.cache_name), entry)
+            self.trajectory = load_trajectory(
+                open_cache(plan.cache_name), entry, self.patcher.model.process_latent_in
+            )
         except CacheError as error:
             return self._miss(str(error))
         self.k1, self.k2 = stage_bounds(self.sigmas, self._cut(plan.reuse), self._cut(plan.full_from))

@@ -44,7 +44,7 @@ class Trajectory:
     def has(self, sigma: float) -> bool:
         """Whether `at(sigma)` can answer."""
         if self.noise is not None:
-            return sigma <= self.sigmas[-1] + SIGMA_TOLERANCE
+            return self.sigmas[0] - SIGMA_TOLERANCE <= sigma <= self.sigmas[-1] + SIGMA_TOLERANCE
         return any(abs(s - sigma) < SIGMA_TOLERANCE for s in self.sigmas)
 
     def at(self, sigma: float) -> torch.Tensor:
