@@ -41,8 +41,7 @@ class LocalCache:
     The catalog (SQLite) is the truth and the files follow it: room is reserved in the catalog, evicted files
     are deleted, the new file is written, and only then is its row added. A process killed anywhere between
     leaves a reservation, which lapses after five minutes, or a file without a row, deleted when the cache is
-    opened after an hour. Put `root` on a local disk, not on
-    a network share.
+    opened after an hour. Put `root` on a local disk, not on a network share.
 
     CacheUnavailable when the folder cannot be used; its text says what to do.
 
@@ -194,13 +193,13 @@ class LocalCache:
 
     def _sweep(self) -> None:
         """Delete what dead processes left behind, and what is above the limit."""
-        old = self._blobs.ids_older_than(ORPHANED_AFTER)
         try:
+            old = self._blobs.ids_older_than(ORPHANED_AFTER)
             with self._catalog.writing() as transaction:
                 abandoned = transaction.release_older_than(RESERVED_FOR)
                 evicted = transaction.make_room(0, self.max_bytes)
                 orphans = old - transaction.known_ids()
-        except CacheUnavailable as error:  # locked or full: what can be read can still be served
+        except (CacheUnavailable, OSError) as error:  # locked or full: what can be read can still be served
             log.warning("Leftovers in the cache are not cleared away this time: %s", error)
             return
         self._remove_files([*abandoned, *(row.id for row in evicted), *orphans])

@@ -36,7 +36,7 @@ if __name__ == "__main__":
         if child == 0:
             write_until_killed(root, max_bytes, itertools.count(1000 * kill), write)
         os.close(write)
-        time.sleep(delays.uniform(0.0, 0.3))
+        time.sleep(delays.uniform(0.0, 0.2))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         with open(read) as pipe:

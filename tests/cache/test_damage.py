@@ -244,14 +244,14 @@ def test_flipped_bits_anywhere_in_the_catalog_serve_nothing_wrong(tmp_path):
     size = catalog(original).stat().st_size
     dice = random.Random(1)
     served = 0
-    for turn in range(40):
+    for turn in range(30):
         root = tmp_path / f"flipped-{turn}"
         shutil.copytree(original, root)
         for _ in range(dice.choice((1, 1, 20))):
             flip(catalog(root), dice.randrange(size), dice.randrange(8))
         served += served_right(root, made)
         shutil.rmtree(root)
-    assert served > 40 * len(made) / 2  # most flips hit what does not matter
+    assert served > 30 * len(made) / 2  # most flips hit what does not matter
 
 
 def served_right(root, made) -> int:

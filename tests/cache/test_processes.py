@@ -41,9 +41,9 @@ def finish(process):
 def test_two_writers_never_exceed_the_limit_and_are_seen_by_a_third(open_cache, root, start):
     limit = 1_000_000
     cache = open_cache(max_bytes=limit, timeout=20)
-    assert cache.search(random_vector(115), EMBEDDER, SPACE) == []
+    assert cache.search(random_vector(113), EMBEDDER, SPACE) == []
     version = cache.version()
-    writers = [start("writer.py", root, first, first + 16, 150, limit) for first in (0, 100)]
+    writers = [start("writer.py", root, first, first + 14, 150, limit) for first in (0, 100)]
     for writer in writers:
         assert writer.stdout.readline() == "ready\n"
     for writer in writers:
@@ -61,7 +61,7 @@ def test_two_writers_never_exceed_the_limit_and_are_seen_by_a_third(open_cache, 
 
     assert samples > 10
     assert limit // 2 < largest <= limit
-    assert cache.version() >= version + 32
+    assert cache.version() >= version + 28
     newest = cache.entries()[0]
     (match, *_) = cache.search(random_vector(newest.settings["number"]), EMBEDDER, SPACE)
     assert match.entry == newest
@@ -75,7 +75,7 @@ def test_two_writers_never_exceed_the_limit_and_are_seen_by_a_third(open_cache, 
 @pytest.mark.parametrize("limit", [10**9, 8_000_000], ids=["roomy", "evicting"])
 def test_killed_writers_lose_no_committed_entry_and_leave_nothing(root, start, open_cache, monkeypatch, limit):
     reported = dict(line.split() for line in finish(start("killed_writers.py", root, 20, limit)).splitlines() if line)
-    assert len(reported) > 20
+    assert len(reported) >= 5
 
     cache = open_cache(max_bytes=limit)
     entries = {entry.id: entry for entry in cache.entries(limit=10_000)}
