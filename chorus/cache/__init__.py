@@ -1,7 +1,7 @@
 """The cache of finished requests: entries, and where they are kept."""
 
 from .entry import CacheStats, Entry, Match, NewEntry, Space
-from .errors import CacheError, CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge
+from .errors import CacheError, CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
 from .interface import Cache
 from .local import LocalCache
 
@@ -18,4 +18,5 @@ __all__ = [
     "Match",
     "NewEntry",
     "Space",
+    "VectorLengthMismatch",
 ]

@@ -55,6 +55,22 @@ class EntryTooLarge(CacheError):
         )
 
 
+class VectorLengthMismatch(CacheError):
+    """A vector's length is not that of its embedder's other vectors, so no score can be given."""
+
+    def __init__(self, embedder: str, length: int, kept: int):
+        super().__init__(embedder, length, kept)
+        self.embedder = embedder
+        self.length = length
+        self.kept = kept
+
+    def __str__(self) -> str:
+        return (
+            f"The vectors kept for embedder {self.embedder!r} have {self.kept} numbers, this one has {self.length}. "
+            "Give another embedder another name, or clear the cache."
+        )
+
+
 class CacheUnavailable(CacheError):
     """The cache cannot be read or written now: locked, disk full, no permission, made by a newer Chorus."""
 

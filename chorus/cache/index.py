@@ -42,6 +42,11 @@ class VectorPool:
     def __len__(self) -> int:
         return len(self._seqs)
 
+    @property
+    def vector_length(self) -> int | None:
+        """D, None while the pool is empty."""
+        return self._matrix.shape[1] if self._seqs else None
+
     def add(self, seq: int, vector: np.ndarray) -> None:
         """Add `vector` ([D] float32) under the number `seq`."""
         row = len(self._seqs)
@@ -67,15 +72,10 @@ class VectorPool:
     def nearest(self, query: np.ndarray, k: int, exclude: Collection[int] = ()) -> list[tuple[int, float]]:
         """The k best (seq, cosine) outside `exclude`, by score, then the newest (the higher seq).
 
-        query: [D] float32 of unit norm. ValueError when its D is not the pool's.
+        query: [D] float32 of unit norm, with the pool's D.
         """
         if len(exclude) >= len(self) or k < 1:
             return []
-        if query.size != self._matrix.shape[1]:
-            raise ValueError(
-                f"the query has {query.size} numbers, the entries of this embedder {self._matrix.shape[1]}: "
-                "another embedder needs another name"
-            )
         rows = self._candidates(query, min(len(self), k + len(exclude)))
         rows = [row for row in rows if self._seqs[row] not in exclude]
         scores = (self._matrix[rows].astype(np.float64) * query.astype(np.float64)).sum(axis=1).clip(-1.0, 1.0)

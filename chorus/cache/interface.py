@@ -17,7 +17,8 @@ class Cache(Protocol):
     """Entries of finished requests, found by prompt vector or by request.
 
     Safe for any number of threads. Every method may raise CacheUnavailable, which a caller treats as a miss.
-    `vector` is [D] float32 of unit norm, else ValueError.
+    `vector` is [D] float32 of unit norm, else ValueError, and D is that of the embedder's entries, else
+    VectorLengthMismatch.
     """
 
     def search(self, vector: np.ndarray, embedder: str, space: Space, k: int = 3) -> list[Match]:
@@ -41,8 +42,7 @@ class Cache(Protocol):
     def put(self, new: NewEntry) -> Entry:
         """Keep an entry, evicting others as the size limit demands. Afterwards it is there, or not at all.
 
-        Raises EntryTooLarge; ValueError for a tensor that cannot be stored, or a vector of another length
-        than the embedder's other ones.
+        Raises EntryTooLarge; VectorLengthMismatch; ValueError for a tensor that cannot be stored.
         """
 
     def record_hit(self, entry_id: str, saved_seconds: float) -> None:

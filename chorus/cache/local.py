@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,8 @@ import numpy as np
 from .blobs import BlobDamaged, Blobs, Packed, pack
 from .catalog import Catalog
 from .entry import CacheStats, Entry, Match, NewEntry, Space, unit_vector
-from .errors import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge
-from .index import VectorIndex
+from .errors import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
+from .index import VectorIndex, VectorPool
 from .record import write_record
 from .transaction import Removed, Transaction
 
@@ -69,7 +69,7 @@ class LocalCache:
         query = unit_vector(vector)
         with self._reading() as transaction:
             pool = self._index.follow(transaction, embedder, space.key())
-            matches = _matches(transaction, pool.nearest(query, k))
+            matches = _matches(transaction, _nearest(pool, query, embedder, k))
         return [match for match in matches if match.entry.space == space]
 
     def search_elsewhere(self, vector: np.ndarray, embedder: str, space: Space, k: int = 3) -> list[Match]:
@@ -78,7 +78,7 @@ class LocalCache:
         with self._reading() as transaction:
             pool = self._index.follow(transaction, embedder, None)
             own = transaction.seqs_of_sources(embedder, space.key())
-            matches = _matches(transaction, pool.nearest(query, k, exclude=own))
+            matches = _matches(transaction, _nearest(pool, query, embedder, k, exclude=own))
         return [match for match in matches if match.entry.space != space]
 
     def find_request(self, request: str) -> Entry | None:
@@ -224,10 +224,7 @@ class LocalCache:
                 raise CacheUnavailable(self.root, reason, "The entry was not kept; the next one will be.")
             known = transaction.vector_bytes(new.embedder) if new.is_source else None
             if known not in (None, new.vector.nbytes):
-                raise ValueError(
-                    f"embedder {new.embedder!r} has vectors of {known // 4} numbers, this one has "
-                    f"{new.vector.size}: give another embedder another name"
-                )
+                raise VectorLengthMismatch(new.embedder, new.vector.size, known // 4)
             return transaction.insert(packed.record, new.vector, packed.digest, packed.size)
 
     def _abandon(self, entry_id: str, wait: bool) -> None:
@@ -287,6 +284,14 @@ class LocalCache:
                 transaction.drop([row])
         except CacheUnavailable as error:
             log.warning("Entry %s has lost its file but stays in the catalog for now: %s", row.id, error)
+
+
+def _nearest(
+    pool: VectorPool, query: np.ndarray, embedder: str, k: int, exclude: Collection[int] = ()
+) -> list[tuple[int, float]]:
+    if pool.vector_length not in (None, query.size):
+        raise VectorLengthMismatch(embedder, query.size, pool.vector_length)
+    return pool.nearest(query, k, exclude)
 
 
 def _matches(transaction: Transaction, nearest: list[tuple[int, float]]) -> list[Match]:

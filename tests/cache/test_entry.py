@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chorus.cache import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge
+from chorus.cache import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
 
 from .sample import SPACE, new_entry, unit
 
@@ -68,6 +68,7 @@ def test_what_cannot_be_stored_is_refused_with_its_name(change, message):
         EntryMissing("ab"),
         EntryDamaged("ab", Path("x"), "flipped"),
         EntryTooLarge(2, 1),
+        VectorLengthMismatch("open_clip", 512, 768),
         CacheUnavailable(Path("x"), "locked", "Wait."),
     ],
 )

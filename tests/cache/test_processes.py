@@ -72,7 +72,7 @@ def test_two_writers_never_exceed_the_limit_and_are_seen_by_a_third(open_cache, 
 
 
 @posix
-@pytest.mark.parametrize("limit", [10**9, 8_000_000], ids=["roomy", "evicting"])
+@pytest.mark.parametrize("limit", [10**9, 6_000_000], ids=["roomy", "evicting"])
 def test_killed_writers_lose_no_committed_entry_and_leave_nothing(root, start, open_cache, monkeypatch, limit):
     reported = dict(line.split() for line in finish(start("killed_writers.py", root, 20, limit)).splitlines() if line)
     assert len(reported) >= 5
