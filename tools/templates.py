@@ -1,0 +1,334 @@
+"""Make the templates people open in the frontend from the same graphs in API form.
+
+    python tools/run.py python -P tools/launch.py tools.templates
+
+`workflows/api/NAME.json` is the graph, `workflows/notes/NAME.md` its note, `LAYOUTS` below says where
+things lie; `workflows/NAME.json` and its thumbnail follow from them and are never edited by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
+
+Api = dict[str, dict[str, Any]]
+ObjectInfo = Mapping[str, Mapping[str, Any]]
+
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
+"""Input types that the frontend shows as widgets; every other one is a socket."""
+
+_HF = "https://huggingface.co"
+_WAN21 = f"{_HF}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+_WAN22 = f"{_HF}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
+MODELS = {
+    "wan2.1_t2v_1.3B_fp16.safetensors": ("diffusion_models", f"{_WAN21}/diffusion_models"),
+    "wan2.1_t2v_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN21}/diffusion_models"),
+    "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN22}/diffusion_models"),
+    "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN22}/diffusion_models"),
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("text_encoders", f"{_WAN21}/text_encoders"),
+    "wan_2.1_vae.safetensors": ("vae", f"{_WAN21}/vae"),
+    "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16.safetensors": (
+        "loras",
+        f"{_HF}/Kijai/WanVideo_comfy/resolve/main/Lightx2v",
+    ),
+}
+"""File name to its folder below `models` and to where it can be downloaded."""
+
+LINE, TITLE, GAP = 24, 30, 26  # heights in pixels: a row of a node, its title bar, the room between two
+HEIGHTS = {
+    "PrimitiveStringMultiline": 170,
+    "CLIPTextEncode": 170,
+    "PreviewAny": 170,
+    "PreviewImage": 300,
+    "SaveVideo": 340,
+}
+"""Nodes that show text or pictures, in pixels; the others are as high as their rows."""
+
+_SHOWS_ALWAYS = {"SaveVideo", "PreviewImage", "PreviewAny"}
+
+_CHORUS_COLOURS = {"color": "#233", "bgcolor": "#355"}
+_PROMPT_COLOURS = {"color": "#232", "bgcolor": "#353"}
+_NOTE_COLOURS = {"color": "#222", "bgcolor": "#000"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """A framed group: columns of node ids, each column's nodes from top to bottom."""
+
+    title: str
+    columns: tuple[tuple[str, ...], ...]
+    width: int = 330
+    colour: str = "#3f789e"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Columns of groups from left to right, each column's groups from top to bottom."""
+
+    note_height: int
+    columns: tuple[tuple[Group, ...], ...]
+
+
+def _inputs(models: Sequence[str], negative: str = "6") -> tuple[tuple[Group, ...], ...]:
+    return (
+        (Group("1 · Models", (tuple(models),)),),
+        (Group("2 · Prompt and size", (("4", "5", negative, "7"),), 400, "#4a7a4a"),),
+    )
+
+
+LAYOUTS = {
+    "wan21_t2v_chorus_one_node": Layout(
+        560,
+        (
+            *_inputs(("1", "2", "3", "8")),
+            (Group("3 · Chorus", (("9",),), colour="#3b8f8f"), Group("4 · Sample", (("10",),))),
+            (Group("5 · Keep and save", (("11", "12", "13"), ("14", "15"))),),
+        ),
+    ),
+    "wan21_t2v_chorus": Layout(
+        560,
+        (
+            *_inputs(("1", "2", "3", "8")),
+            (Group("3 · Chorus", (("9", "10", "20"), ("11", "12", "13")), colour="#3b8f8f"),),
+            (Group("4 · Sample", (("14", "15"),)),),
+            (Group("5 · Keep and save", (("16", "17"), ("18", "19"))),),
+        ),
+    ),
+    "wan21_t2v_4steps_chorus": Layout(
+        560,
+        (
+            *_inputs(("1", "21", "2", "3", "8")),
+            (Group("3 · Chorus", (("9", "10", "20"), ("11", "12", "13")), colour="#3b8f8f"),),
+            (Group("4 · Sample", (("14", "15"),)),),
+            (Group("5 · Keep and save", (("16", "17"), ("18", "19"))),),
+        ),
+    ),
+    "wan22_t2v_two_experts_chorus": Layout(
+        560,
+        (
+            *_inputs(("1", "8", "21", "22", "2", "3")),
+            (Group("3 · Chorus", (("9", "10", "20"), ("11", "12", "13", "23")), colour="#3b8f8f"),),
+            (Group("4 · Sample", (("14", "24", "15"),)),),
+            (Group("5 · Keep and save", (("16", "17"), ("18", "19"))),),
+        ),
+    ),
+}
+
+
+def names() -> list[str]:
+    """The templates' names."""
+    return sorted(LAYOUTS)
+
+
+def api_graph(name: str) -> Api:
+    """The graph of a template in API form."""
+    graph: Api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    return graph
+
+
+def text(graph: Any) -> str:
+    """A graph as it is written to its file."""
+    return json.dumps(graph, indent=2, ensure_ascii=False) + "\n"
+
+
+def is_widget(spec: Sequence[Any]) -> bool:
+    """Whether an input of /object_info shows as a widget."""
+    options = spec[1] if len(spec) > 1 else {}
+    return not options.get("forceInput") and (isinstance(spec[0], list) or spec[0] in WIDGET_TYPES)
+
+
+def inputs_of(info: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[Any], bool]]:
+    """(name, spec, optional) of a node type's inputs in their order."""
+    for kind in ("required", "optional"):
+        for name in info["input_order"].get(kind, ()):
+            yield name, info["input"][kind][name], kind == "optional"
+
+
+def type_name(spec: Sequence[Any]) -> str:
+    """An input's type, COMBO for a list of choices."""
+    return "COMBO" if isinstance(spec[0], list) else str(spec[0])
+
+
+def build(name: str, object_info: ObjectInfo) -> dict[str, Any]:
+    """The template `name` in the frontend's format, from its graph, note and layout."""
+    api, layout = api_graph(name), LAYOUTS[name]
+    nodes = {key: _node(key, node, object_info[node["class_type"]]) for key, node in api.items()}
+    links = _link(api, nodes, object_info)
+    for order, key in enumerate(_topological(api)):
+        nodes[key]["order"] = order
+    groups = _place(nodes, layout)
+    note = _note(name, max(map(int, api)) + 1, len(api), layout.note_height)
+    return {
+        "id": f"chorus-{name}",
+        "revision": 0,
+        "last_node_id": note["id"],
+        "last_link_id": len(links),
+        "nodes": [*(nodes[key] for key in sorted(nodes, key=int)), note],
+        "links": links,
+        "groups": groups,
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def _node(key: str, node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
+    kind, title = node["class_type"], node["_meta"]["title"]
+    sockets: list[dict[str, Any]] = []
+    widgets: list[dict[str, Any]] = []
+    values: list[Any] = []
+    for name, spec, optional in inputs_of(info):
+        entry: dict[str, Any] = {"name": name, "type": type_name(spec), "link": None}
+        if optional:
+            entry["shape"] = 7
+        if not is_widget(spec):
+            sockets.append(entry)
+            continue
+        value = node["inputs"].get(name)
+        if linked := isinstance(value, list):
+            widgets.append(entry | {"widget": {"name": name}})  # the frontend saves only these as inputs
+        values.append("" if linked else value)
+        if len(spec) > 1 and spec[1].get("control_after_generate"):
+            values.append("fixed")  # the same seed with another prompt is what people compare
+    properties: dict[str, Any] = {"Node name for S&R": kind}
+    if models := [_download(value) for value in values if isinstance(value, str) and value in MODELS]:
+        properties["models"] = models
+    outputs = [
+        {"name": name, "type": kind_out, "links": []}
+        for name, kind_out in zip(info["output_name"], info["output"], strict=True)
+    ]
+    made: dict[str, Any] = {
+        "id": int(key),
+        "type": kind,
+        "pos": [0, 0],
+        "size": [
+            0,
+            _height(kind, max(len(sockets) + len(widgets), len(outputs)), len(values) - len(widgets), len(widgets)),
+        ],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": sockets + widgets,
+        "outputs": outputs,
+    }
+    if title != info["display_name"]:
+        made["title"] = title
+    made |= {"properties": properties, "widgets_values": values}
+    if info["category"] == "Chorus":
+        made |= _CHORUS_COLOURS
+    elif kind == "PrimitiveStringMultiline":
+        made |= _PROMPT_COLOURS
+    return made
+
+
+def _height(kind: str, sockets: int, widgets: int, linked: int) -> int:
+    """Pixels below the title. linked: widgets whose value comes over a link, which leave a gap."""
+    rows = LINE * (sockets + widgets) + (36 if linked else 12)
+    return HEIGHTS.get(kind, rows) if widgets or kind in _SHOWS_ALWAYS else rows
+
+
+def _download(file: str) -> dict[str, str]:
+    directory, address = MODELS[file]
+    return {"name": file, "url": f"{address}/{file}", "directory": directory}
+
+
+def _link(api: Api, nodes: Mapping[str, dict[str, Any]], object_info: ObjectInfo) -> list[list[Any]]:
+    """Connect the nodes; returns [id, from node, from slot, to node, to slot, type] for each link."""
+    links: list[list[Any]] = []
+    for key in sorted(api, key=int):
+        for slot, entry in enumerate(nodes[key]["inputs"]):
+            value = api[key]["inputs"].get(entry["name"])
+            if not isinstance(value, list):
+                continue
+            origin, origin_slot = value
+            kind = object_info[api[origin]["class_type"]]["output"][origin_slot]
+            links.append([len(links) + 1, int(origin), origin_slot, int(key), slot, kind])
+            entry["link"] = len(links)
+            nodes[origin]["outputs"][origin_slot]["links"].append(len(links))
+    return links
+
+
+def _topological(api: Api) -> list[str]:
+    """Node ids with every node after those it takes from."""
+    done: list[str] = []
+    while len(done) < len(api):
+        for key in sorted(set(api) - set(done), key=int):
+            if all(value[0] in done for value in api[key]["inputs"].values() if isinstance(value, list)):
+                done.append(key)
+    return done
+
+
+def _place(nodes: Mapping[str, dict[str, Any]], layout: Layout) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = []
+    x = 0
+    for column in layout.columns:
+        y, widest = 0, 0
+        for group in column:
+            bottom = 0
+            for index, keys in enumerate(group.columns):
+                top = y + 50 + TITLE
+                for key in keys:
+                    nodes[key]["pos"] = [x + 20 + index * (group.width + 40), top]
+                    nodes[key]["size"][0] = group.width
+                    top += nodes[key]["size"][1] + TITLE + GAP
+                bottom = max(bottom, top - TITLE - GAP + 20)
+            width = len(group.columns) * (group.width + 40)
+            groups.append(
+                {
+                    "id": len(groups) + 1,
+                    "title": group.title,
+                    "bounding": [x, y, width, bottom - y],
+                    "color": group.colour,
+                    "font_size": 24,
+                    "flags": {},
+                }
+            )
+            y, widest = bottom + 40, max(widest, width)
+        x += widest + 50
+    return groups
+
+
+def _note(name: str, node_id: int, order: int, height: int) -> dict[str, Any]:
+    api = api_graph(name)
+    note = (WORKFLOWS / "notes" / f"{name}.md").read_text(encoding="utf-8").rstrip("\n")
+    files = [v for node in api.values() for v in node["inputs"].values() if isinstance(v, str) and v in MODELS]
+    lines = [f"- `models/{MODELS[f][0]}/` [{f}]({_download(f)['url']})" for f in files]
+    return {
+        "id": node_id,
+        "type": "MarkdownNote",
+        "pos": [-520, 30],
+        "size": [470, height],
+        "flags": {},
+        "order": order,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "title": "About this workflow",
+        "properties": {},
+        "widgets_values": ["\n".join([note, "", "## Files", *lines])],
+        **_NOTE_COLOURS,
+    }
+
+
+def main() -> int:
+    from .server import ComfyServer
+    from .thumbnails import draw
+
+    with ComfyServer() as server:
+        object_info = server.client().object_info()
+    for name in names():
+        template = build(name, object_info)
+        (WORKFLOWS / f"{name}.json").write_text(text(template), encoding="utf-8")
+        draw(template, WORKFLOWS / f"{name}.jpg")
+        print(f"made {WORKFLOWS / name}.json and its thumbnail")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
