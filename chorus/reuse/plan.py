@@ -98,28 +98,18 @@ class Plan:
         }
 
 
-def steps_reached(sigmas: Sequence[float], sigma_cut: float) -> int:
-    """How many steps of a schedule lie before `sigma_cut`: the largest k with σ_k ≥ σ_cut, 0 when there is none.
+def steps_reached(sigmas: Sequence[float], cut: float) -> int:
+    """How many steps of a schedule lie before the σ `cut`: the largest k with σ_k ≥ cut, 0 when there is none.
 
-    σ, not step numbers, so that a schedule cut in two (two experts) agrees with itself.
+    All of them where the schedule ends at or above the cut, as the first of two experts' may. σ, not step numbers, so
+    that a schedule cut in two agrees with itself.
     """
-    reached = [k for k, sigma in enumerate(sigmas[:-1]) if sigma >= sigma_cut - SIGMA_TOLERANCE]
+    reached = [k for k, sigma in enumerate(sigmas) if sigma >= cut - SIGMA_TOLERANCE]
     return reached[-1] if reached else 0
 
 
 def stage_bounds(sigmas: Sequence[float], reuse_cut: float | None, full_cut: float | None) -> tuple[int, int]:
-    """(K1, K2) of a schedule from the two σ; None: the stage's node is absent.
-
-    A schedule that ends above `reuse_cut` (a first expert that the source passes) is reused whole: K1 = K2 = N.
-    """
-    n = len(sigmas) - 1
-    if reuse_cut is None:
-        k1 = 0
-    elif sigmas[-1] >= reuse_cut - SIGMA_TOLERANCE and sigmas[-1] > 0:
-        return n, n
-    else:
-        k1 = steps_reached(sigmas, reuse_cut)
-    if full_cut is None:
-        return k1, n
-    k2 = n if sigmas[-1] >= full_cut - SIGMA_TOLERANCE and sigmas[-1] > 0 else steps_reached(sigmas, full_cut)
+    """(K1, K2) of a schedule from the two σ; None: the stage's node is absent, so nothing is skipped, or refined."""
+    k1 = 0 if reuse_cut is None else steps_reached(sigmas, reuse_cut)
+    k2 = len(sigmas) - 1 if full_cut is None else steps_reached(sigmas, full_cut)
     return k1, max(k1, k2)
