@@ -1,0 +1,46 @@
+"""The host's own Wan with random weights, small enough for every test to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import torch
+
+TEXT_DIM = 24
+
+
+@pytest.fixture(scope="session")
+def digest_module(pack_module) -> ModuleType:
+    return pack_module("chorus.comfy.digest")
+
+
+@pytest.fixture(scope="session")
+def blocks_module(pack_module) -> ModuleType:
+    return pack_module("chorus.comfy.blocks")
+
+
+def _wan(dtype: torch.dtype = torch.float32, seed: int = 0, **changes) -> torch.nn.Module:
+    import comfy.ops
+    from comfy.ldm.wan.model import WanModel
+
+    config = {"dim": 48, "ffn_dim": 96, "num_layers": 3, "num_heads": 2, "freq_dim": 32}
+    config |= {"text_dim": TEXT_DIM, "in_dim": 16, "out_dim": 16}
+    model = WanModel(dtype=dtype, device="cpu", operations=comfy.ops.disable_weight_init, **config | changes)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        spread = 1.0 if "norm" in name else 0.3 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
+        parameter.data = (torch.randn(parameter.shape, generator=generator) * spread).to(parameter.dtype)
+    return model.requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="session")
+def make_wan(comfy_host) -> Callable[..., torch.nn.Module]:
+    """`make_wan(**changes)`: a `comfy.ldm.wan.model.WanModel` with three blocks."""
+    return _wan
+
+
+@pytest.fixture(scope="session")
+def wan(make_wan) -> torch.nn.Module:
+    return make_wan()

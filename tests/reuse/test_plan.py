@@ -1,0 +1,158 @@
+"""K1 and K2 of a schedule, and how a match score becomes a share of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chorus.reuse.plan import (
+    SIGMA_TOLERANCE,
+    Calibration,
+    calibration_of,
+    calibrations,
+    stage_bounds,
+    steps_reached,
+)
+
+from .schedules import CUTS, schedules, shifted
+
+EVEN = [1.0, 0.75, 0.5, 0.25, 0.0]
+OPTIONAL_CUTS = st.none() | CUTS
+
+
+def test_a_step_at_the_cut_is_reached():
+    assert steps_reached(EVEN, 0.5) == 2
+
+
+def test_a_step_below_the_cut_is_not_reached():
+    assert steps_reached(EVEN, 0.51) == 1
+
+
+def test_rounding_of_a_schedule_does_not_move_the_cut():
+    assert steps_reached(EVEN, 0.5 + 0.5 * SIGMA_TOLERANCE) == 2
+    assert steps_reached(EVEN, 0.5 + 2 * SIGMA_TOLERANCE) == 1
+
+
+@pytest.mark.parametrize("sigmas", [[], [0.0], [1.0]])
+def test_a_schedule_without_steps_has_none_to_reuse(sigmas):
+    assert steps_reached(sigmas, 0.0) == 0
+
+
+def test_a_schedule_that_starts_below_the_cut_reuses_nothing():
+    tail = shifted(10, 5.0)[7:]
+    assert tail[0] < 0.9
+    assert stage_bounds(tail, 0.9, 0.8) == (0, 0)
+
+
+@given(schedules(), CUTS)
+def test_steps_before_the_cut_are_those_at_or_above_it(sigmas, cut):
+    k = steps_reached(sigmas, cut)
+    assert 0 <= k < len(sigmas)
+    assert k == 0 or sigmas[k] >= cut - SIGMA_TOLERANCE
+    assert all(s < cut - SIGMA_TOLERANCE for s in sigmas[k + 1 : -1])
+
+
+@given(schedules(), CUTS, CUTS)
+def test_a_lower_cut_never_reaches_fewer_steps(sigmas, one, other):
+    high, low = max(one, other), min(one, other)
+    assert steps_reached(sigmas, low) >= steps_reached(sigmas, high)
+
+
+@given(schedules(), OPTIONAL_CUTS, OPTIONAL_CUTS)
+def test_stages_follow_each_other(sigmas, reuse, full):
+    k1, k2 = stage_bounds(sigmas, reuse, full)
+    assert 0 <= k1 <= k2 <= len(sigmas) - 1
+
+
+@given(schedules(), CUTS, CUTS, CUTS)
+def test_k1_and_k2_are_monotone_in_their_cuts(sigmas, one, other, kept):
+    high, low = max(one, other), min(one, other)
+    assert stage_bounds(sigmas, low, kept)[0] >= stage_bounds(sigmas, high, kept)[0]
+    assert stage_bounds(sigmas, kept, low)[1] >= stage_bounds(sigmas, kept, high)[1]
+
+
+@given(schedules(), OPTIONAL_CUTS)
+def test_without_stage_three_the_selective_steps_last_to_the_end(sigmas, reuse):
+    assert stage_bounds(sigmas, reuse, None)[1] == len(sigmas) - 1
+
+
+@given(schedules(), OPTIONAL_CUTS)
+def test_without_stage_one_nothing_is_skipped(sigmas, full):
+    assert stage_bounds(sigmas, None, full)[0] == 0
+
+
+@given(schedules())
+def test_a_whole_schedule_keeps_its_last_step(sigmas):
+    whole = [*sigmas[:-1], 0.0]
+    assert stage_bounds(whole, 0.0, 0.0) == (len(whole) - 2, len(whole) - 2)
+
+
+def test_a_first_expert_that_the_source_passes_is_reused_whole():
+    assert stage_bounds(EVEN[:3], 0.3, 0.1) == (2, 2)
+
+
+def test_a_first_expert_in_the_middle_of_the_selective_steps_ends_in_them():
+    assert stage_bounds(EVEN[:3], 0.75, 0.25) == (1, 2)
+
+
+@given(schedules(), OPTIONAL_CUTS, OPTIONAL_CUTS, st.data())
+def test_a_schedule_cut_in_two_agrees_with_the_whole(sigmas, reuse, full, data):
+    index = data.draw(st.integers(1, len(sigmas) - 1), label="cut at step")
+    whole = stage_bounds(sigmas, reuse, full)
+    first, second = sigmas[: index + 1], sigmas[index:]
+    parts = [stage_bounds(first, reuse, full)]
+    if len(second) > 1:
+        parts.append(stage_bounds(second, reuse, full))
+    assert tuple(map(sum, zip(*parts, strict=True))) == whole
+
+
+@given(st.integers(1, 60), st.sampled_from([1.0, 5.0, 8.0]), st.floats(0.01, 0.99))
+def test_the_same_cut_skips_the_same_part_of_short_and_long_schedules(steps, shift, cut):
+    k = steps_reached(shifted(steps, shift), cut)
+    longer = shifted(steps * 4, shift)
+    assert 0 <= steps_reached(longer, cut) - 4 * k < 4
+
+
+# -- calibration ------------------------------------------------------------------------------------------------
+
+CALIBRATION = Calibration(threshold=0.6, least_reuse=0.1, most_reuse=0.5, selective=0.25)
+CALIBRATIONS = st.builds(
+    lambda threshold, least, more, selective: Calibration(threshold, least, min(1.0, least + more), selective),
+    st.floats(0.0, 1.0),
+    st.floats(0.0, 0.5),
+    st.floats(0.0, 0.5),
+    st.floats(0.0, 0.5),
+)
+
+
+def test_reuse_goes_from_the_least_at_the_threshold_to_the_most_at_score_one():
+    assert CALIBRATION.reuse(0.6) == pytest.approx(0.1)
+    assert CALIBRATION.reuse(0.8) == pytest.approx(0.3)
+    assert CALIBRATION.reuse(1.0) == pytest.approx(0.5)
+
+
+@given(CALIBRATIONS, st.floats(-1.0, 1.0), st.floats(-1.0, 1.0))
+def test_a_better_match_is_never_reused_less(calibration, one, other):
+    assert calibration.reuse(max(one, other)) >= calibration.reuse(min(one, other)) - 1e-12
+
+
+@given(CALIBRATIONS, st.floats(-1.5, 1.5))
+def test_reuse_stays_within_its_bounds(calibration, score):
+    assert calibration.least_reuse - 1e-12 <= calibration.reuse(score) <= calibration.most_reuse + 1e-12
+
+
+def test_an_embedder_has_the_calibration_of_its_family():
+    for family, calibration in calibrations().items():
+        assert calibration_of(f"{family}:ViT-X:1024") is calibration
+        assert calibration_of(family) is calibration
+
+
+def test_an_unknown_family_is_treated_as_conditioning():
+    assert calibration_of("no-such-family:1") is calibrations()["conditioning"]
+
+
+def test_calibrated_values_make_sense():
+    for family, c in calibrations().items():
+        assert 0 < c.threshold < 1, family
+        assert 0 < c.least_reuse <= c.most_reuse <= c.most_reuse + c.selective <= 1, family
