@@ -50,7 +50,7 @@ def test_steps_before_the_cut_are_those_at_or_above_it(sigmas, cut):
     k = steps_reached(sigmas, cut)
     assert 0 <= k < len(sigmas)
     assert k == 0 or sigmas[k] >= cut - SIGMA_TOLERANCE
-    assert all(s < cut - SIGMA_TOLERANCE for s in sigmas[k + 1 : -1])
+    assert all(s < cut - SIGMA_TOLERANCE for s in sigmas[k + 1 :])
 
 
 @given(schedules(), CUTS, CUTS)
@@ -82,10 +82,10 @@ def test_without_stage_one_nothing_is_skipped(sigmas, full):
     assert stage_bounds(sigmas, None, full)[0] == 0
 
 
-@given(schedules())
-def test_a_whole_schedule_keeps_its_last_step(sigmas):
-    whole = [*sigmas[:-1], 0.0]
-    assert stage_bounds(whole, 0.0, 0.0) == (len(whole) - 2, len(whole) - 2)
+@given(schedules(), CUTS)
+def test_a_schedule_that_ends_at_the_cut_is_reused_whole(sigmas, full):
+    n = len(sigmas) - 1
+    assert stage_bounds(sigmas, sigmas[-1], full) == (n, n)
 
 
 def test_a_first_expert_that_the_source_passes_is_reused_whole():
