@@ -22,13 +22,24 @@ from rich.table import Table
 from small_wan import export
 
 from . import demo_graph, demo_pictures
-from .client import ApiError, ExecutionFailed
+from .client import ApiError, ExecutionFailed, ExecutionInterrupted
+from .comfyui import ComfyUINotFound
 from .demo_requests import DemoFailure, Video, sample_all
 from .server import ServerFailure
 
 OUTPUT = demo_graph.CHECKOUT / "demo_output"
 REPORT_VERSION = 1
 
+_FAILURES = (
+    DemoFailure,
+    demo_graph.TemplateFailure,
+    ComfyUINotFound,
+    ServerFailure,
+    ApiError,
+    ExecutionFailed,
+    ExecutionInterrupted,
+    OSError,  # the output folder, or the time a request may take
+)
 _COLOURS = {"hit": "green", "identical": "green", "miss": "yellow"}
 
 
@@ -43,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("demo interrupted", style="red")
         return 130
-    except (DemoFailure, demo_graph.TemplateFailure, ServerFailure, ApiError, ExecutionFailed) as error:
-        console.print(f"demo failed: {error}", style="red", markup=False, soft_wrap=True)
+    except _FAILURES as error:
+        console.print(f"demo failed: {str(error) or repr(error)}", style="red", markup=False, soft_wrap=True)
         return 1
     return 0
 

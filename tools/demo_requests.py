@@ -24,9 +24,9 @@ from .server import ComfyServer
 
 SEED = 1
 
-SOURCE = Caption("red", "circle", "right", "navy")
-TARGET = Caption("green", "circle", "right", "navy")
-UNLIKE = Caption("pink", "cross", "up", "olive", second=("cyan", "square", "left"), template=2)
+SOURCE = Caption("red", "circle", "up", "teal")
+TARGET = Caption("yellow", "circle", "up", "teal")
+UNLIKE = Caption("pink", "cross", "right", "olive", second=("cyan", "square", "left"), template=2)
 
 _FIGURES = (
     "outcome",
