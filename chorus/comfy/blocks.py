@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,29 +23,27 @@ class TokenDrop:
     indices: torch.Tensor
     total: int
     whole: torch.Tensor | None = None  # block 0's input, into which the last block's output is put back
+    shorter: dict = field(default_factory=dict)  # what every block gets, gathered once
 
     def enter(self, args: dict, first: bool) -> dict:
         if first:
             if args["img"].shape[1] != self.total:
                 return args  # reference tokens or another grid: this call is computed whole
             self.whole = args["img"]
-        if self.whole is None:
-            return args
-        kept = self.indices.to(args["img"].device)
-        shorter = dict(args, pe=args["pe"].index_select(1, kept))
-        if first:
-            shorter["img"] = args["img"].index_select(1, kept)
-        rows = args["vec"].shape[1]
-        if args["vec"].ndim == 4 and rows > 1:  # one modulation row a frame
-            shorter["vec"] = args["vec"].repeat_interleave(self.total // rows, dim=1).index_select(1, kept)
-        return shorter
+            self.indices = self.indices.to(args["img"].device)
+            self.shorter = {"pe": args["pe"].index_select(1, self.indices)}
+            rows = args["vec"].shape[1]
+            if args["vec"].ndim == 4 and rows > 1:  # one modulation row a frame
+                per_token = args["vec"].repeat_interleave(self.total // rows, dim=1)
+                self.shorter["vec"] = per_token.index_select(1, self.indices)
+            return {**args, **self.shorter, "img": args["img"].index_select(1, self.indices)}
+        return {**args, **self.shorter}
 
     def leave(self, out: dict, last: bool) -> dict:
         if not last or self.whole is None:
             return out
-        kept = self.indices.to(out["img"].device)
         whole, self.whole = self.whole, None
-        return dict(out, img=whole.index_copy(1, kept, out["img"]))
+        return dict(out, img=whole.index_copy(1, self.indices, out["img"]))
 
 
 def patch_blocks(options: dict, count: int, drop: TokenDrop | None, seen: Callable[[int], None]) -> dict:
@@ -76,7 +74,7 @@ def _block_patch(index: int, count: int, drop: TokenDrop | None, seen: Callable,
 class CrossAttention:
     """What to do at the text cross-attention of one model call.
 
-    text_length: tokens of the context as the call sees it; rows: [B] bool, the conditional rows.
+    text_length: tokens of the context as the call sees it; rows: [B] bool, those of the positive prompt.
     """
 
     text_length: int

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from enum import Enum
+from functools import partial
+from pathlib import PurePath
+from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
 
 _CHUNK = 1 << 22  # int64 words a pass, so that position weights stay small
+_DEPTH = 16  # a tensor in an adapter in a manager in a closure of an injection is at 13
+_PLAIN = (bool, int, float, complex, str, bytes, Enum, PurePath, torch.dtype, torch.device)
 _SMALL = 1 << 20  # bytes up to which a cryptographic hash costs nothing that anyone would notice
 
 _weights_of: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -28,6 +35,8 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     if size <= _SMALL:
         sha.update(data.cpu().view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
+    if data.storage_offset() * data.element_size() % 8:
+        data = data.clone()  # 64-bit words need an aligned start
     data = data.view(torch.uint8)
     whole = size // 8 * 8
     sha.update(data[whole:].cpu().numpy().tobytes())
@@ -57,12 +66,13 @@ def weights_digest(patcher: Any) -> str:
 
 def patches_digest(patcher: Any) -> str:
     """Digest of the LoRA patches on a `ModelPatcher` and their strengths; "" when there are none."""
-    if not patcher.patches and not patcher.injections:
+    if patcher.injections:  # LoRAs that run beside the weights instead of in them
+        return digest([patcher.patches, patcher.injections])
+    if not patcher.patches:
         return ""
     key = patcher.patches_uuid
     if key not in _patches_of:
-        described = {name: patcher.patches[name] for name in sorted(patcher.patches)}
-        _patches_of[key] = digest([described, sorted(patcher.injections)])
+        _patches_of[key] = digest(patcher.patches)
         while len(_patches_of) > 64:
             _patches_of.pop(next(iter(_patches_of)))
     return _patches_of[key]
@@ -71,8 +81,8 @@ def patches_digest(patcher: Any) -> str:
 def digest(value: Any) -> str:
     """Digest of nested plain data, tensors and objects, by content.
 
-    Functions count by name and by what they close over, objects by class and their plain attributes: enough to tell
-    one patch from another, equal across restarts.
+    Functions count by name, defaults and what they close over, objects by class and attributes, models by their
+    weights: enough to tell one patch from another, equal across restarts.
     """
     sha = hashlib.blake2b(digest_size=16)
     _describe(value, sha.update, 0)
@@ -80,39 +90,51 @@ def digest(value: Any) -> str:
 
 
 def _describe(value: Any, write: Callable[[bytes], Any], depth: int) -> None:
-    if depth > 8:
+    if depth > _DEPTH:
         return
+    below = partial(_describe, write=write, depth=depth + 1)
     if isinstance(value, torch.Tensor):
         write(f"T{tensor_digest(value)}".encode())
-    elif value is None or isinstance(value, bool | int | float | str | bytes):
+    elif isinstance(value, np.ndarray):
+        write(f"A{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+    elif value is None or isinstance(value, _PLAIN):
         write(f"{type(value).__name__}:{value!r};".encode())
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         write(b"{")
         for key in sorted(value, key=repr):
-            _describe(key, write, depth + 1)
-            _describe(value[key], write, depth + 1)
+            below(key)
+            below(value[key])
         write(b"}")
     elif isinstance(value, list | tuple | set | frozenset):
         write(b"[")
         for item in sorted(value, key=repr) if isinstance(value, set | frozenset) else value:
-            _describe(item, write, depth + 1)
+            below(item)
         write(b"]")
-    elif callable(value) and hasattr(value, "__qualname__"):
+    elif isinstance(value, partial):
+        write(b"P")
+        below([value.func, value.args, value.keywords])
+    elif isinstance(value, MethodType):
+        write(f"M{value.__qualname__};".encode())
+        below(value.__self__)
+    elif isinstance(value, type):
+        write(f"C{value.__module__}.{value.__qualname__};".encode())
+    elif hasattr(value, "__code__"):
         write(f"F{value.__module__}.{value.__qualname__};".encode())
-        for cell in getattr(value, "__closure__", None) or ():
-            _describe_attribute(cell.cell_contents, write, depth + 1)
-        _describe_attribute(getattr(value, "__self__", None), write, depth + 1)
+        below([value.__defaults__, value.__kwdefaults__])
+        for cell in value.__closure__ or ():
+            below(_content(cell))
+    elif isinstance(value, torch.nn.Module):
+        write(f"N{type(value).__qualname__}".encode())
+        below({name: tensor_digest(t) for name, t in value.state_dict().items() if isinstance(t, torch.Tensor)})
+    elif hasattr(value, "patches_uuid"):
+        below([weights_digest(value), patches_digest(value)])
     else:
         write(f"O{type(value).__module__}.{type(value).__qualname__}".encode())
-        for name, attribute in sorted(getattr(value, "__dict__", {}).items()):
-            if not name.startswith("_"):
-                write(name.encode())
-                _describe_attribute(attribute, write, depth + 1)
+        below(getattr(value, "__dict__", {}))
 
 
-def _describe_attribute(value: Any, write: Callable[[bytes], Any], depth: int) -> None:
-    """Attributes and closures: modules and models are named, not walked."""
-    if isinstance(value, torch.nn.Module) or hasattr(value, "patches_uuid"):
-        write(f"M{type(value).__qualname__}".encode())
-    else:
-        _describe(value, write, depth)
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name not bound yet
+        return None

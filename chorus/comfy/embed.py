@@ -60,7 +60,7 @@ def embed(prompt: str, way: str, clip: Any | None, conditioning: list | None) ->
     elif way == "conditioning":
         if conditioning is None:
             raise ValueError("embedding 'conditioning': connect the positive CONDITIONING to this node")
-        vector = pool_encoding(conditioning[0][0])
+        vector = pool_encoding(conditioning[0][0][:1])
     else:
         raise ValueError(f"embedding {way!r}: expected one of {', '.join(WAYS)}")
     return EmbeddedPrompt(vector, None if encoding is None else _rows(encoding), _labels(prompt, encoding, pieces))

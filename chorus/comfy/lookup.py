@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ..prompt.embedding import PromptVector
 from ..reuse.plan import Plan, Source, calibration_of
 from .caches import open_cache, warn
 from .embed import EmbeddedPrompt, embed
-from .space import space_of
+from .space import expert, space_of, start_latent
 
 MODES = ("read and write", "read only", "write only", "off")
 
@@ -24,7 +24,7 @@ MODES = ("read and write", "read only", "write only", "off")
 class LookupSettings:
     """The widgets of a look-up."""
 
-    prompt: str
+    prompt: str | None  # None: linked, as the host asks for a fingerprint
     threshold: float  # 0: the calibrated one
     mode: str
     cache_name: str
@@ -51,7 +51,7 @@ def look_up(
     vector = embedded.vector
     threshold = settings.threshold or calibration_of(vector.embedder).threshold
     reads = settings.mode in MODES[:2]
-    source, score, explanation, notes = None, -1.0, f"mode is {settings.mode}", []
+    source, score, explanation = None, -1.0, f"mode is {settings.mode}"
     if reads:
         try:
             cache = open_cache(settings.cache_name)
@@ -68,14 +68,14 @@ def look_up(
         embedder=vector.embedder,
         vector=vector.vector,
         space=space,
-        experts=tuple(space.weights.split("+")),
+        experts=tuple(expert(m) for m in models),
+        start_latent=start_latent(latent["samples"]),
         source=source,
         score=score,
         explanation=explanation,
         tokens=embedded.encoding,
         token_labels=embedded.labels,
         lookup_seconds=time.perf_counter() - began,
-        notes=tuple(notes),
     )
     answers.remember(settings, vector, space, plan)
     return plan
@@ -136,10 +136,12 @@ class Answers:
         self._answers: OrderedDict[LookupSettings, _Answer] = OrderedDict()
 
     def remember(self, settings: LookupSettings, vector: PromptVector, space: Space, plan: Plan) -> None:
-        answer = self._answers.setdefault(settings, _Answer(uuid.uuid4().hex))
-        answer.vector, answer.space, answer.made_by = vector, space, plan.id
-        answer.source = plan.source.entry.id if plan.source else None
-        self._answers.move_to_end(settings)
+        # The host asks for a linked prompt's token without telling the prompt.
+        for known in (settings, replace(settings, prompt=None)):
+            answer = self._answers.setdefault(known, _Answer(uuid.uuid4().hex))
+            answer.vector, answer.space, answer.made_by = vector, space, plan.id
+            answer.source = plan.source.entry.id if plan.source else None
+            self._answers.move_to_end(known)
         while len(self._answers) > self._kept:
             self._answers.popitem(last=False)
 

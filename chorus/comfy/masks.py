@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from ..prompt.tokens import token_difference
 from ..reuse.plan import Plan
 from ..reuse.regions import build, dilate, from_attention, from_frames, token_grid
+from .digest import tensor_digest
 from .lookup import source_preview
 
 WAYS = ("attention", "mask", "segment anything")
@@ -37,7 +37,9 @@ def with_regions(
         if base is not None:
             regions = build(base, edit_radius, visible_radius)
     seconds = plan.stage_seconds + time.perf_counter() - began
-    return replace(plan, regions=regions, regions_note=note, stage_seconds=seconds)
+    given = tensor_digest(mask) if mask is not None and way == "mask" else ""
+    asked = (way, edit_radius, visible_radius, given, checkpoint)
+    return plan.with_stage("regions", asked, regions=regions, regions_note=note, stage_seconds=seconds)
 
 
 def _base(plan: Plan, way: str, mask: torch.Tensor | None, checkpoint: str) -> tuple[torch.Tensor | None, str]:

@@ -10,7 +10,7 @@ import torch
 
 from ..reuse.trajectory import clean_component
 
-_FINISHED_KEPT = 4  # finished runs that wait for their ChorusCacheStore; a graph without one must not pile them up
+_FINISHED_KEPT = 2  # finished runs that wait for their ChorusCacheStore; a graph without one must not pile them up
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +21,9 @@ from ..reuse.regions import token_grid
 from ..reuse.trajectory import Trajectory
 from .blocks import CrossAttention, TokenDrop, coarse_attention, override_attention, patch_blocks
 from .caches import load_trajectory, open_cache, warn
-from .digest import digest, patches_digest, tensor_digest, weights_digest
+from .digest import digest, tensor_digest
 from .recording import FinishedRun, Recording, Report, finished_runs
-from .space import image_conditioning, prediction_of
+from .space import expert, image_conditioning, prediction_of, start_latent
 
 KEY = "chorus"
 
@@ -82,6 +83,7 @@ def merged(plan: Plan, present: Plan | None) -> Plan:
         regions_note=plan.regions_note or present.regions_note,
         amplification=plan.amplification or present.amplification,
         full_from=present.full_from if plan.full_from is None else plan.full_from,
+        asked={**present.asked, **plan.asked},
         stage_seconds=max(plan.stage_seconds, present.stage_seconds),
     )
 
@@ -133,25 +135,30 @@ def outer_sample(
     except Exception as error:  # a fault of ours must never cost a render
         warn(f"not active in this run, after an error of its own: {type(error).__name__}: {error}")
         return sample(original)
-    own = time.perf_counter() - began
 
-    answered = run.answer_without_sampling()
-    if answered is not None:
-        latent, x0 = answered
-        if callback is not None and x0 is not None:
-            callback(run.steps - 1, x0, x0, run.steps)
-        run.report.chorus_s += time.perf_counter() - began
-        finished_runs.put(plan.id, run.finished(latent, 0.0))
-        return latent
+    def finish(latent: torch.Tensor, seconds: float) -> None:
+        try:
+            finished_runs.put(plan.id, run.finished(latent, seconds))
+        except Exception as error:  # the render is done; only its entry is lost
+            warn(f"the run cannot be stored: {type(error).__name__}: {error}")
 
     options = comfy.model_patcher.create_model_options_clone(original)
     options["transformer_options"][KEY] = run
-    run.guard_against_in_place_caches(options)
     try:
+        answered = run.answer_without_sampling()
+        if answered is not None:
+            latent, x0 = answered
+            if callback is not None:
+                callback(run.steps - 1, x0, x0, run.steps)
+            run.report.chorus_s += time.perf_counter() - began
+            finish(latent, 0.0)
+            return latent
+        run.guard_against_in_place_caches(options)
+        run.report.chorus_s += time.perf_counter() - began
+        began = time.perf_counter()
+        before_sampling = run.report.chorus_s
         latent = sample(options)
-        run.report.chorus_s += own
-        seconds = time.perf_counter() - began - run.report.chorus_s
-        finished_runs.put(plan.id, run.finished(latent, seconds))
+        finish(latent, time.perf_counter() - began - (run.report.chorus_s - before_sampling))
         return latent
     finally:
         run.drop()
@@ -226,6 +233,7 @@ class Run:
         positive = conds.get("positive") or []
         self.carried = image_conditioning(positive)
         self.tokens = positive[0].get("cross_attn") if len(positive) == 1 else None
+        self.positive_ids = {cond.get("uuid") for cond in positive}
         self.noise_drawn = sampler.sampler_function.__name__ not in NOISE_FREE
         self.noise_scale = float(getattr(self.patcher.get_model_object("model_sampling"), "noise_scale", 1.0))
         self.seed = seed
@@ -251,6 +259,8 @@ class Run:
         # What is under way; written by predict_noise, read by the model calls it makes.
         self.step: int | None = None
         self.selective = False
+        self.known: torch.Tensor | None = None  # the source's x0 at the selective step under way
+        self.edit: torch.Tensor | None = None  # [1, 1, T, H, W] bool
         self.tokens_seen: dict[int, int] = {}  # step → most tokens any of its model calls put through the blocks
         self.tokens_total = 0
         self.steps_run: set[int] = set()
@@ -269,15 +279,16 @@ class Run:
             raise Unsuitable("this sampler chooses its own steps, so there are none to skip")
         if prediction_of(self.patcher) != "flow":
             raise Unsuitable(f"the model predicts {prediction_of(self.patcher)}; only flow models are reused")
+        windows = self.patcher.model_options.get("context_handler")
+        if getattr(windows, "freenoise", False):
+            raise Unsuitable("FreeNoise reorders the noise of context windows; switch it off there to reuse")
         if tuple(noise.shape) != tuple(plan.space.shape):
             raise Unsuitable(
                 f"the sampled latent is {tuple(noise.shape)}, the look-up was for {tuple(plan.space.shape)}: "
                 "connect the same latent to ChorusCacheLookup"
             )
-        if weights_digest(self.patcher) not in plan.experts:
-            raise Unsuitable("the sampled model is another than the one given to ChorusCacheLookup")
-        if patches_digest(self.patcher) not in plan.space.patches.split("+"):
-            raise Unsuitable("the sampled model has other LoRAs than the one given to ChorusCacheLookup")
+        if expert(self.patcher) not in plan.experts:
+            raise Unsuitable("the sampled model or its LoRAs are not those given to ChorusCacheLookup")
         if any(cond.get("hooks") for conds in guider.original_conds.values() for cond in conds or []):
             raise Unsuitable("the conditioning carries hooks, which change the weights between steps")
 
@@ -286,25 +297,27 @@ class Run:
         self.before = None
         blank = not bool(torch.count_nonzero(noise))
         if not blank:
-            self.noise = noise.detach().float().cpu() * self.noise_scale
-            self.noise_digest = tensor_digest(noise.detach().cpu())
-            self.noise_from_seed = self._seed_gives(noise, latent_image)
+            if start_latent(latent_image) != self.plan.start_latent:
+                raise Unsuitable("sampling starts from another latent than the one given to ChorusCacheLookup")
+            noise = noise.detach().float().cpu()
+            self.noise = noise * self.noise_scale
+            self.noise_digest = tensor_digest(noise)
+            self.noise_from_seed = self._seed_gives(noise)
             return
         goes_on = before is not None and abs(before.sigmas[-1] - self.sigmas[0]) < SIGMA_TOLERANCE
-        if not goes_on or before.complete:
+        if not goes_on or before.complete or not torch.equal(latent_image.cpu().to(before.final), before.final):
             raise Unsuitable("sampling starts in the middle of a schedule from a latent Chorus has not seen made")
         self.before = before
         self.noise = before.recording.noise if before.recording else None
         self.noise_digest, self.noise_from_seed = before.noise_digest, before.noise_from_seed
         self.seed = before.seed
 
-    def _seed_gives(self, noise: torch.Tensor, latent_image: torch.Tensor) -> bool:
+    def _seed_gives(self, noise: torch.Tensor) -> bool:
         import comfy.sample
 
         if self.seed is None:
             return False
-        again = comfy.sample.prepare_noise(torch.zeros(noise.shape, dtype=latent_image.dtype), self.seed)
-        return torch.equal(again.to(noise), noise)
+        return torch.equal(comfy.sample.prepare_noise(torch.zeros(noise.shape), self.seed), noise)
 
     def _call_digest(self, guider, conds, sampler, latent_image) -> str:
         """Everything that shapes this sampler call's result."""
@@ -316,12 +329,13 @@ class Run:
             name: [{k: v for k, v in c.items() if k not in ("uuid", "model_conds")} for c in group or []]
             for name, group in conds.items()
         }
-        plain = {k: v for k, v in vars(guider).items() if isinstance(v, int | float | str)}
+        known = {"model_patcher", "model_options", "original_conds", "conds", "inner_model", "loaded_models"}
+        plain = {k: v for k, v in vars(guider).items() if k not in known}
         return digest(
             [
                 self.plan.space.key(),
-                self.plan.settings(),
-                [weights_digest(self.patcher), patches_digest(self.patcher)],
+                self.plan.asked,
+                expert(self.patcher),
                 [options, inner, {k: v for k, v in others.items() if v}],
                 self.patcher.object_patches,
                 stripped,
@@ -352,9 +366,7 @@ class Run:
         if entry.prompt == plan.prompt and entry.settings["noise"] != self.noise_digest:
             return self._miss("the same prompt with another seed asks for another take")
         try:
-            self.trajectory = load_trajectory(
-                open_cache(plan.cache_name), entry, self.patcher.model.process_latent_in
-            )
+            self.trajectory = load_trajectory(open_cache(plan.cache_name), entry, self.patcher.model.process_latent_in)
         except CacheError as error:
             return self._miss(str(error))
         self.k1, self.k2 = stage_bounds(self.sigmas, self._cut(plan.reuse), self._cut(plan.full_from))
@@ -375,10 +387,9 @@ class Run:
             self.k1 = self.k2  # nothing differs: the steps are the source's whole
         elif plan.regions is not None and plan.regions.whole:
             self.k2 = self.k1  # everything differs: the steps are full ones
-        elif self.k2 > self.k1 == 0:
-            self.note("selective steps need a reused step before them")
+        goes_on = self.before is not None and self.before.report.k1 > 0
+        if self.k1 == 0 and not (goes_on and self.k2 > 0):
             self.k2 = 0
-        if self.k1 == 0:
             return self._miss(f"the schedule of {self.steps} steps has none at or above the source's start")
         if self.noise_drawn:
             self.note(f"{self.sampler_name} draws noise: the rest of the run is another draw than a cold one's")
@@ -437,7 +448,11 @@ class Run:
         if not self.plan.writes or self.trajectory is not None or self.identical:
             return None
         if self.before is not None:
-            return self.before.recording
+            earlier = self.before.recording
+            if earlier is not None and (earlier.noise is None) != self.noise_drawn:
+                self.note("not a source for others: its two samplers differ in whether they draw noise")
+                return None
+            return earlier
         return Recording(None if self.noise_drawn else self.noise)
 
     def note(self, text: str) -> None:
@@ -445,7 +460,7 @@ class Run:
 
     # -- without sampling ---------------------------------------------------------------------------------------
 
-    def answer_without_sampling(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    def answer_without_sampling(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(LATENT, its model-space form for the preview) when no step needs to be computed, else None."""
         if self.identical:
             try:
@@ -508,14 +523,18 @@ class Run:
 
         if self.k1 == self.k2 == 0:
             return segment(0, self.steps, None)
-        x = self.trajectory.at(self.sigmas[self.k1]).to(noise)
+        if self.k1 > 0:
+            x = self.trajectory.at(self.sigmas[self.k1]).to(noise)
+        else:  # the first half's state, mid-way through the selective steps
+            x = latent_image * (1.0 - self.sigmas[0])
         if self.k2 > self.k1:
             edit = self._edit_cells(noise)
-            self.selective = True
+            self.selective, self.edit = True, edit
             for step in range(self.k1, self.k2):
+                self.known = self.trajectory.denoised(self.sigmas[step], self.sigmas[step + 1]).to(noise)
                 after = segment(step, step + 1, x) * (1.0 - self.sigmas[step + 1])
                 x = torch.where(edit, after, self.trajectory.at(self.sigmas[step + 1]).to(after))
-            self.selective = False
+            self.selective, self.known, self.edit = False, None, None
             self._forget_partial_outputs(options)
         if self.k2 == self.steps:
             return x / (1.0 - self.sigmas[-1])
@@ -550,24 +569,24 @@ class Run:
         self.step = near if on_schedule else self.step
         if self.recording is not None and on_schedule:
             began = time.perf_counter()
-            self.recording.keep(self.sigmas[near], x)
+            with self._recording_faults():
+                self.recording.keep(self.sigmas[near], x)
             self.report.chorus_s += time.perf_counter() - began
 
     def leave_evaluation(self, x0: torch.Tensor) -> torch.Tensor:
         if not self.selective:
             return x0
-        known = self.trajectory.denoised(self.sigmas[self.step], self.sigmas[self.step + 1])
-        return torch.where(self._edit_cells(x0), x0, known.to(x0))
+        return torch.where(self.edit, x0, self.known.to(x0))
 
     # -- inside a model call ------------------------------------------------------------------------------------
 
     def call_options(self, model: Any, x: torch.Tensor, context: torch.Tensor | None, options: dict) -> dict:
         """The transformer options of one model call, with this run's patches."""
         network = model.diffusion_model
-        blocks = getattr(network, "blocks", None)
-        if blocks is None or x.ndim != 5 or self.step is None:
+        blocks, patch = getattr(network, "blocks", None), getattr(network, "patch_size", None)
+        if blocks is None or x.ndim != 5 or self.step is None or not isinstance(patch, list | tuple) or len(patch) != 3:
             return options
-        grid = token_grid(tuple(x.shape), network.patch_size)
+        grid = token_grid(tuple(x.shape), patch)
         self.tokens_total = grid[0] * grid[1] * grid[2]
         drop = None
         if self.selective:
@@ -588,9 +607,9 @@ class Run:
         watching = self.recording is not None and self.tokens is not None and self.step in self._watched_steps()
         if context is None or not (strength or watching):
             return None
-        chunks = options["cond_or_uncond"]
+        chunks = options["uuids"]
         each = x.shape[0] // len(chunks)
-        rows = torch.tensor([c == 0 for c in chunks for _ in range(each)])
+        rows = torch.tensor([c in self.positive_ids for c in chunks for _ in range(each)])
         work = CrossAttention(context.shape[1], rows)
         if strength and context.shape[1] % len(self.token_weights) == 0:
             # The host repeats a context to the length of the other one it is batched with.
@@ -602,11 +621,21 @@ class Run:
             real = torch.nn.functional.pad(real, (0, context.shape[1] - len(real)))
 
             def watch(q: torch.Tensor, k: torch.Tensor, heads: int) -> None:
-                if q.shape[1] == grid[0] * grid[1] * grid[2]:
-                    self.recording.look(coarse_attention(q[row], k[row], heads, grid, real))
+                if self.recording is not None and q.shape[1] == grid[0] * grid[1] * grid[2]:
+                    with self._recording_faults():
+                        self.recording.look(coarse_attention(q[row], k[row], heads, grid, real))
 
             work.watch, work.watch_blocks = watch, frozenset({blocks // 4, blocks // 2, 3 * blocks // 4})
         return work
+
+    @contextmanager
+    def _recording_faults(self):
+        """A recording that fails is dropped, and the render goes on."""
+        try:
+            yield
+        except Exception as error:
+            self.recording = None
+            self.note(f"not a source for others: recording failed ({type(error).__name__}: {error})")
 
     def _watched_steps(self) -> set[int]:
         """Two steps of the schedule's middle, where places are settled and words still matter."""
@@ -637,7 +666,7 @@ class Run:
             seed=self.seed,
             noise_digest=self.noise_digest,
             noise_from_seed=self.noise_from_seed,
-            noise_drawn=self.noise_drawn,
+            noise_drawn=self.noise_drawn if self.recording is None else self.recording.noise is None,
             carried=self.carried,
             settings={"sampler": self.sampler_name, "noise_scale": self.noise_scale},
             recording=self.recording,
@@ -647,4 +676,4 @@ class Run:
 
     def drop(self) -> None:
         """Let go of every tensor; clones of the model may still refer to this object."""
-        self.trajectory = self.recording = self.token_weights = self.tokens = self.noise = None
+        self.trajectory = self.recording = self.token_weights = self.tokens = self.noise = self.before = None

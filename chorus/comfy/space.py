@@ -39,17 +39,28 @@ def image_conditioning(cond: list) -> str:
 
 
 def task_of(latent: torch.Tensor, image: torch.Tensor | None, cond: list | None) -> str:
-    """ "t2v", "i2v:<digest>" with a start image or image conditioning, "v2v:<digest>" with a start latent."""
-    parts = []
+    """The task by name: "t2v", "i2v:<digest>" with image conditioning, "v2v:<digest>" with a start latent.
+
+    A start latent beside an image counts too.
+    """
+    parts, start = [], start_latent(latent)
     if image is not None:
         parts.append(tensor_digest(image))
     if cond is not None and (carried := image_conditioning(cond)):
         parts.append(carried)
     if parts:
-        return f"i2v:{digest(parts)}"
-    if torch.count_nonzero(latent) > 0:
-        return f"v2v:{tensor_digest(latent)}"
-    return "t2v"
+        return f"i2v:{digest([*parts, start])}"
+    return f"v2v:{start}" if start else "t2v"
+
+
+def start_latent(latent: torch.Tensor) -> str:
+    """Digest of a latent that holds a picture to start from; "" for an empty one."""
+    return tensor_digest(latent) if torch.count_nonzero(latent) > 0 else ""
+
+
+def expert(patcher: Any) -> tuple[str, str]:
+    """A model as it is sampled: digests of its weights and of its LoRAs."""
+    return weights_digest(patcher), patches_digest(patcher)
 
 
 def prediction_of(patcher: Any) -> str:
@@ -57,7 +68,11 @@ def prediction_of(patcher: Any) -> str:
     import comfy.model_sampling
 
     sampling = patcher.get_model_object("model_sampling")
-    return "flow" if isinstance(sampling, comfy.model_sampling.CONST) else type(sampling).__mro__[1].__name__
+    kinds = {kind.__name__ for kind in type(sampling).__mro__}
+    # The second starts from the latent itself, so its states are not noise and picture mixed.
+    if isinstance(sampling, comfy.model_sampling.CONST) and "IMG_TO_IMG_FLOW" not in kinds:
+        return "flow"
+    return type(sampling).__mro__[1].__name__
 
 
 def space_of(patchers: list[Any], latent: dict, image: torch.Tensor | None, cond: list | None) -> Space:
@@ -73,9 +88,10 @@ def space_of(patchers: list[Any], latent: dict, image: torch.Tensor | None, cond
         latent.get("downscale_ratio_spacial"),
         latent.get("downscale_ratio_temporal"),
     )
+    experts = [expert(p) for p in patchers]
     return Space(
-        weights="+".join(dict.fromkeys(weights_digest(p) for p in patchers)),
-        patches="+".join(dict.fromkeys(filter(None, (patches_digest(p) for p in patchers)))),
+        weights="+".join(weights for weights, _ in experts),
+        patches="+".join(patches for _, patches in experts) if any(patches for _, patches in experts) else "",
         latent_format=type(patchers[0].get_model_object("latent_format")).__name__,
         shape=tuple(shaped.shape),
         task=task_of(samples, image, cond),

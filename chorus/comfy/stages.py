@@ -21,22 +21,24 @@ def _fraction(name: str, value: float) -> float:
 def with_reuse(plan: Plan, choice: str, fraction: float, maximum: float) -> Plan:
     """Stage 1: K1 as a fraction of the schedule, from the match score or fixed, never above `maximum`."""
     wanted = calibration_of(plan.embedder).reuse(plan.score) if choice == "auto" else _fraction("K1", fraction)
-    return replace(plan, reuse=min(wanted, _fraction("maximum", maximum)))
+    asked = (choice, fraction if choice == "fixed" else None, maximum)
+    return plan.with_stage("reuse", asked, reuse=min(wanted, _fraction("maximum", maximum)))
 
 
 def with_refinement(plan: Plan, choice: str, fraction: float) -> Plan:
     """Stage 3: K2 as a fraction of the schedule: as far behind K1 as calibrated, or fixed."""
     calibration = calibration_of(plan.embedder)
     if choice == "fixed":
-        return replace(plan, full_from=_fraction("K2", fraction))
+        return plan.with_stage("refine", (choice, fraction), full_from=_fraction("K2", fraction))
     k1 = calibration.reuse(plan.score) if plan.reuse is None else plan.reuse
-    return replace(plan, full_from=min(1.0, k1 + calibration.selective))
+    return plan.with_stage("refine", (choice, None), full_from=min(1.0, k1 + calibration.selective))
 
 
 def with_amplification(plan: Plan, strength: float, where: str, fade: float) -> tuple[Plan, str]:
     """TGAA: which words speak louder. Returns the plan and the words with their weights, for people."""
     began = time.perf_counter()
-    plan = replace(plan, amplification=Amplification(strength, where, _fraction("fade", fade)))
+    amplification = Amplification(strength, where, _fraction("fade", fade))
+    plan = plan.with_stage("amplify", (strength, where, fade), amplification=amplification)
     shown = _words(plan, strength)
     return replace(plan, stage_seconds=plan.stage_seconds + time.perf_counter() - began), shown
 

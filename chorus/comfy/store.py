@@ -69,7 +69,7 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
         "noise": run.noise_digest,
         "noise_drawn": run.noise_drawn,
         "carried": run.carried,
-        "stages": plan.settings(),
+        "stages": {name: list(asked) for name, asked in plan.asked.items()},
         "report": asdict(run.report),
     }
     new = NewEntry(

@@ -39,9 +39,7 @@ def token_rows(encoding: torch.Tensor) -> torch.Tensor:
     """
     rows = encoding.squeeze(0) if encoding.ndim == 3 else encoding
     if rows.ndim != 2:
-        raise ValueError(
-            f"a text encoding of shape {list(encoding.shape)}: expected one prompt, [1, L, C] or [L, C]"
-        )
+        raise ValueError(f"a text encoding of shape {list(encoding.shape)}: expected one prompt, [1, L, C] or [L, C]")
     return rows
 
 

@@ -33,6 +33,4 @@ def _parts(text: str, limit: int, count: Callable[[str], int], level: int) -> li
     """The text in parts within the limit, cut as coarsely as that allows."""
     if level == len(_CUTS) or count(text) <= limit:
         return [text]
-    return [
-        part for piece in _CUTS[level].split(text) if piece for part in _parts(piece, limit, count, level + 1)
-    ]
+    return [part for piece in _CUTS[level].split(text) if piece for part in _parts(piece, limit, count, level + 1)]

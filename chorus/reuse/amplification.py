@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -20,9 +20,6 @@ class Amplification:
     def __post_init__(self) -> None:
         if self.where not in WHERE:
             raise ValueError(f"where {self.where!r}: expected one of {', '.join(WHERE)}")
-
-    def settings(self) -> dict:
-        return asdict(self)
 
     def strength_at(self, step: int, first: int, total: int) -> float:
         """The strength at `step` (of `total`), computed from step `first` on: linear fade over `fade` of them."""

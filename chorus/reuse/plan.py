@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,10 +70,11 @@ class Plan:
     embedder: str
     vector: np.ndarray  # [D] unit norm
     space: Space
-    experts: tuple[str, ...]  # weights digests this plan is valid for, one a model in the graph
+    experts: tuple[tuple[str, str], ...]  # (weights, LoRAs) digests of the models this plan is valid for
     source: Source | None
     score: float  # of the nearest entry in the space, −1 when there is none
     explanation: str
+    start_latent: str = ""  # digest of the latent that sampling starts from, "" for an empty one
     tokens: torch.Tensor | None = None  # [L, C] encodings of the target prompt, when known at look-up
     token_labels: tuple[str, ...] = ()
     reuse: float | None = None  # stage 1: K1 as a fraction; None when the node is absent
@@ -80,22 +82,20 @@ class Plan:
     regions_note: str = ""
     amplification: Amplification | None = None
     full_from: float | None = None  # stage 3: K2 as a fraction; None when the node is absent
+    asked: Mapping[str, tuple] = field(default_factory=dict)  # what each stage node was set to
     lookup_seconds: float = 0.0
     stage_seconds: float = 0.0
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def hit(self) -> bool:
         return self.source is not None
 
-    def settings(self) -> dict:
-        """What the stage nodes ask for, as plain data: part of the request's digest."""
-        return {
-            "reuse": self.reuse,
-            "full_from": self.full_from,
-            "regions": self.regions.digest() if self.regions else None,
-            "amplification": self.amplification.settings() if self.amplification else None,
-        }
+    def with_stage(self, name: str, asked: tuple, **changes: Any) -> Plan:
+        """The plan with one stage's part; `asked` is what its node was set to, plain data.
+
+        Requests are told apart by what was asked, not by what came of it, which depends on the cache of the day.
+        """
+        return replace(self, asked={**self.asked, name: asked}, **changes)
 
 
 def steps_reached(sigmas: Sequence[float], cut: float) -> int:

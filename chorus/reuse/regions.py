@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -56,12 +55,6 @@ class Regions:
         for axis, size in enumerate(patch):
             cells = cells.repeat_interleave(size, dim=axis)
         return cells[: shape[0], : shape[1], : shape[2]]
-
-    def digest(self) -> str:
-        sha = hashlib.sha256(repr(self.grid).encode())
-        for mask in (self.base, self.edit, self.visible):
-            sha.update(mask.to(torch.uint8).cpu().numpy().tobytes())
-        return sha.hexdigest()
 
 
 def token_grid(shape: tuple[int, ...], patch: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -85,10 +85,11 @@ def test_an_empty_prompt_is_no_error(embedding, clip):
     assert embedded.encoding.shape[0] == 0 and embedded.labels == ()
 
 
-def test_a_batch_of_prompts_is_refused_in_words(embedding):
-    both = [[torch.cat([text_encoder.encode(PROMPT), text_encoder.encode(OTHER)]), {}]]
-    with pytest.raises(ValueError, match="one prompt"):
-        embedding.embed(PROMPT, "conditioning", None, both)
+def test_of_a_batch_of_prompts_the_first_counts(embedding):
+    first = text_encoder.encode(PROMPT)
+    both = [[torch.cat([first, text_encoder.encode(OTHER)]), {}]]
+    alone = embedding.embed(PROMPT, "conditioning", None, [[first, {}]])
+    assert (embedding.embed(PROMPT, "conditioning", None, both).vector.vector == alone.vector.vector).all()
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,3 @@ def test_the_strength_fades_and_never_comes_before_the_first_step(first, compute
     assert not any(over_time[:first])
     assert all(later <= earlier for earlier, later in zip(over_time[first:], over_time[first + 1 :], strict=False))
     assert all(0.0 <= s <= strength for s in over_time)
-
-
-def test_settings_tell_amplifications_apart():
-    assert Amplification().settings() == Amplification().settings()
-    assert Amplification(strength=0.5).settings() != Amplification().settings()

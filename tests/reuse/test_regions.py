@@ -81,19 +81,6 @@ def test_indices_are_frame_major():
     assert Regions(visible, visible, visible).indices().tolist() == [5, 6]
 
 
-def test_the_digest_tells_masks_apart():
-    grid = (1, 4, 4)
-    small, large = box(grid, slice(1, 2), slice(1, 2)), box(grid, slice(0, 3), slice(0, 3))
-    seen = {Regions(*m).digest() for m in ((small,) * 3, (small, small, large), (small, large, large))}
-    assert len(seen) == 3
-    assert Regions(small, small, large).digest() == build(small.clone(), 0, 1).digest()
-
-
-def test_the_digest_tells_grids_apart():
-    flat = torch.ones(12, dtype=torch.bool)
-    assert Regions(*[flat.view(1, 3, 4)] * 3).digest() != Regions(*[flat.view(1, 4, 3)] * 3).digest()
-
-
 # -- growing ----------------------------------------------------------------------------------------------------
 
 

@@ -76,9 +76,7 @@ def graph(
             latent_image=["latent", 0],
             denoise=1.0,
         ),
-        "store": node(
-            "ChorusCacheStore", latent=["sample", 0], chorus=["stage3", 1], keep=1.0, precision=precision
-        ),
+        "store": node("ChorusCacheStore", latent=["sample", 0], chorus=["stage3", 1], keep=1.0, precision=precision),
     }
     if masks:
         g["srd"] = node(
@@ -86,9 +84,7 @@ def graph(
         )
         g["stage1"]["inputs"]["chorus"] = ["srd", 0]
     if tgaa:
-        g["tgaa"] = node(
-            "TGAAPatch", model=["stage1", 0], chorus=["stage1", 1], strength=1.0, where="both", fade=0.5
-        )
+        g["tgaa"] = node("TGAAPatch", model=["stage1", 0], chorus=["stage1", 1], strength=1.0, where="both", fade=0.5)
         g["stage3"]["inputs"] |= {"model": ["tgaa", 0], "chorus": ["tgaa", 1]}
     return g
 

@@ -94,7 +94,9 @@ def test_a_mask_over_everything_is_a_full_step(run, cache, comfy_host):
 def test_all_but_one_token_visible_is_the_full_run_to_rounding(run, cache, comfy_host):
     """All tokens go through the dropping path; only a corner is not edited."""
     run(graph(RED, cache=cache))
-    g = masked(graph(RED, cache=cache, seed=1, k1=0.25, k2=0.5), [(0, 0, 96, 80), (0, 80, 80, 96)], comfy_host, visible=1)
+    g = masked(
+        graph(RED, cache=cache, seed=1, k1=0.25, k2=0.5), [(0, 0, 96, 80), (0, 80, 80, 96)], comfy_host, visible=1
+    )
     selective = run(g)
     assert selective.report["token_share"] == [1.0, 1.0]
     full = run(graph(RED, cache=cache, k1=0.25, k2=0.25))
