@@ -36,7 +36,7 @@ class ChorusAllInOne(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, prompt=None, threshold=0.0, mode="", cache_name="", embedding="", **linked):
-        return lookup.answers.token(lookup.LookupSettings(prompt, threshold, mode, cache_name, embedding))
+        return lookup.answers.token(lookup.LookupSettings(prompt or "", threshold, mode, cache_name, embedding))
 
     @classmethod
     def execute(

@@ -13,7 +13,7 @@ class ChorusStage1Reuse(io.ComfyNode):
             node_id="ChorusStage1Reuse",
             display_name="Chorus Stage 1: Reuse",
             category=CATEGORY,
-            description="On a hit, sampling starts at step K1 from the matched video's state; earlier ones are skipped.",
+            description="On a hit, sampling starts at step K1 from the matched video's state; none before is run.",
             search_aliases=["skip steps", "reuse latents", "k1", "nirvana", "speed up"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that is sampled."),

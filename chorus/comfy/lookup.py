@@ -24,7 +24,7 @@ MODES = ("read and write", "read only", "write only", "off")
 class LookupSettings:
     """The widgets of a look-up."""
 
-    prompt: str | None  # None: linked, as the host asks for a fingerprint
+    prompt: str  # "" also where the host asks for the fingerprint of a linked one, which it does not tell
     threshold: float  # 0: the calibrated one
     mode: str
     cache_name: str
@@ -119,8 +119,7 @@ class _Answer:
     """The last look-up under some settings, and the token by which the host knows it."""
 
     token: str
-    vector: PromptVector | None = None
-    space: Space | None = None
+    asked: tuple[PromptVector, Space] | None = None  # None: not looked up yet
     source: str | None = None  # entry id
     made_by: str = ""  # plan id of the look-up
 
@@ -136,10 +135,9 @@ class Answers:
         self._answers: OrderedDict[LookupSettings, _Answer] = OrderedDict()
 
     def remember(self, settings: LookupSettings, vector: PromptVector, space: Space, plan: Plan) -> None:
-        # The host asks for a linked prompt's token without telling the prompt.
-        for known in (settings, replace(settings, prompt=None)):
+        for known in (settings, replace(settings, prompt="")):
             answer = self._answers.setdefault(known, _Answer(uuid.uuid4().hex))
-            answer.vector, answer.space, answer.made_by = vector, space, plan.id
+            answer.asked, answer.made_by = (vector, space), plan.id
             answer.source = plan.source.entry.id if plan.source else None
             self._answers.move_to_end(known)
         while len(self._answers) > self._kept:
@@ -150,20 +148,18 @@ class Answers:
         if settings.mode not in MODES[:2]:
             return settings.mode
         answer = self._answers.setdefault(settings, _Answer(uuid.uuid4().hex))
-        if answer.vector is None:
+        if answer.asked is None:
             return answer.token
-        source = self._source_now(settings, answer)
+        source = self._source_now(settings, answer, *answer.asked)
         if source != answer.source:
             answer.token, answer.source = uuid.uuid4().hex, source
         return answer.token
 
     @staticmethod
-    def _source_now(settings: LookupSettings, answer: _Answer) -> str | None:
-        threshold = settings.threshold or calibration_of(answer.vector.embedder).threshold
+    def _source_now(settings: LookupSettings, answer: _Answer, vector: PromptVector, space: Space) -> str | None:
+        threshold = settings.threshold or calibration_of(vector.embedder).threshold
         try:
-            found = open_cache(settings.cache_name).search(
-                answer.vector.vector, answer.vector.embedder, answer.space, k=4
-            )
+            found = open_cache(settings.cache_name).search(vector.vector, vector.embedder, space, k=4)
         except CacheError:
             return answer.source
         others = [m for m in found if m.entry.settings.get("plan") != answer.made_by]

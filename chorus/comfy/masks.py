@@ -58,6 +58,7 @@ def _base(plan: Plan, way: str, mask: torch.Tensor | None, checkpoint: str) -> t
 
 def _attention_base(plan: Plan, grid: tuple[int, int, int]) -> tuple[torch.Tensor | None, str]:
     source = plan.source
+    assert source is not None  # masks are asked for on a hit only
     if plan.tokens is None:
         return (
             None,

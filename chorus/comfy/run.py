@@ -523,10 +523,9 @@ class Run:
 
         if self.k1 == self.k2 == 0:
             return segment(0, self.steps, None)
-        if self.k1 > 0:
-            x = self.trajectory.at(self.sigmas[self.k1]).to(noise)
-        else:  # the first half's state, mid-way through the selective steps
-            x = latent_image * (1.0 - self.sigmas[0])
+        # Without a reused step this is a second half, amid the selective steps, and goes on from the first's state.
+        begins_here = self.k1 > 0
+        x = self.trajectory.at(self.sigmas[self.k1]).to(noise) if begins_here else latent_image * (1.0 - self.sigmas[0])
         if self.k2 > self.k1:
             edit = self._edit_cells(noise)
             self.selective, self.edit = True, edit
@@ -542,7 +541,8 @@ class Run:
 
     def _edit_cells(self, like: torch.Tensor) -> torch.Tensor:
         patch = self.patcher.model.diffusion_model.patch_size
-        return self.plan.regions.edit_cells(patch, tuple(like.shape[-3:])).to(like.device)[None, None]
+        t, h, w = like.shape[-3:]
+        return self.plan.regions.edit_cells(patch, (t, h, w)).to(like.device)[None, None]
 
     @staticmethod
     def _forget_partial_outputs(options: dict) -> None:
@@ -586,7 +586,7 @@ class Run:
         blocks, patch = getattr(network, "blocks", None), getattr(network, "patch_size", None)
         if blocks is None or x.ndim != 5 or self.step is None or not isinstance(patch, list | tuple) or len(patch) != 3:
             return options
-        grid = token_grid(tuple(x.shape), patch)
+        grid = token_grid(tuple(x.shape), tuple(patch))
         self.tokens_total = grid[0] * grid[1] * grid[2]
         drop = None
         if self.selective:

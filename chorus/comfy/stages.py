@@ -48,8 +48,8 @@ def _words(plan: Plan, strength: float) -> str:
         return "no source, nothing to amplify"
     if plan.tokens is None or plan.source.tokens is None:
         return "the words are compared when sampling starts"
-    weights = token_difference(plan.tokens, plan.source.tokens).new
-    weights = weights[real_tokens(plan.tokens)].tolist()
+    difference = token_difference(plan.tokens, plan.source.tokens)
+    weights = difference.new[real_tokens(plan.tokens)].tolist()
     labels = label_tokens(plan.prompt, len(weights), plan.token_labels or None)
     louder = [f"{word} ×{1 + strength * w:.2f}" for word, w in zip(labels, weights, strict=True) if w > 0]
     return " · ".join(louder) or "the prompts say the same, nothing to amplify"

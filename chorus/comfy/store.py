@@ -12,7 +12,7 @@ from ..cache import CacheError, NewEntry
 from ..prompt.tokens import real_tokens
 from ..reuse.plan import Plan
 from .caches import open_cache, warn
-from .recording import FinishedRun, Report, finished_runs
+from .recording import FinishedRun, Recording, Report, finished_runs
 
 PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32}
 PREVIEW_SIDE, PREVIEW_FRAMES = 256, 24
@@ -60,7 +60,7 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
     if frames is not None:
         tensors["preview"] = preview(frames)
     if run.recording is not None:
-        tensors |= _source_tensors(run, keep, PRECISIONS[precision])
+        tensors |= _source_tensors(run, run.recording, keep, PRECISIONS[precision])
     settings = {
         **run.settings,
         "plan": plan.id,
@@ -90,7 +90,7 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
         entry = cache.put(new)
         if run.parent is not None:
             cache.record_hit(run.parent, _saved_seconds(run.report))
-    except CacheError as error:
+    except (CacheError, ValueError) as error:
         warn(f"nothing stored: {error}")
         return "", f"nothing stored: {error}"
     kept = sum(name.startswith("checkpoint/") for name in tensors)
@@ -104,19 +104,19 @@ def _saved_seconds(report: Report) -> float:
     return report.sampling_s / report.step_equivalents * (report.steps - report.step_equivalents)
 
 
-def _source_tensors(run: FinishedRun, keep: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _source_tensors(run: FinishedRun, recording: Recording, keep: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """What lets other requests start from this one."""
     steps = len(run.sigmas) - 1
     wanted = run.sigmas[1 : 1 + max(1, round(keep * steps))]
-    states = run.recording.states
+    states = recording.states
     tensors = {f"checkpoint/{sigma:.6f}": states[sigma].to(dtype) for sigma in wanted if sigma in states}
-    if run.recording.noise is not None and not run.noise_from_seed:
-        tensors["noise"] = run.recording.noise
+    if recording.noise is not None and not run.noise_from_seed:
+        tensors["noise"] = recording.noise
     if run.tokens is not None:
         rows = run.tokens[0]
         tensors["tokens"] = rows[real_tokens(rows)].half()
-    if run.recording.attention is not None:
-        maps = run.recording.attention / run.recording.attention_count
+    if recording.attention is not None:
+        maps = recording.attention / recording.attention_count
         tensors["attention"] = maps.half()
     return tensors
 
