@@ -1,4 +1,4 @@
-"""Distil the small Wan's 20 steps into a 4-step LoRA: `python -m small_wan.distill --work DIR --cfg 2`.
+"""Distil the small Wan's 20 steps into a 4-step LoRA: `python -m small_wan.distill --work DIR`.
 
 Run from `tests/` with ComfyUI on PYTHONPATH; resumable. The teacher samples training captions through
 the host, and its states at the σ of the 4-step schedule are kept. A LoRA on the blocks' matrices then
@@ -29,9 +29,7 @@ PEAK_RATE = 2e-3
 LORA_PREFIX = "diffusion_model."
 
 
-def make_pairs(
-    model_file: Path, work: Path, batches: int, cfg: float, seed: int
-) -> tuple[torch.Tensor, list[str]]:
+def make_pairs(model_file: Path, work: Path, batches: int, cfg: float, seed: int) -> tuple[torch.Tensor, list[str]]:
     """Teacher states [N, STEPS + 1, 16, 4, 12, 12] fp16 in model space, and the captions; kept in `work`."""
     model = sampling.load(model_file)
     latent_format = model.model.latent_format
@@ -112,9 +110,7 @@ def rate(step: int, steps: int) -> float:
     return min((step + 1) / 20, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def train(
-    student: Student, states: torch.Tensor, texts: list[str], work: Path, steps: int, seed: int
-) -> None:
+def train(student: Student, states: torch.Tensor, texts: list[str], work: Path, steps: int, seed: int) -> None:
     """Fit the student's factors; resumes from `work`/lora.pt."""
     checkpoint, first = work / "lora.pt", 0
     optim = torch.optim.AdamW(student.factors.values(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.0)
@@ -159,15 +155,14 @@ def train(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--work", type=Path, required=True, help="folder for the teacher's states and the checkpoint"
-    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for the teacher's states and the checkpoint")
     parser.add_argument("--model", type=Path, default=export.MODEL_FILE, help="the exported model")
     parser.add_argument("--out", type=Path, default=export.LORA_FILE)
-    parser.add_argument("--cfg", type=float, required=True, help="the teacher's CFG")
+    parser.add_argument("--cfg", type=float, default=sampling.CFG, help="the teacher's CFG")
     parser.add_argument("--batches", type=int, default=40, help=f"of {BATCH} teacher videos")
     parser.add_argument("--steps", type=int, default=800, help="training steps")
     parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--start-from", type=Path, help="LoRA file, say of an earlier checkpoint, to begin with")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -175,6 +170,9 @@ def main() -> None:
     schedule = sampling.sigmas(sampling.load(args.model), STEPS)
     torch.manual_seed(args.seed)
     student = Student(args.model, args.rank, schedule)
+    if args.start_from is not None:
+        for name, value in load_file(args.start_from).items():
+            student.factors[name.removeprefix(LORA_PREFIX)].data.copy_(value)
     train(student, states, texts, args.work, args.steps, args.seed)
     export.write({LORA_PREFIX + name: value.detach() for name, value in student.factors.items()}, args.out)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")

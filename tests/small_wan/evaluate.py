@@ -1,4 +1,4 @@
-"""How well the small Wan follows held-out prompts: `python -m small_wan.evaluate --cfg 1 --steps 20 10`.
+"""How well the small Wan follows held-out prompts: `python -m small_wan.evaluate --steps 20 10`.
 
 Run from `tests/` with ComfyUI on PYTHONPATH. Samples through the host (see `sampling`) and prints JSON.
 """
@@ -39,9 +39,7 @@ def held_out(count: int, *, two_objects: bool, seed: int) -> list[scenes.Caption
     return [scenes.sample_caption(rng, held_out=True, two_objects=share) for _ in range(count)]
 
 
-def videos(
-    model: ModelPatcher, captions: list[scenes.Caption], *, steps: int, cfg: float
-) -> list[np.ndarray]:
+def videos(model: ModelPatcher, captions: list[scenes.Caption], *, steps: int, cfg: float) -> list[np.ndarray]:
     """[T, H, W, 3] a caption, as VAEDecode gives it; caption i is sampled with seed FIRST_SEED + i."""
     from .nodes import load_vae
 
@@ -81,7 +79,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=export.MODEL_FILE)
     parser.add_argument("--lora", type=Path, help="LoRA file to apply at strength 1")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 10])
-    parser.add_argument("--cfg", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--cfg", type=float, nargs="+", default=[sampling.CFG])
     parser.add_argument("--single", type=int, default=96, help="held-out captions with one object")
     parser.add_argument("--two", type=int, default=64, help="held-out captions with two objects")
     parser.add_argument("--seed", type=int, default=0, help="draws the captions")

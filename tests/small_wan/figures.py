@@ -1,4 +1,4 @@
-"""Draw the curve and example frames in docs/: `python -m small_wan.figures --work DIR --cfg 2`.
+"""Draw the curve and example frames in docs/: `python -m small_wan.figures --work DIR`.
 
 Run from `tests/` with ComfyUI on PYTHONPATH, once the model and the LoRA are exported.
 """
@@ -69,7 +69,7 @@ def frames(rows: list[tuple[str, list[np.ndarray]]]) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="the training's work folder")
-    parser.add_argument("--cfg", type=float, default=1.0, help="CFG of the 20 steps")
+    parser.add_argument("--cfg", type=float, default=sampling.CFG, help="CFG of the 20 steps")
     args = parser.parse_args()
     lines = [json.loads(line) for line in (args.work / "curve.jsonl").read_text().splitlines()]
     curve(lines).save(DOCS / "small_wan_curve.png", optimize=True)

@@ -51,9 +51,7 @@ class WordEncoder(torch.nn.Module):
     Its one weight scales the encoding, so that a LoRA or a fingerprint of the weights finds something.
     """
 
-    def __init__(
-        self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None
-    ):
+    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.ones(1, device=device), requires_grad=False)
         self.dtypes = {torch.float32}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SHIFT = 5.0
 SAMPLER = "euler"
 SCHEDULER = "simple"
+CFG = 3.0  # the best of 1 to 4, see docs/small_wan.md
 LATENT_SHAPE = (16, 4, 12, 12)
 
 

@@ -141,14 +141,10 @@ def test_lora_file_makes_the_host_the_student(model_file, tmp_path, plain_rope, 
     assert not [r for r in caplog.records if "lora" in r.message.lower() or "NOT LOADED" in r.message]
     assert len(patched.patches) == len(student.factors) // 2 == 10 * architecture.CONFIG["num_layers"]
     seen = {}
-    sampling.sample(
-        patched, [PROMPT], [9], steps=4, callback=lambda i, _x0, x, _n: seen.update({i: x.clone()})
-    )
+    sampling.sample(patched, [PROMPT], [9], steps=4, callback=lambda i, _x0, x, _n: seen.update({i: x.clone()}))
     assert torch.allclose(seen[3], reached, atol=1e-4)
     plain = {}
-    sampling.sample(
-        model, [PROMPT], [9], steps=4, callback=lambda i, _x0, x, _n: plain.update({i: x.clone()})
-    )
+    sampling.sample(model, [PROMPT], [9], steps=4, callback=lambda i, _x0, x, _n: plain.update({i: x.clone()}))
     assert not torch.allclose(plain[3], reached, atol=1e-3)
 
 
