@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..cache import Cache, CacheError, Entry, LocalCache
+from ..cache import Cache, Entry, LocalCache
 from ..reuse.trajectory import Trajectory
-from .digest import tensor_digest
 
 _open: dict[Path, Cache] = {}
 _lock = threading.Lock()
@@ -55,29 +54,17 @@ def close_caches() -> None:
             _open.popitem()[1].close()
 
 
-def load_trajectory(cache: Cache, entry: Entry, into_model_space: Callable) -> Trajectory:
-    """The states of an entry down to σ = 0. Raises CacheError when they cannot be rebuilt exactly.
+def load_trajectory(cache: Cache, entry: Entry, into_model_space: Callable, noise: torch.Tensor | None) -> Trajectory:
+    """The states of an entry down to σ = 0, around the target's own noise. Raises CacheError.
 
-    into_model_space: the model's `process_latent_in`, for the final latent.
+    into_model_space: the model's `process_latent_in`, for the final latent; noise: ε of the target, in model space.
+    The clean component is the source's and the noise the target's, so that another seed makes another video.
     """
-    names = [n for n in entry.tensor_names if n.startswith("checkpoint/") or n in ("noise", "final")]
+    names = [n for n in entry.tensor_names if n.startswith("checkpoint/") or n == "final"]
     tensors = cache.load(entry.id, names)
-    final = into_model_space(tensors.pop("final"))
-    noise = tensors.pop("noise", None)
-    if noise is None and not entry.settings["noise_drawn"]:
-        noise = _noise_of(entry)
-    return Trajectory(noise, {0.0: final} | {float(n.split("/", 1)[1]): t for n, t in tensors.items()})
-
-
-def _noise_of(entry: Entry) -> torch.Tensor:
-    import comfy.sample
-
-    noise = comfy.sample.prepare_noise(torch.zeros(entry.space.shape), entry.settings["seed"])
-    if tensor_digest(noise) != entry.settings["noise"]:
-        raise CacheError(
-            f"entry {entry.id}: seed {entry.settings['seed']} gives other noise here than where it was made"
-        )
-    return noise.float() * entry.settings["noise_scale"]
+    kept = {0.0: into_model_space(tensors.pop("final"))}
+    kept |= {float(n.split("/", 1)[1]): t for n, t in tensors.items()}
+    return Trajectory(None if entry.settings["noise_drawn"] else noise, kept)
 
 
 def warn(message: str) -> None:

@@ -84,8 +84,8 @@ class FinishedRun:
     sigmas: tuple[float, ...]
     final: torch.Tensor  # LATENT, as the sampler returned it
     seed: int | None
+    noise: torch.Tensor | None  # ε in model space, for a second half of the schedule
     noise_digest: str
-    noise_from_seed: bool
     noise_drawn: bool
     carried: str  # digest of image conditioning
     settings: dict
@@ -100,11 +100,12 @@ class FinishedRun:
 
 
 class FinishedRuns:
-    """Finished runs by plan id, the newest few. Thread-safe."""
+    """Finished runs by plan id, the newest few, and why a run was left alone. Thread-safe."""
 
     def __init__(self, kept: int = _FINISHED_KEPT):
         self._kept = kept
         self._runs: OrderedDict[str, FinishedRun] = OrderedDict()
+        self._bypassed: tuple[str, str] = ("", "")  # plan id, reason of the latest
         self._lock = threading.Lock()
 
     def put(self, plan_id: str, run: FinishedRun) -> None:
@@ -113,6 +114,14 @@ class FinishedRuns:
             self._runs[plan_id] = run
             while len(self._runs) > self._kept:
                 self._runs.popitem(last=False)
+
+    def bypass(self, plan_id: str, reason: str) -> None:
+        with self._lock:
+            self._bypassed = (plan_id, reason)
+
+    def bypassed(self, plan_id: str) -> str:
+        """Why the latest run of a plan was left alone; "" when it was not."""
+        return self._bypassed[1] if self._bypassed[0] == plan_id else ""
 
     def get(self, plan_id: str) -> FinishedRun | None:
         with self._lock:

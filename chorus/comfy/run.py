@@ -107,8 +107,7 @@ def outer_sample(
     original = guider.model_options
     plan: Plan = original["transformer_options"][KEY]
     began = time.perf_counter()
-    finished_runs_before = finished_runs.get(plan.id)
-    finished_runs.take(plan.id)  # whatever ends here without finishing stores nothing
+    before = finished_runs.take(plan.id)  # whatever ends here without finishing stores nothing
 
     def sample(options: dict):
         guider.model_options = options
@@ -128,12 +127,16 @@ def outer_sample(
             guider.model_options = original
 
     try:
-        run = Run(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed, finished_runs_before)
+        run = Run(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed, before)
     except Unsuitable as bypass:
-        warn(f"not active in this run: {bypass}")
-        return sample(original)
+        reason = str(bypass)
     except Exception as error:  # a fault of ours must never cost a render
-        warn(f"not active in this run, after an error of its own: {type(error).__name__}: {error}")
+        reason = f"an error of its own: {type(error).__name__}: {error}"
+    else:
+        reason = ""
+    if reason:
+        warn(f"not active in this run: {reason}")
+        finished_runs.bypass(plan.id, reason)
         return sample(original)
 
     def finish(latent: torch.Tensor, seconds: float) -> None:
@@ -299,25 +302,14 @@ class Run:
         if not blank:
             if start_latent(latent_image) != self.plan.start_latent:
                 raise Unsuitable("sampling starts from another latent than the one given to ChorusCacheLookup")
-            noise = noise.detach().float().cpu()
-            self.noise = noise * self.noise_scale
-            self.noise_digest = tensor_digest(noise)
-            self.noise_from_seed = self._seed_gives(noise)
+            self.noise = noise.detach().float().cpu() * self.noise_scale
+            self.noise_digest = tensor_digest(self.noise)
             return
         goes_on = before is not None and abs(before.sigmas[-1] - self.sigmas[0]) < SIGMA_TOLERANCE
         if not goes_on or before.complete or not torch.equal(latent_image.cpu().to(before.final), before.final):
             raise Unsuitable("sampling starts in the middle of a schedule from a latent Chorus has not seen made")
         self.before = before
-        self.noise = before.recording.noise if before.recording else None
-        self.noise_digest, self.noise_from_seed = before.noise_digest, before.noise_from_seed
-        self.seed = before.seed
-
-    def _seed_gives(self, noise: torch.Tensor) -> bool:
-        import comfy.sample
-
-        if self.seed is None:
-            return False
-        return torch.equal(comfy.sample.prepare_noise(torch.zeros(noise.shape), self.seed), noise)
+        self.noise, self.noise_digest, self.seed = before.noise, before.noise_digest, before.seed
 
     def _call_digest(self, guider, conds, sampler, latent_image) -> str:
         """Everything that shapes this sampler call's result."""
@@ -366,7 +358,9 @@ class Run:
         if entry.prompt == plan.prompt and entry.settings["noise"] != self.noise_digest:
             return self._miss("the same prompt with another seed asks for another take")
         try:
-            self.trajectory = load_trajectory(open_cache(plan.cache_name), entry, self.patcher.model.process_latent_in)
+            self.trajectory = load_trajectory(
+                open_cache(plan.cache_name), entry, self.patcher.model.process_latent_in, self.noise
+            )
         except CacheError as error:
             return self._miss(str(error))
         self.k1, self.k2 = stage_bounds(self.sigmas, self._cut(plan.reuse), self._cut(plan.full_from))
@@ -664,11 +658,11 @@ class Run:
             sigmas=tuple([*self.before.sigmas[:-1], *self.sigmas] if self.before else self.sigmas),
             final=latent.detach().cpu().clone(),
             seed=self.seed,
+            noise=self.noise if self.sigmas[-1] > 0 else None,
             noise_digest=self.noise_digest,
-            noise_from_seed=self.noise_from_seed,
             noise_drawn=self.noise_drawn if self.recording is None else self.recording.noise is None,
             carried=self.carried,
-            settings={"sampler": self.sampler_name, "noise_scale": self.noise_scale},
+            settings={"sampler": self.sampler_name},
             recording=self.recording,
             tokens=self.tokens.detach().cpu() if self.tokens is not None else None,
             parent=self.plan.source.entry.id if self.trajectory is not None else None,

@@ -28,6 +28,9 @@ def store(
     """
     began = time.perf_counter()
     run = finished_runs.get(plan.id)
+    if run is None and (reason := finished_runs.bypassed(plan.id)):
+        report = Report("bypassed", reason, match_score=None, source_prompt=None, chorus_s=plan.lookup_seconds)
+        return "", f"nothing stored: Chorus left this run alone: {reason}", report
     if run is None:
         return (
             "",
@@ -110,8 +113,6 @@ def _source_tensors(run: FinishedRun, recording: Recording, keep: float, dtype: 
     wanted = run.sigmas[1 : 1 + max(1, round(keep * steps))]
     states = recording.states
     tensors = {f"checkpoint/{sigma:.6f}": states[sigma].to(dtype) for sigma in wanted if sigma in states}
-    if recording.noise is not None and not run.noise_from_seed:
-        tensors["noise"] = recording.noise
     if run.tokens is not None:
         rows = run.tokens[0]
         tensors["tokens"] = rows[real_tokens(rows)].half()

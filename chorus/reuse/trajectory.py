@@ -1,7 +1,7 @@
 """The states of one sampling run over σ, kept so that another run can start from any of them.
 
-For a flow model x_σ = σ·ε + (1 − σ)·c. Where a sampler draws no noise, ε is the request's own and only the clean
-component c is kept, which is smooth in σ and so serves schedules the source never had. Where it draws noise, the
+For a flow model x_σ = σ·ε + (1 − σ)·c. Where a sampler draws no noise only the clean component c is kept, which is
+smooth in σ and so serves schedules the source never had; ε is that of whoever starts from it. Where it draws noise, the
 state x itself is kept, and serves only its own σ.
 """
 

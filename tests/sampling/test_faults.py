@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 
+from .conftest import difference
 from .graphs import GREEN, RED, UNLIKE, graph, plain
 
 
@@ -108,6 +109,14 @@ def test_the_same_prompt_with_another_seed_is_another_take(run, cache):
     take = run(graph(RED, cache=cache, seed=2))
     assert take.report["outcome"] == "miss" and "another take" in take.report["reason"]
     assert not torch.equal(take.latent, first.latent)
+
+
+def test_a_hit_with_another_seed_is_another_video(run, cache):
+    run(graph(RED, cache=cache))
+    one = run(graph(GREEN, cache=cache, masks=True, tgaa=True))
+    two = run(graph(GREEN, cache=cache, masks=True, tgaa=True, seed=2))
+    assert (one.report["outcome"], two.report["outcome"]) == ("hit", "hit")
+    assert difference(two.latent, one.latent) > 0.05
 
 
 def test_an_unchanged_graph_queued_twice_runs_nothing(comfy_host, cache):
