@@ -2,6 +2,7 @@
 
 import torch
 
+from .conftest import difference
 from .graphs import GREEN, RED, graph
 
 
@@ -38,4 +39,4 @@ def test_only_the_conditional_rows_are_amplified(run, cache, comfy_host, monkeyp
     monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
     apart = run(graph(GREEN, cache=cache, k1=0.25, cfg=3.0, tgaa=True, mode="read only"))
     assert apart.report["outcome"] == together.report["outcome"] == "hit"
-    assert torch.allclose(apart.latent, together.latent, atol=1e-4)
+    assert difference(apart.latent, together.latent) < 1e-3

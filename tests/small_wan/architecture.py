@@ -11,9 +11,25 @@ import torch
 
 from . import text_encoder
 
-CONFIG = dict(dim=256, ffn_dim=1024, num_layers=4, num_heads=2, text_dim=text_encoder.DIM, in_dim=16, out_dim=16)
+CONFIG = {
+    "dim": 192,
+    "ffn_dim": 768,
+    "num_layers": 5,
+    "num_heads": 3,
+    "text_dim": text_encoder.DIM,
+    "in_dim": 16,
+    "out_dim": 16,
+}
 # What the host's model detection cannot read from the tensors.
-METADATA = {"config": json.dumps({"transformer": {"text_dim": text_encoder.DIM}})}
+METADATA = {"config": json.dumps({"transformer": {k: CONFIG[k] for k in ("text_dim", "num_heads")}})}
+
+
+def use_available_device() -> str:
+    """Tell the host to run on the CPU where there is no GPU; call before any other import of `comfy`."""
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+    return "cpu" if args.cpu else "cuda"
 
 
 def build(device: str = "cpu") -> torch.nn.Module:
@@ -22,7 +38,11 @@ def build(device: str = "cpu") -> torch.nn.Module:
     from comfy.ldm.wan.model import WanModel
 
     model = WanModel(
-        model_type="t2v", device=device, dtype=torch.float32, operations=comfy.ops.disable_weight_init, **CONFIG
+        model_type="t2v",
+        device=device,
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+        **CONFIG,
     )
     for name, p in model.named_parameters():
         if p.ndim >= 2 and "modulation" not in name:

@@ -54,7 +54,7 @@ def fit(videos: np.ndarray, seed: int = 0) -> Codec:
     """Principal components of the blocks of `videos` [N, T, H, W, 3], rotated so that no channel idles."""
     x = _blocks(torch.from_numpy(videos)).reshape(-1, BLOCK * BLOCK * 3).double()
     mean = x.mean(0)
-    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
+    _, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
     basis = vectors[:, -CHANNELS:]
     generator = torch.Generator().manual_seed(seed)
     rotation, _ = torch.linalg.qr(torch.randn(CHANNELS, CHANNELS, generator=generator, dtype=torch.double))

@@ -1,4 +1,4 @@
-"""Train the small Wan on procedural scenes: `python -m small_wan.train --work DIR --steps 4500`, resumable.
+"""Train the small Wan on procedural scenes: `python -m small_wan.train --work DIR --steps 5000`, resumable.
 
 Run from `tests/` with ComfyUI on PYTHONPATH. Rectified flow: v = noise − x0, timestep 1000·σ, σ stratified and
 shifted by 3. Muon for the blocks' matrices, AdamW for the rest, an averaged copy of the weights is what ships.
@@ -86,7 +86,14 @@ def optimisers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=PEAK_RATE, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            matrices,
+            lr=PEAK_RATE,
+            momentum=0.95,
+            weight_decay=0.01,
+            ns_steps=4,
+            adjust_lr_fn="match_rms_adamw",
+        ),
         torch.optim.AdamW(rest, lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.01),
     ]
 
@@ -94,13 +101,13 @@ def optimisers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the pool, checkpoints and the curve")
-    parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pool", type=int, default=24_000, help="training scenes")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = architecture.use_available_device()
     latents, texts, _ = scene_pool(args.work, args.pool, args.seed * 100_000)
     latents, encodings = latents.to(device), {}
     architecture.training_rope()
