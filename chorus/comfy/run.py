@@ -255,10 +255,7 @@ class Run:
         self.trajectory: Trajectory | None = None
         self.k1 = self.k2 = 0
         self.identical = self._find_identical()
-        if plan.hit and not self.identical:
-            self._prepare_reuse()
-        self._prepare_words()
-        self.recording = self._new_recording()
+        self._prepare()
         # What is under way; written by predict_noise, read by the model calls it makes.
         self.step: int | None = None
         self.selective = False
@@ -347,6 +344,13 @@ class Run:
         except CacheError as error:
             self.note(f"identical requests were not looked for: {error}")
             return None
+
+    def _prepare(self) -> None:
+        """Settles what this run takes over, amplifies and records."""
+        if self.plan.hit and not self.identical:
+            self._prepare_reuse()
+        self._prepare_words()
+        self.recording = self._new_recording()
 
     def _prepare_reuse(self) -> None:
         """Loads the source's states and settles K1 and K2; a fault makes the run a miss."""
@@ -450,7 +454,7 @@ class Run:
         return Recording(None if self.noise_drawn else self.noise)
 
     def note(self, text: str) -> None:
-        self.report.notes.append(text) if hasattr(self, "report") else warn(text)
+        self.report.notes.append(text)
 
     # -- without sampling ---------------------------------------------------------------------------------------
 
@@ -462,10 +466,8 @@ class Run:
             except CacheError as error:
                 self.note(str(error))
                 self.identical = None
-                self.recording = self._new_recording()
-                if self.plan.hit:
-                    self._prepare_reuse()
-                return None
+                self._prepare()
+                return self.answer_without_sampling()
             self.report.outcome = "identical"
             self.report.reason = f"the same request was stored as {self.identical.id}"
             self.report.k1 = self.report.k2 = self.steps
@@ -665,8 +667,14 @@ class Run:
             settings={"sampler": self.sampler_name},
             recording=self.recording,
             tokens=self.tokens.detach().cpu() if self.tokens is not None else None,
-            parent=self.plan.source.entry.id if self.trajectory is not None else None,
+            parent=self._parent(),
         )
+
+    def _parent(self) -> str | None:
+        """The entry that this run, or the first half of its schedule, started from."""
+        if self.trajectory is not None:
+            return self.plan.source.entry.id
+        return self.before.parent if self.before else None
 
     def drop(self) -> None:
         """Let go of every tensor; clones of the model may still refer to this object."""

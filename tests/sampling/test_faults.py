@@ -181,3 +181,14 @@ def test_fifty_runs_hold_no_more_than_five(run, cache, comfy_host):
     for index in range(8, 58):
         one(index)
     assert tensors() <= before + 10
+
+
+def test_an_identical_entry_that_is_damaged_is_computed_again(run, cache, pack_module):
+    first = run(graph(RED, cache=cache))
+    folder = pack_module("chorus.comfy.caches").cache_folder(cache)
+    [blob] = (folder / "blobs").rglob("*.safetensors")
+    blob.write_bytes(blob.read_bytes()[:-100])
+    again = run(graph(RED, cache=cache))
+    assert again.report["outcome"] == "miss" and again.report["steps_computed"] == 8
+    assert torch.equal(again.latent, first.latent)
+    assert "stored" in again.summary

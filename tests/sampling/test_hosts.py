@@ -138,7 +138,7 @@ def test_the_first_expert_is_never_sampled_when_k1_passes_the_boundary(run, cach
     assert difference(hit.latent, cold.latent) < 1e-5
 
 
-def test_two_experts_with_different_weights(run, cache, comfy_host, lora):
+def test_two_experts_with_different_weights(run, cache, comfy_host, pack_module, lora):
     """The low-noise expert is another model; the look-up knows both."""
 
     def experts(prompt, **kw):
@@ -157,6 +157,8 @@ def test_two_experts_with_different_weights(run, cache, comfy_host, lora):
     assert cold.report["outcome"] == "miss" and "stored" in cold.summary
     hit = run(experts(GREEN, k1=0.25))
     assert (hit.report["outcome"], hit.report["k1"], hit.report["steps_computed"]) == ("hit", 2, 6)
+    newest, oldest = pack_module("chorus.comfy.caches").open_cache(cache).entries()
+    assert (newest.parent, newest.is_source, oldest.is_source) == (oldest.id, False, True)
 
 
 def test_sampler_custom_advanced(run, cache):
