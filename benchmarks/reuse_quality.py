@@ -85,7 +85,7 @@ class Bench:
         frames = self.host.output(decode)[0][0].cpu().numpy()
         right = judge.correct(frames, caption)
         shown = [o["chorus"][0] for o in history["outputs"].values() if "chorus" in o]
-        report = shown[0] if shown else {"outcome": "plain", "step_equivalents": float(steps)}
+        report = shown[0] if cache else {"outcome": "plain", "step_equivalents": float(steps)}
         return {**report, "alignment": statistics.mean(right.values()), "right": right, "seconds": seconds}
 
     @staticmethod

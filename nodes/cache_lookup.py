@@ -66,6 +66,30 @@ def optional_inputs() -> list[io.Input]:
     ]
 
 
+def plan_request(
+    model,
+    latent,
+    prompt,
+    threshold,
+    mode,
+    cache_name,
+    embedding,
+    clip=None,
+    positive=None,
+    start_image=None,
+    low_noise_model=None,
+):
+    """The inputs of a look-up → ([MODEL, …] one an expert, the request's plan)."""
+    models = [model] if low_noise_model is None else [model, low_noise_model]
+    settings = lookup.LookupSettings(prompt, threshold, mode, cache_name, embedding)
+    return models, lookup.look_up(models, latent, settings, clip, positive, start_image)
+
+
+def fingerprint(prompt=None, threshold=0.0, mode="", cache_name="", embedding="", **linked) -> str:
+    """Changes when the look-up's answer would; a linked input arrives as None."""
+    return lookup.answers.token(lookup.LookupSettings(prompt or "", threshold, mode, cache_name, embedding))
+
+
 class ChorusCacheLookup(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -107,33 +131,17 @@ class ChorusCacheLookup(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, prompt=None, threshold=0.0, mode="", cache_name="", embedding="", **linked):
-        return lookup.answers.token(lookup.LookupSettings(prompt or "", threshold, mode, cache_name, embedding))
+    def fingerprint_inputs(cls, **inputs):
+        return fingerprint(**inputs)
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        latent,
-        prompt,
-        threshold,
-        mode,
-        cache_name,
-        embedding,
-        clip=None,
-        positive=None,
-        start_image=None,
-        low_noise_model=None,
-    ) -> io.NodeOutput:
-        models = [model] if low_noise_model is None else [model, low_noise_model]
-        settings = lookup.LookupSettings(prompt, threshold, mode, cache_name, embedding)
-        plan = lookup.look_up(models, latent, settings, clip, positive, start_image)
-        source_prompt = plan.source.entry.prompt if plan.source else ""
+    def execute(cls, **inputs) -> io.NodeOutput:
+        _, plan = plan_request(**inputs)
         return io.NodeOutput(
             plan,
             plan.hit,
             plan.score,
-            source_prompt,
+            plan.source.entry.prompt if plan.source else "",
             plan.explanation,
             lookup.source_preview(plan),
             ui={"text": (plan.explanation,)},

@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..chorus.comfy import lookup, masks, run, stages
-from .cache_lookup import optional_inputs, settings_inputs
+from ..chorus.comfy import masks, run, stages
+from .cache_lookup import fingerprint, optional_inputs, plan_request, settings_inputs
 from .sockets import CATEGORY, LATENT_TOOLTIP, PROMPT_TOOLTIP, Chorus
 
 
@@ -35,27 +35,12 @@ class ChorusAllInOne(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, prompt=None, threshold=0.0, mode="", cache_name="", embedding="", **linked):
-        return lookup.answers.token(lookup.LookupSettings(prompt or "", threshold, mode, cache_name, embedding))
+    def fingerprint_inputs(cls, **inputs):
+        return fingerprint(**inputs)
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        latent,
-        prompt,
-        threshold,
-        mode,
-        cache_name,
-        embedding,
-        clip=None,
-        positive=None,
-        start_image=None,
-        low_noise_model=None,
-    ) -> io.NodeOutput:
-        models = [model] if low_noise_model is None else [model, low_noise_model]
-        settings = lookup.LookupSettings(prompt, threshold, mode, cache_name, embedding)
-        plan = lookup.look_up(models, latent, settings, clip, positive, start_image)
+    def execute(cls, **inputs) -> io.NodeOutput:
+        models, plan = plan_request(**inputs)
         plan = stages.with_reuse(plan, "auto", 0.0, 0.5)
         plan = masks.with_regions(plan, "attention", None, 1, 1, "none")
         plan, _ = stages.with_amplification(plan, 1.0, "both", 0.5)
