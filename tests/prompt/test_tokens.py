@@ -29,9 +29,7 @@ def named(target: str, source: str) -> tuple[dict[str, float], dict[str, float]]
 @pytest.mark.parametrize("common", [0.0, 1.0, 4.0])
 def test_a_changed_word_stands_out_from_its_neighbours(common):
     for target, source in caption_pairs(1):
-        new = token_difference(
-            with_common_part(encode(target), common), with_common_part(encode(source), common)
-        ).new
+        new = token_difference(with_common_part(encode(target), common), with_common_part(encode(source), common)).new
         for word, other, weight in zip(words(target), words(source), new.tolist(), strict=False):
             assert weight >= 0.8 if word != other else weight <= 0.3, (target, source, word)
 
