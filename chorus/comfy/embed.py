@@ -40,7 +40,7 @@ def embed(prompt: str, way: str, clip: Any | None, conditioning: list | None) ->
     if clip is not None:
         pieces = _pieces(clip, prompt)
     if way == "auto":
-        if OpenClipEmbedder.available() is None:
+        if OpenClipEmbedder.default_weights_cached() and OpenClipEmbedder.available() is None:
             way = "open_clip"
         else:
             way = "conditioning" if conditioning is not None else "clip socket"

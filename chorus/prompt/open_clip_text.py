@@ -15,6 +15,9 @@ from .windows import split_prompt
 
 MODEL = "ViT-B-32"
 PRETRAINED = "laion2b_s34b_b79k"
+# Where open_clip's own table has these weights; known here so that a look need not import open_clip.
+REPOSITORY = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 class OpenClipEmbedder:
@@ -71,6 +74,15 @@ class OpenClipEmbedder:
 
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text))
+
+    @staticmethod
+    def default_weights_cached() -> bool:
+        """Whether the default model's weights are in the Hugging Face cache; does not import open_clip."""
+        if find_spec("huggingface_hub") is None:
+            return False
+        from huggingface_hub import try_to_load_from_cache
+
+        return any(isinstance(try_to_load_from_cache(REPOSITORY, name), str) for name in FILES)
 
     @staticmethod
     def available(model: str = MODEL, pretrained: str | Path = PRETRAINED) -> str | None:

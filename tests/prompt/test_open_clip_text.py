@@ -90,6 +90,18 @@ def test_weights_in_the_hugging_face_cache_are_found(weights, no_network, tmp_pa
         lambda *names: try_to_load_from_cache(*names, cache_dir=tmp_path),
     )
     assert OpenClipEmbedder.available() is None
+    assert OpenClipEmbedder.default_weights_cached()
+
+
+def test_the_quick_look_knows_open_clips_own_names():
+    import open_clip
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    from chorus.prompt import open_clip_text as module
+
+    settings = open_clip.get_pretrained_cfg(module.MODEL, module.PRETRAINED)
+    assert settings["hf_hub"].rstrip("/") == module.REPOSITORY
+    assert module.FILES == (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
 
 
 def test_models_that_need_a_hub_or_do_not_exist_are_refused_in_a_line(weights, no_network):
