@@ -210,3 +210,8 @@ def test_objects_that_refer_to_each_other_come_to_an_end(digest):
     one.partner, other.partner = other, one
     changed = Patch(strength=2.0, partner=one)
     assert digest(one) == digest(other) != digest(changed)
+
+
+def test_a_tensor_without_content_counts_by_its_shape(digest_module):
+    one, other = (torch.empty(shape, device="meta") for shape in ((2, 3), (3, 2)))
+    assert digest_module.tensor_digest(one) != digest_module.tensor_digest(other)
