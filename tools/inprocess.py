@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import importlib
 import logging
 import sys
@@ -66,6 +67,7 @@ class ComfyHost:
         Raises:
             PromptRejected, ExecutionFailed, ExecutionInterrupted.
         """
+        prompt = copy.deepcopy(prompt)  # the host notes fingerprints in it; over the network every one is new
         prompt_id = str(uuid.uuid4())
         valid, problem, outputs, node_errors = self._loop.run_until_complete(
             self._execution.validate_prompt(prompt_id, prompt, None)

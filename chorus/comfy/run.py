@@ -16,9 +16,9 @@ import torch
 
 from ..cache import CacheError
 from ..prompt.tokens import label_tokens, real_tokens, token_difference
-from ..reuse.plan import SIGMA_TOLERANCE, Plan, stage_bounds
+from ..reuse.plan import Plan, stage_bounds
 from ..reuse.regions import token_grid
-from ..reuse.trajectory import Trajectory
+from ..reuse.trajectory import SIGMA_TOLERANCE, Trajectory
 from .blocks import CrossAttention, TokenDrop, coarse_attention, override_attention, patch_blocks
 from .caches import load_trajectory, open_cache, warn
 from .digest import digest, tensor_digest

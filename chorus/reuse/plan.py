@@ -15,8 +15,7 @@ import torch
 from ..cache.entry import Entry, Space
 from .amplification import Amplification
 from .regions import Regions
-
-SIGMA_TOLERANCE = 1e-4  # two σ closer than this are the same step; schedules are computed in fp32
+from .trajectory import SIGMA_TOLERANCE
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,6 @@ class Regions:
         """Everything is edited: the step is a full one."""
         return bool(self.edit.all())
 
-    @property
-    def share(self) -> float:
-        """Share of the tokens that go through the blocks."""
-        return float(self.visible.float().mean())
-
     def indices(self) -> torch.Tensor:
         """Positions of the visible tokens in the frame-major sequence, [V] int64 ascending."""
         return self.visible.flatten().nonzero().squeeze(1)

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
-SIGMA_TOLERANCE = 1e-4
-_CLEAN, _STATE = "clean", "state"
+SIGMA_TOLERANCE = 1e-4  # two σ closer than this are the same step; schedules are computed in fp32
 
 
 def clean_component(x: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -36,10 +35,6 @@ class Trajectory:
         self.noise = noise
         self.sigmas = sorted(kept)
         self._kept = kept
-
-    @property
-    def form(self) -> str:
-        return _STATE if self.noise is None else _CLEAN
 
     def has(self, sigma: float) -> bool:
         """Whether `at(sigma)` can answer."""

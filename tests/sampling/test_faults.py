@@ -129,13 +129,45 @@ def test_an_unchanged_graph_queued_twice_runs_nothing(comfy_host, cache):
         assert cached == set(g)
 
 
-def test_the_look_up_runs_again_exactly_when_its_answer_changes(comfy_host, cache):
+@pytest.fixture
+def rerun(comfy_host):
+    """`rerun(graph)`: the nodes that had to run this time."""
     comfy_host.forget_outputs()
 
-    def rerun(g) -> set[str]:
+    def execute(g) -> set[str]:
         item = comfy_host.execute(g)
         cached = {n for kind, data in item["status"]["messages"] if kind == "execution_cached" for n in data["nodes"]}
         return set(g) - cached
+
+    return execute
+
+
+def test_an_entry_of_another_process_makes_the_look_up_run_again(comfy_host, cache, pack_module, rerun):
+    red = graph(RED, cache=cache)
+    rerun(red)
+    plan = comfy_host.output("lookup")[0][0]
+    shared = pack_module("chorus.comfy.caches").open_cache(cache)
+    [own] = shared.entries()
+    better = pack_module("chorus.cache").NewEntry(
+        space=own.space,
+        request="of another process",
+        prompt=GREEN,
+        embedder=own.embedder,
+        vector=plan.vector,
+        sigmas=own.sigmas,
+        settings={**own.settings, "plan": "of another process"},
+        seconds=1.0,
+        is_source=True,
+        parent=None,
+        tensors=shared.load(own.id),
+    )
+    assert rerun(red) == set()
+    shared.put(better)
+    assert "lookup" in rerun(red)
+    assert rerun(red) == set()
+
+
+def test_entries_that_change_no_answer_make_no_look_up_run_again(comfy_host, cache, rerun):
 
     green = graph(GREEN, cache=cache)
     rerun(green)

@@ -39,8 +39,7 @@ def test_samplers_that_draw_noise_resume_from_the_kept_state_and_say_so(run, cac
     resumed = run(graph(cache=cache, sampler=sampler, k1=3 / STEPS))
     assert (resumed.report["outcome"], resumed.report["k1"]) == ("hit", 3)
     assert "draws noise" in " ".join(resumed.report["notes"])
-    assert torch.isfinite(resumed.latent).all()
-    assert difference(resumed.latent, cold.latent) < 1.5
+    assert 0.7 < float(resumed.latent.std() / cold.latent.std()) < 1.4  # a video, not noise and not grey
 
 
 def test_states_of_a_sampler_that_draws_noise_serve_only_their_own_sigma(run, cache):
