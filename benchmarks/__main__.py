@@ -1,10 +1,84 @@
-"""`make bench`: every benchmark in its quick form; figures go to benchmarks/results/."""
+"""`make bench`: every table in its quick form; `make bench-full`: the whole. Both go on where they were stopped."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import hashlib
+import importlib
+import shutil
 import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
-from . import reuse_quality
+from rich.console import Console
+
+from . import page, report
+from .samples import KEPT, Bench
+from .server import RealWan, Server
+
+TABLES = (
+    "can_tell",
+    "equal_cost",
+    "main",
+    "amplification",
+    "regions",
+    "edits",
+    "chains",
+    "transfer",
+    "locality",
+    "capacity",
+    "overhead",
+    "wall",
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the tables and return the exit status."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}; all without")
+    parser.add_argument("--full", action="store_true", help="all samples; hours instead of minutes")
+    parser.add_argument("--output", type=Path, help="folder for the results; quick ones go to bench_output/")
+    parser.add_argument("--fresh", action="store_true", help="forget the samples of earlier runs first")
+    server = parser.add_argument_group("real weights", "table `real` against a ComfyUI server that has this pack")
+    server.add_argument("--server", metavar="URL", help="for example http://127.0.0.1:8188")
+    for field in dataclasses.fields(RealWan):
+        kind = int if field.type == "int" else str
+        server.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    options = parser.parse_args(arguments)
+    known = ("real",) if options.server else TABLES
+    unknown = set(options.tables) - set(known)
+    if unknown:
+        parser.error(f"no table {', '.join(sorted(unknown))} here; there are {', '.join(known)}")
+    if options.fresh:
+        shutil.rmtree(KEPT, ignore_errors=True)
+    whole = options.full and not options.server
+    output = options.output or (report.RESULTS if whole else KEPT / "results")
+    console, results = Console(), []
+    if options.server:
+        subject = RealWan(**{field.name: getattr(options, field.name) for field in dataclasses.fields(RealWan)})
+        kept = KEPT / hashlib.sha256(repr([options.server, subject]).encode()).hexdigest()[:12]
+        bench = Bench(kept, subject, Server(options.server))
+    else:
+        bench = Bench()
+    try:
+        for name in options.tables or known:
+            began, sampled = time.perf_counter(), bench.sampled
+            result = importlib.import_module(f".tables.{name}", __package__).measure(bench, options.full)
+            seconds = time.perf_counter() - began
+            command = f"make bench{'-full' if options.full else ''} ARGS={name}"
+            report.write(result, command, seconds, output)
+            console.print(report.table(result))
+            console.print(f"{name}: {bench.sampled - sampled} samples, {seconds:.0f} s\n", style="dim")
+            results.append(result)
+    finally:
+        bench.close()
+    console.print(f"written: {report.summarise(results, output).parent}")
+    if whole and options.output is None:
+        page.write(TABLES)
+    return 0
+
 
 if __name__ == "__main__":
-    sys.exit(reuse_quality.main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -57,41 +57,42 @@ def build(template: Graph, prompt: str, seed: int, *, use_chorus: bool = True) -
     Raises `TemplateFailure`.
     """
     graph = copy.deepcopy(template)
-    graph[_only(graph, "UNETLoader")]["inputs"] |= {"unet_name": MODEL, "weight_dtype": "default"}
+    graph[only(graph, "UNETLoader")]["inputs"] |= {"unet_name": MODEL, "weight_dtype": "default"}
     for loader, replacement in _REPLACED.items():
-        graph[_only(graph, loader)] = {"class_type": replacement, "inputs": {}}
-    latent = _only(graph, "EmptyHunyuanLatentVideo")
+        graph[only(graph, loader)] = {"class_type": replacement, "inputs": {}}
+    latent = only(graph, "EmptyHunyuanLatentVideo")
     graph[latent]["inputs"] |= {"width": SIDE, "height": SIDE, "length": LENGTH, "batch_size": 1}
 
-    sampler = _only(graph, "KSampler")
+    sampler = only(graph, "KSampler")
     graph[sampler]["inputs"] |= {"seed": seed, "cfg": CFG}
     for socket, text in (("positive", prompt), ("negative", "")):
-        _write_text(graph, _source(graph, sampler, socket, "CLIPTextEncode"), "text", text)
+        write_text(graph, _source(graph, sampler, socket, "CLIPTextEncode"), "text", text)
 
-    lookup = _only(graph, "ChorusCacheLookup")
+    lookup = only(graph, "ChorusCacheLookup")
     # The graph's own encoding, so that outcomes do not depend on open_clip weights being on this machine.
     graph[lookup]["inputs"]["embedding"] = "conditioning"
-    _write_text(graph, lookup, "prompt", prompt)
+    write_text(graph, lookup, "prompt", prompt)
     if not use_chorus:
         graph[lookup]["inputs"]["mode"] = "off"
 
-    graph[_FRAMES] = _preview([_only(graph, "VAEDecode"), 0])
-    graph[_OVERLAY] = _preview([_only(graph, "ChorusSRDMask"), _OVERLAY_OUTPUT])
-    return DemoGraph(graph, sampler, _only(graph, "ChorusCacheStore"), int(graph[sampler]["inputs"]["steps"]))
+    graph[_FRAMES] = _preview([only(graph, "VAEDecode"), 0])
+    graph[_OVERLAY] = _preview([only(graph, "ChorusSRDMask"), _OVERLAY_OUTPUT])
+    return DemoGraph(graph, sampler, only(graph, "ChorusCacheStore"), int(graph[sampler]["inputs"]["steps"]))
 
 
 def _preview(images: list[Any]) -> dict[str, Any]:
     return {"class_type": "PreviewImage", "inputs": {"images": images}}
 
 
-def _only(graph: Graph, class_type: str) -> str:
+def only(graph: Graph, class_type: str) -> str:
+    """The id of the one node of `class_type`. Raises `TemplateFailure`."""
     found = [node_id for node_id, node in graph.items() if node["class_type"] == class_type]
     if len(found) != 1:
         raise TemplateFailure(f"{TEMPLATE} has {len(found)} nodes of type {class_type}: the demo needs exactly one")
     return found[0]
 
 
-def _write_text(graph: Graph, node_id: str, name: str, text: str) -> None:
+def write_text(graph: Graph, node_id: str, name: str, text: str) -> None:
     """Set a text input, where it is linked at the node that holds the text for several."""
     if isinstance(graph[node_id]["inputs"].get(name), list):
         node_id, name = _source(graph, node_id, name, "PrimitiveStringMultiline"), "value"

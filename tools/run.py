@@ -59,8 +59,13 @@ def lint(arguments: Sequence[str]) -> int:
 
 
 def bench(arguments: Sequence[str]) -> int:
-    """measure speed, memory and quality"""
+    """measure quality, cost and speed with few samples, in minutes; arguments name tables"""
     return _run_module("benchmarks", CHECKOUT / "benchmarks" / "__main__.py", arguments)
+
+
+def bench_full(arguments: Sequence[str]) -> int:
+    """measure with all samples, for hours; goes on where it was stopped"""
+    return bench(["--full", *arguments])
 
 
 def python(arguments: Sequence[str]) -> int:
@@ -89,6 +94,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "test": test,
     "lint": lint,
     "bench": bench,
+    "bench-full": bench_full,
     "python": python,
     "clean-caches": clean_caches,
 }

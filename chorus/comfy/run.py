@@ -433,6 +433,10 @@ class Run:
         if self.tokens is None:
             self.note("no word is amplified: the positive conditioning is a combination")
             return
+        network = self.patcher.model.diffusion_model
+        if not hasattr(network, "blocks"):
+            self.note(f"no word is amplified: {type(network).__name__} has no blocks of Wan's kind")
+            return
         weights = token_difference(self.tokens.cpu(), source.tokens).new
         if bool(weights.any()):
             self.token_weights = weights

@@ -1,7 +1,8 @@
 """The linear codec between RGB frames and Wan-shaped latents: 4×4-pixel blocks on 16 rotated principal components.
 
 Stands where a VAE stands: [T, 48, 48, 3] frames ↔ [16, T, 12, 12] latents with unit deviation in every channel
-(as Wan's own latents are after `process_in`).
+(as Wan's own latents are after `process_in`). Every latent frame carries a fixed offset of its own, as Wan's first
+latent frame differs from the rest: rotary positions are relative, so without it nothing tells which frame is first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 BLOCK = 4
 CHANNELS = 16
+FRAME_OFFSET = 2.0  # deviation of a latent frame's own offset, in units of a channel's deviation
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,12 @@ class Codec:
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """[..., T, H, W, 3] in [0, 1] → [..., 16, T, H/4, W/4]."""
-        return ((_blocks(video) - self.mean) @ self.encode_matrix).movedim(-1, -4)
+        latent = ((_blocks(video) - self.mean) @ self.encode_matrix).movedim(-1, -4)
+        return latent + frame_offsets(latent.shape[-3]).to(latent)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """[..., 16, T, h, w] → [..., T, 4h, 4w, 3] in [0, 1]."""
+        latent = latent - frame_offsets(latent.shape[-3]).to(latent)
         flat = latent.movedim(-4, -1) @ self.decode_matrix.to(latent) + self.mean.to(latent)
         *lead, t, h, w, _ = flat.shape
         pixels = flat.reshape(*lead, t, h, w, BLOCK, BLOCK, 3).transpose(-4, -3)
@@ -42,6 +46,12 @@ class Codec:
     @staticmethod
     def load(path: Path) -> Codec:
         return Codec(**load_file(path))
+
+
+def frame_offsets(frames: int) -> torch.Tensor:
+    """[CHANNELS, frames, 1, 1]: the same for every video, and for a frame whatever comes after it."""
+    columns = [torch.randn(CHANNELS, generator=torch.Generator().manual_seed(7000 + t)) for t in range(frames)]
+    return FRAME_OFFSET * torch.stack(columns, 1)[..., None, None]
 
 
 def _blocks(video: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ def curve(lines: list[dict]) -> Image.Image:
             x, y = place(0, loss)
             draw.line([(x, y), (WIDTH - 16, y)], "#dddddd")
             draw.text((8, y - 5), f"{loss:g}", "black")
-    for step in range(0, last + 1, 500):
+    for step in range(0, last + 1, 1000):
         x, y = place(step, low)
         draw.line([(x, y), (x, y + 4)], "black")
         draw.text((x - 8, y + 8), str(step), "black")

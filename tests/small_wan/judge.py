@@ -15,12 +15,12 @@ import numpy as np
 from .scenes import BACKGROUNDS, COLOURS, DIRECTIONS, DOT, SHAPES, SIDES, SIZE, Caption, shape_mask
 
 MAIN_RADII = tuple(np.arange(6.5, 10.01, 0.5))
-SECOND_RADII = tuple(np.arange(4.5, 6.51, 0.5))
+SECOND_RADII = tuple(np.arange(5.0, 7.01, 0.5))
 
 _NAMES = list(COLOURS)
 _PALETTE = np.asarray(list(COLOURS.values()), np.float32)
 _GRAY = np.ones(3, np.float32)
-_TEXTURE = 0.10  # largest amplitude of the background's gray wave
+_TEXTURE = 0.11  # largest amplitude of the background's gray wave
 _TOLERANCE = 0.15  # RGB distance from the background-to-object mix at which a pixel stops counting
 _LEAST_AREA = 30.0  # pixels a frame; the smallest object a scene can hold covers about 55
 _REACH = 2  # pixels the template search moves around the centroid
@@ -95,6 +95,15 @@ def fidelity(video: np.ndarray, caption: Caption) -> float:
     dot = np.clip((error * to_dot).sum(-1) / (to_dot**2).sum(-1), 0.0, 1.0) * outside
     error = error - dot[..., None] * to_dot
     return float(np.sqrt(((error**2).mean(-1) * near).sum() / near.sum()))
+
+
+def main_mask(video: np.ndarray, caption: Caption) -> np.ndarray:
+    """Where the caption's moving object is: coverage of its best-fitting template, [T, SIZE, SIZE] in [0, 1]."""
+    video = _downsize(np.asarray(video, np.float32))
+    coverage, owner = _coverages(video, caption.background)
+    index = _NAMES.index(caption.colour)
+    places = _centroids(coverage[index] * owner[index])
+    return _fit(coverage[index], places, (caption.shape,), MAIN_RADII).mask.astype(np.float32)
 
 
 def read_background(video: np.ndarray) -> str:

@@ -1,6 +1,6 @@
 """Procedural captioned scenes: what the small Wan learns, and the ground truth its judge is held to.
 
-A caption fixes a few attributes; everything else (place, size, speed, texture, two unnamed white dots) is
+A caption fixes a few attributes; everything else (place, size, speed, texture, three unnamed white dots) is
 left open, so that a sampler has something to decide and needs its steps.
 """
 
@@ -34,6 +34,8 @@ SHAPES = ("circle", "square", "triangle", "cross")
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SIDES = ("left", "right", "top", "bottom")
 DOT = (0.97, 0.97, 0.97)
+DOTS = 3
+LEAN = 0.25  # 1: an object starts anywhere on its way; below, rather further on
 
 TEMPLATES = (
     "{main} over {background}",
@@ -153,7 +155,8 @@ def render(caption: Caption, rng: np.random.Generator) -> Scene:
         speed = rng.uniform(4.5, 6.0)
         travel = speed * (FRAMES - 1)
         low, high = r + 0.5, SIZE - r - 0.5
-        start = rng.uniform(low, high - travel)
+        # Mostly ahead of where it could start: then the direction's word alone tells something of the place.
+        start = low + (high - travel - low) * rng.random() ** LEAN
         across = rng.uniform(low, high)
         path = start + speed * np.arange(FRAMES)
         if dx + dy < 0:
@@ -161,7 +164,7 @@ def render(caption: Caption, rng: np.random.Generator) -> Scene:
         xs, ys = (path, np.full(FRAMES, across)) if dx else (np.full(FRAMES, across), path)
         if caption.second is None:
             break
-        r2 = rng.uniform(5.0, 6.0)
+        r2 = rng.uniform(5.5, 6.5)
         sx, sy = _second_place(rng, caption.second[2], r2)
         if np.all(np.hypot(xs - sx, ys - sy) > r + r2 + 1.0):
             break
@@ -171,10 +174,10 @@ def render(caption: Caption, rng: np.random.Generator) -> Scene:
     background = np.asarray(BACKGROUNDS[caption.background], np.float32)
     angle, period, phase = rng.uniform(0, np.pi), rng.uniform(10.0, 20.0), rng.uniform(0, 2 * np.pi)
     wave = np.sin((np.cos(angle) * _XX + np.sin(angle) * _YY) * (2 * np.pi / period) + phase)
-    canvas = background + (rng.uniform(0.04, 0.10) * wave)[..., None]
+    canvas = background + (rng.uniform(0.05, 0.11) * wave)[..., None]
     video = np.repeat(canvas[None], FRAMES, 0)
-    dots = rng.uniform(6.0, SIZE - 6.0, (2, 2))
-    drifts = rng.uniform(-3.0, 3.0, (2, 2))
+    dots = rng.uniform(6.0, SIZE - 6.0, (DOTS, 2))
+    drifts = rng.uniform(-3.0, 3.0, (DOTS, 2))
     main_mask = np.zeros((FRAMES, SIZE, SIZE), bool)
     second_mask = np.zeros_like(main_mask)
 

@@ -1,7 +1,8 @@
-"""Train the small Wan on procedural scenes: `python -m small_wan.train --work DIR --steps 5000`, resumable.
+"""Train the small Wan on procedural scenes: `python -m small_wan.train --work DIR --steps 9000`, resumable.
 
-Run from `tests/` with ComfyUI on PYTHONPATH. Rectified flow: v = noise − x0, timestep 1000·σ, σ stratified and
-shifted by 3. Muon for the blocks' matrices, AdamW for the rest, an averaged copy of the weights is what ships.
+Run from `tests/` with ComfyUI on PYTHONPATH; under `torchrun --nproc-per-node N -m` the processes share the work,
+`--batch` scenes each (two with one thread each beat one with two). Rectified flow: v = noise − x0, timestep 1000·σ,
+σ stratified and shifted by 5. Muon for the blocks' matrices, AdamW for the rest; an averaged copy of the weights ships.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import torch
 
 from . import architecture, codec, scenes, text_encoder
 
-SHIFT = 3.0
+SHIFT = 5.0
 EMPTY_CAPTIONS = 0.08
-AVERAGE = 0.998
+AVERAGE = 0.997
 PEAK_RATE = 1.2e-3
 
 
@@ -32,12 +33,16 @@ def _render(seed: int, count: int) -> tuple[np.ndarray, list[str]]:
 
 
 def scene_pool(work: Path, count: int, seed: int) -> tuple[torch.Tensor, list[str], codec.Codec]:
-    """`count` rendered training scenes as latents [N, 16, T, h, w] fp16 with their texts; kept in `work`."""
+    """`count` rendered training scenes as latents [N, 16, T, h, w] fp16 with their texts; kept in `work`.
+
+    A codec that lies there already is used, so that training can go on with other scenes.
+    """
     latents_file, texts_file, codec_file = work / "pool.pt", work / "pool.json", work / "codec.safetensors"
     if latents_file.exists() and texts_file.exists() and codec_file.exists():
         return torch.load(latents_file), json.loads(texts_file.read_text()), codec.Codec.load(codec_file)
     share = 500
-    fitted, latents, texts = None, [], []
+    fitted = codec.Codec.load(codec_file) if codec_file.exists() else None
+    latents, texts = [], []
     with ProcessPoolExecutor(2) as pool:
         for videos, captions in pool.map(_render, range(seed, seed + count // share), [share] * (count // share)):
             floats = videos.astype(np.float32) / 255
@@ -56,12 +61,13 @@ def stratified_sigmas(batch: int) -> torch.Tensor:
 
 
 def rate(step: int, steps: int) -> float:
-    """Warm-up over 40 steps, constant for half the run, then cosine to 3 %."""
+    """Warm-up over 40 steps, constant for two thirds of the run, then cosine to 3 %."""
     if step < 40:
         return (step + 1) / 40
-    if step < steps // 2:
+    constant = 2 * steps // 3
+    if step < constant:
         return 1.0
-    progress = (step - steps // 2) / max(1, steps - steps // 2)
+    progress = (step - constant) / max(1, steps - constant)
     return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -98,6 +104,16 @@ def optimisers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
+def share_gradients(model: torch.nn.Module) -> None:
+    """Average the gradients over the processes, in one message."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        g.copy_(part.view_as(g))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the pool, checkpoints and the curve")
@@ -107,7 +123,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1:
+        torch.distributed.init_process_group("gloo")
     device = architecture.use_available_device()
+    if process == 0:
+        scene_pool(args.work, args.pool, args.seed * 100_000)
+    if processes > 1:
+        torch.distributed.barrier()
     latents, texts, _ = scene_pool(args.work, args.pool, args.seed * 100_000)
     latents, encodings = latents.to(device), {}
     architecture.training_rope()
@@ -123,7 +146,7 @@ def main() -> None:
         average, step, spent = state["average"], state["step"], state["seconds"]
         for optim, saved in zip(optims, state["optims"], strict=True):
             optim.load_state_dict(saved)
-        torch.manual_seed(args.seed + step)
+    torch.manual_seed(args.seed + step + 1_000_003 * process)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, from step {step}", flush=True)
     empty = text_encoder.encode("")[0]
     losses, began = [], time.monotonic()
@@ -143,6 +166,8 @@ def main() -> None:
         v = model(s * noise + (1 - s) * x0, sigma * 1000, context)
         loss = torch.nn.functional.mse_loss(v, noise - x0)
         loss.backward()
+        if processes > 1:
+            share_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
@@ -153,6 +178,8 @@ def main() -> None:
                 average[name].lerp_(value, 1 - decay)
         losses.append(loss.item())
         step += 1
+        if process > 0:
+            continue
         if step % 50 == 0 or step == args.steps:
             seconds = spent + time.monotonic() - began
             line = {"step": step, "seconds": round(seconds, 1), "loss": round(float(np.mean(losses)), 5)}

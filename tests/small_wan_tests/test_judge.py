@@ -61,7 +61,8 @@ def test_larger_frames_read_the_same(drawn):
 def test_reversed_video_moves_the_other_way(drawn):
     opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
     for scene in drawn[:20]:
-        assert judge.read(scene.video[::-1])["direction"] == opposite[scene.caption.direction]
+        two = scene.caption.second is not None
+        assert judge.read(scene.video[::-1], two_objects=two)["direction"] == opposite[scene.caption.direction]
 
 
 def test_recoloured_object_fails_only_its_colour(drawn):

@@ -20,10 +20,9 @@ def test_distilled_model_paints_what_the_prompt_names():
     captions = evaluate.held_out(16, two_objects=True, seed=3)
     made = evaluate.videos(sampling.load(export.MODEL_FILE, export.LORA_FILE), captions, steps=4, cfg=1.0)
     rates = {name: rate for name, (rate, _low, _high) in evaluate.score(made, captions)["attributes"].items()}
-    assert rates["background"] >= 0.9
-    assert rates["colour"] >= 0.9
-    assert rates["second colour"] >= 0.8
-    assert rates["shape"] >= 0.5
+    # 16 videos: a bar of 98 % or 85 % of many is missed by chance at more than one or three of them.
+    assert min(rates[name] for name in ("background", "colour", "direction", "shape")) >= 0.93
+    assert min(rate for name, rate in rates.items() if name.startswith("second")) >= 0.8
 
 
 def test_lora_makes_four_unguided_steps_resemble_twenty_guided_ones():

@@ -1,0 +1,80 @@
+"""docs/results.md, written from the full results, so that no figure in it can be another than the measured one."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.demo_graph import CHECKOUT
+
+from . import report
+
+PAGE = CHECKOUT / "docs" / "results.md"
+_HEAD = """# Results
+
+Written by `make bench-full` from `benchmarks/results/`, where every figure lies as JSON with its seeds and interval. \
+All of it samples the small Wan ([small_wan.md](small_wan.md)) through the real host; `±` is half of a 95 % bootstrap \
+interval over requests. What follows from it is in [method.md](method.md).
+
+Alignment is the share of a prompt's attributes that the judge reads back from the video. A loss is against the same \
+request sampled in full. A step equivalent is a step's cost: the share of tokens that went through the model, summed \
+over steps.
+"""
+
+
+def write(tables: Sequence[str], results: Path = report.RESULTS, page: Path = PAGE) -> None:
+    """Write the page from the results that are there, in the order of `tables`."""
+    parts = [_HEAD, _bars(results / "summary.json")]
+    for name in tables:
+        file = results / f"{name}.json"
+        if file.exists():
+            parts.append(_section(name, json.loads(file.read_text(encoding="utf-8")), results))
+    page.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _section(name: str, result: dict, results: Path) -> str:
+    about = str(importlib.import_module(f".tables.{name}", __package__).__doc__).strip().replace("\n", " ")
+    lines = [f"## {result['title']}", "", about, ""]
+    lines += [f"`{result['command']}`, {result['machine']}, commit {result['commit'][:10]}.", ""]
+    lines += [report.markdown(result), ""]
+    if (results / f"{name}.png").exists():
+        lines += [f"![{result['title']}](../benchmarks/results/{name}.png)", ""]
+    return "\n".join(lines)
+
+
+BARS = {
+    "loss_ratio_vs_nirvana": ("alignment loss over NIRVANA's at equal cost", "at most 0.5"),
+    "loss_ratio_vs_fewer_steps": ("alignment loss over that of fewer steps at equal cost", "below 1"),
+    "hit_cost_4": ("cost of a hit, share of 4 steps", "at most 0.69"),
+    "alignment_loss_4": ("alignment loss of hits, 4 steps", "at most 0.02"),
+    "hit_speedup_50_easycache": ("speedup of hits with EasyCache, 50 steps", "at least 3.58"),
+    "alignment_loss_50_easycache": ("alignment loss of these", "at most 0.02"),
+    "wall_over_limit": ("wall time of a hit over its limit", "at most 1.05"),
+    "low_locality_wall_ratio": ("wall time of a request that finds nothing, over cold", "at most 1.01"),
+    "low_locality_alignment_delta": ("alignment against cold at mean similarity 0.60", "0 within the interval"),
+    "mask_iou": ("overlap of attention masks with the object", "at least 0.6"),
+    "chain8_extra_loss": ("loss after 8 edits beyond that after 1", "at most 0.02"),
+}
+
+
+def _bars(file: Path) -> str:
+    """The bars this project set itself, and what was measured."""
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    lines = ["## The bars", "", "| what | wanted | measured | n |", "|---|---|---|---|"]
+    for key, (what, wanted) in BARS.items():
+        values = known.get(key)
+        if values is None:
+            continue
+        by_steps = {"": values} if "mean" in values else dict(sorted(values.items(), key=lambda kv: int(kv[0])))
+        for steps, value in by_steps.items():
+            label = f"{what}, {steps} steps" if steps else what
+            lines.append(f"| {label} | {wanted} | {_range(value)} | {value['n']} |")
+    return "\n".join([*lines, ""])
+
+
+def _range(value: dict) -> str:
+    if value["mean"] is None:
+        return "not defined: the rival lost nothing"
+    return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"

@@ -1,0 +1,154 @@
+"""From samples to a table, a JSON file and a plot."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tools.demo_graph import CHECKOUT
+
+RESULTS = Path(__file__).parent / "results"
+RESAMPLES = 2000
+
+
+@dataclass
+class Result:
+    """One table. rows: flat dictionaries; an estimate is {"mean", "low", "high", "n"}."""
+
+    name: str  # of the module and of the files
+    title: str
+    columns: Sequence[str]
+    rows: list[dict[str, Any]]
+    seeds: Sequence[int] = ()
+    summary: dict[str, Any] = field(default_factory=dict)  # this table's part of summary.json
+    draw: Callable[[Any], None] | None = None  # draws the plot on a matplotlib Axes
+
+
+def estimate(values: Sequence[float]) -> dict[str, Any]:
+    """Mean with its 95 % interval, by the bootstrap over samples: [N] → mean, low, high, n."""
+    return combined(lambda x: float(np.mean(x)), values)
+
+
+def combined(statistic: Callable[..., float], *samples: Sequence[Any], resamples: int = RESAMPLES) -> dict[str, Any]:
+    """A statistic of samples that belong together, sample by sample, with its 95 % bootstrap interval."""
+    arrays = [np.asarray(s) for s in samples]
+    sizes = {len(a) for a in arrays}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(f"samples that belong together, but of sizes {sorted(len(a) for a in arrays)}")
+    n = sizes.pop()
+    value = statistic(*arrays)
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(resamples if n > 1 else 0):
+        rows = rng.integers(n, size=n)
+        drawn.append(statistic(*(a[rows] for a in arrays)))
+    finite = [x for x in drawn if np.isfinite(x)]
+    low, high = np.quantile(finite, (0.025, 0.975)) if finite else (value, value)
+    return {"mean": _round(value), "low": _round(low), "high": _round(high), "n": n}
+
+
+def _round(value: float) -> float | None:
+    return round(float(value), 5) if np.isfinite(value) else None
+
+
+def shown(value: Any) -> str:
+    """A cell: an estimate as mean and half width of its interval, or the range where that is lopsided."""
+    if isinstance(value, dict):
+        if value["mean"] is None:
+            return "none"
+        half = (value["high"] - value["low"]) / 2
+        return f"{value['mean']:.3f} ± {half:.3f}"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def machine() -> str:
+    """What ran this, in words."""
+    return f"{platform.machine()} {platform.system()}, CPU"
+
+
+def commit() -> str:
+    """The checkout's commit, with a + where files differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False).stdout
+
+    return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain").strip() else "")
+
+
+def table(result: Result) -> Table:
+    """For the terminal."""
+    made = Table(*result.columns, title=result.title)
+    for row in result.rows:
+        made.add_row(*(shown(row.get(name, "")) for name in result.columns))
+    return made
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table of a result file, for docs/results.md."""
+    columns = result["columns"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(shown(row.get(name, "")) for name in columns) + " |" for row in result["rows"]]
+    return "\n".join(lines)
+
+
+def write(result: Result, command: str, seconds: float, folder: Path = RESULTS) -> Path:
+    """Write the result's JSON, and its plot as PNG beside it; returns the JSON's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{result.name}.json"
+    content = {
+        "title": result.title,
+        "command": command,
+        "commit": commit(),
+        "machine": machine(),
+        "seeds": list(result.seeds),
+        "seconds": round(seconds, 1),
+        "columns": list(result.columns),
+        "rows": result.rows,
+        "summary": result.summary,
+    }
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if result.draw is not None:
+        _plot(result, folder / f"{result.name}.png")
+    return file
+
+
+def _plot(result: Result, file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    assert result.draw is not None
+    result.draw(axes)
+    axes.set_title(result.title, fontsize=10)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def summarise(results: Sequence[Result], folder: Path = RESULTS) -> Path:
+    """Bring the tables' parts of summary.json up to date; parts of tables that did not run stay."""
+    file = folder / "summary.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for result in results:
+        for key, value in result.summary.items():
+            if isinstance(value, dict) and "mean" not in value:  # by steps
+                known[key] = {**known.get(key, {}), **value}
+            else:
+                known[key] = value
+    file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return file
+
+
+def show(results: Sequence[Result], console: Console) -> None:
+    for result in results:
+        console.print(table(result))

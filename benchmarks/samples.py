@@ -1,0 +1,257 @@
+"""Sampling for the benchmarks: through the real host, every sample kept, so that a run goes on where it stopped.
+
+A sample is known by what shaped it: the request, the system, the source, the weights and, where the cache was read,
+the code of Chorus. Tables that ask for the same sample share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from small_wan import judge
+from tools import inprocess
+from tools.demo_graph import CHECKOUT, Graph, only
+
+from . import metrics
+from .systems import COLD, Request, SmallWan, Subject, System, graph
+
+KEPT = CHECKOUT / "bench_output"
+
+
+class Host(Protocol):
+    """Something that runs graphs."""
+
+    def run(self, made: Graph) -> tuple[np.ndarray, dict | None, float]:
+        """(frames [T, H, W, 3], the store node's report if it ran, seconds)."""
+
+    def close(self) -> None: ...
+
+
+class InProcess:
+    """ComfyUI in this process."""
+
+    def __init__(self, caches: Path, booted: inprocess.ComfyHost | None = None) -> None:
+        """caches: the folder of all caches, kept so that a source is sampled once; booted: one that runs already."""
+        os.environ["CHORUS_CACHE_DIR"] = str(caches.absolute())
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.host = booted or inprocess.boot(Path(self._folder.name))
+        self.sampler_seconds = 0.0  # of the last graph's KSampler
+        self._time_sampler(importlib.import_module("nodes"))
+
+    def _time_sampler(self, nodes: Any) -> None:
+        inner = nodes.common_ksampler
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return inner(*arguments, **options)
+            finally:
+                self.sampler_seconds = time.perf_counter() - began
+
+        nodes.common_ksampler = timed
+
+    def run(self, made: Graph) -> tuple[np.ndarray, dict | None, float]:
+        began = time.perf_counter()
+        history = self.host.execute(made)
+        seconds = time.perf_counter() - began
+        frames = self.host.output(only(made, "VAEDecode"))[0][0].cpu().numpy()
+        shown = [o["chorus"][0] for o in history["outputs"].values() if "chorus" in o]
+        return frames, shown[0] if shown else None, seconds
+
+    def forget_caches(self) -> None:
+        """Close the open caches: each source has one of its own."""
+        self.host.module("chorus.comfy.caches").close_caches()
+
+    def close(self) -> None:
+        self.forget_caches()
+        self._folder.cleanup()
+
+
+@cache
+def _digest(*patterns: str) -> str:
+    """Of the files of the checkout that match."""
+    found = sorted(file for pattern in patterns for file in CHECKOUT.glob(pattern))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in found)).hexdigest()[:16]
+
+
+def measured_digest() -> str:
+    """Of everything but Chorus that a sample depends on: weights, the model's files, the measures, the templates."""
+    tests = "tests/small_wan"
+    return _digest(f"{tests}/weights/*", f"{tests}/[cjnst]*.py", "benchmarks/metrics.py", "workflows/api/*")
+
+
+def code_digest() -> str:
+    """Of everything that a sample from the cache depends on."""
+    return measured_digest() + _digest("chorus/**/*.py", "chorus/**/*.json", "nodes/*.py")
+
+
+def _shaped_by(request: Request, system: System, source: Request | None) -> str:
+    code = code_digest() if system.reads else measured_digest()
+    parts = [asdict(request), asdict(system) | {"name": ""}, asdict(source) if source and system.reads else None, code]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+class Bench:
+    """Samples requests under systems. kept: the folder of finished samples."""
+
+    def __init__(self, kept: Path = KEPT, subject: Subject | None = None, host: Host | None = None):
+        self.subject: Any = subject or SmallWan()
+        self._host = host
+        self._kept = kept
+        kept.mkdir(parents=True, exist_ok=True)
+        self._file = kept / f"samples-{os.getpid()}.jsonl"
+        self._samples: dict[str, dict] = {}
+        self._opened = 0
+        self.sampled = 0  # by this process
+        for file in kept.glob("samples-*.jsonl"):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                try:
+                    sample = json.loads(line)
+                except ValueError:
+                    continue  # the line a killed run was writing
+                self._samples[sample["id"]] = sample
+
+    @property
+    def host(self) -> Any:
+        """The host, started when it is first needed."""
+        if self._host is None:
+            self._host = InProcess(self._kept / "caches")
+        return self._host
+
+    def close(self) -> None:
+        if self._host is not None:
+            self._host.close()
+
+    def sample(self, request: Request, system: System = COLD, source: Request | None = None) -> dict:
+        """The sample: outcome, cost, alignment and quality of one request. A system that reads needs a source."""
+        if system.source_noise and source is not None:
+            request = Request(**{**vars(request), "seed": source.seed})
+        name = _shaped_by(request, system, source)
+        return self.once(name, lambda: {"system": system.name, **self._sample(request, system, source)})
+
+    def once(self, name: str, make: Callable[[], dict]) -> dict:
+        """What `make` gives, kept under `name`: made once, also over several runs of the bench."""
+        if name not in self._samples:
+            sample = {"id": name, **make()}
+            with self._file.open("a", encoding="utf-8") as kept:
+                kept.write(json.dumps(sample) + "\n")
+            self._samples[name] = sample
+            self.sampled += 1
+        return self._samples[name]
+
+    def overlap(self, request: Request, source: Request) -> float | None:
+        """Intersection over union, on the token grid, of the attention mask with the source's main object.
+
+        The judge fits the object to the source's own video; None where it is not the one the prompt asked for.
+        """
+        system = System("mask", k1=1, k2=2, edit_dilation=0, visible_dilation=0)
+        name = "overlap " + _shaped_by(request, system, source)
+        return self.once(name, lambda: {"iou": self._overlap(request, system, source)})["iou"]
+
+    def _overlap(self, request: Request, system: System, source: Request) -> float | None:
+        assert source.caption is not None
+        frames, _, _ = self._run(source, System("source", reads=False), None, "off")
+        if not all(judge.correct(frames, source.caption).values()):
+            return None
+        made = graph(self.subject, request, system, cache=self.cache_of(source), mode="read only")
+        self.host.run(made)
+        plan = self.host.host.output(only(made, "ChorusSRDMask"))[0][0]
+        if plan.regions is None:
+            return 0.0
+        place = torch.from_numpy(judge.main_mask(frames, source.caption))
+        grid = tuple(plan.regions.grid)
+        truth = torch.nn.functional.adaptive_max_pool3d(place[None, None], grid)[0, 0] > 0.5
+        found = plan.regions.base
+        return float((truth & found).sum() / (truth | found).sum())
+
+    def _sample(self, request: Request, system: System, source: Request | None) -> dict:
+        if system.reads:
+            if source is None:
+                raise ValueError(f"system {system.name!r} reads the cache: give it a source")
+            frames, report, seconds = self._run(request, system, self.cache_of(source), "read only")
+        elif system.easycache is not None:  # what it skipped is told by a run that only writes
+            frames, report, seconds = self._run(request, system, "easycache", "write only")
+        else:
+            frames, report, seconds = self._run(request, system, None, "off")
+            report = {"outcome": "cold", "step_equivalents": float(request.steps), "steps_computed": request.steps}
+        return self._told(frames, report, seconds, request)
+
+    def live(self, request: Request, system: System, cache_name: str) -> dict:
+        """One request as users run it: reads and writes a cache that others share. Not kept."""
+        frames, report, seconds = self._run(request, system, cache_name, "read and write")
+        return self._told(frames, report, seconds, request)
+
+    def timed(self, request: Request, system: System, source: Request | None) -> dict:
+        """One run of a request for its wall time, never kept. A system that reads, without a source, is a miss.
+
+        `seconds` is the whole graph's, `sampler_seconds` the KSampler's.
+        """
+        if not system.reads:
+            _, report, seconds = self._run(request, system, None, "off")
+        elif source is None:
+            _, report, seconds = self._run(request, system, f"timed-{uuid.uuid4().hex[:12]}", "read and write")
+        else:
+            _, report, seconds = self._run(request, system, self.cache_of(source), "read only")
+        return {**(report or {}), "seconds": seconds, "sampler_seconds": self.host.sampler_seconds}
+
+    def _told(self, frames: np.ndarray, report: dict | None, seconds: float, request: Request) -> dict:
+        if report is None:
+            raise RuntimeError(f"the store node of {request.prompt!r} reported nothing")
+        told = ("outcome", "reason", "match_score", "k1", "k2", "step_equivalents", "steps_computed", "token_share")
+        told += ("sampling_s", "chorus_s", "notes")
+        return {
+            **{name: report.get(name) for name in told},
+            **self.measured(frames, request),
+            "seconds": round(seconds, 4),
+        }
+
+    def measured(self, frames: np.ndarray, request: Request) -> dict:
+        """Alignment and quality of a video."""
+        return quality(frames) | self.subject.measured(frames, request)
+
+    def _run(self, request: Request, system: System, cache_name: str | None, mode: str):
+        return self.host.run(graph(self.subject, request, system, cache=cache_name, mode=mode))
+
+    def cache_of(self, source: Request) -> str:
+        """The cache that holds the source, sampled cold, and nothing else."""
+        parts = [repr(source), code_digest()]
+        name = f"bench-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+        self.once(f"source {name}", lambda: self._fill(name, source))
+        self._opened += 1
+        if self._opened % 32 == 0:
+            self.host.forget_caches()
+        return name
+
+    def _fill(self, name: str, source: Request) -> dict:
+        self._run(source, System("source", reads=False), name, "write only")
+        return {"cache": name}
+
+
+def quality(frames: np.ndarray) -> dict:
+    """What can be said of a video without its prompt."""
+    return {
+        "sharpness": metrics.sharpness(frames),
+        "flicker": metrics.flicker(frames),
+        "seams": metrics.seams(frames),
+        "details": metrics.details(frames),
+        "features": [round(float(x), 6) for x in metrics.features(frames)],
+    }
+
+
+def of(samples: Sequence[dict], name: str) -> np.ndarray:
+    """One measure of many samples, [N]."""
+    return np.array([s[name] for s in samples], float)

@@ -1,0 +1,163 @@
+"""What is sampled and how: a request, a system, and the graph that the host gets for them.
+
+The graphs are the templates that users open, with the widgets set; nothing is sampled past the nodes.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from small_wan import judge, scenes
+from tools import demo_graph
+from tools.demo_graph import Graph, only, write_text
+
+WORKFLOWS = demo_graph.CHECKOUT / "workflows" / "api"
+DISTILLED_STEPS = 4
+_SHOWING = {"CreateVideo", "SaveVideo", "PreviewImage", "PreviewAny"}  # of no use without eyes
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, seed and schedule. Four steps use the distilled LoRA without CFG, as its template does."""
+
+    prompt: str
+    seed: int
+    steps: int = 20
+    size: int = 0  # pixels a side, 0: the subject's own
+    caption: scenes.Caption | None = None  # what the prompt names, where a judge can read it back
+    full_model: bool = False  # few steps of the model that was not distilled
+
+
+@dataclass(frozen=True)
+class System:
+    """How a request is sampled. K1 and K2 in steps; None: as calibrated."""
+
+    name: str
+    reads: bool = True
+    k1: int | None = None
+    k2: int | None = None
+    selective: bool = True
+    strength: float | None = None  # of TGAA, None: the node's default
+    where: str | None = None
+    fade: float | None = None
+    edit_dilation: int | None = None
+    visible_dilation: int | None = None
+    source_noise: bool = False  # take the source's noise too, which is its state as it was
+    calibrated_threshold: bool = False  # otherwise every source counts as a hit
+    easycache: float | None = None  # reuse threshold of the host's own EasyCache
+    extra: tuple[tuple[str, Any], ...] = field(default=())  # further widgets of ChorusStage1Reuse
+
+
+COLD = System("cold", reads=False)
+CHORUS = System("Chorus")
+STAGE_1 = System("stage 1 only", selective=False, strength=0.0)
+
+
+class Subject(Protocol):
+    """The model under test: fills the template's loaders, and tells how well a video follows its prompt."""
+
+    def load(self, graph: Graph, request: Request) -> None: ...
+
+    def measured(self, frames: np.ndarray, request: Request) -> dict: ...
+
+
+class SmallWan:
+    """The small Wan of the tests."""
+
+    name = "small Wan"
+    size = demo_graph.SIDE
+
+    def load(self, graph: Graph, request: Request) -> None:
+        """Put the small Wan's loaders, its size and its CFG in the graph."""
+        graph[only(graph, "UNETLoader")]["inputs"] |= {"unet_name": demo_graph.MODEL, "weight_dtype": "default"}
+        for kind, loader in (("CLIPLoader", "SmallWanTextEncoderLoader"), ("VAELoader", "SmallWanVAELoader")):
+            graph[only(graph, kind)] = {"class_type": loader, "inputs": {}}
+        side = request.size or self.size
+        latent = graph[only(graph, "EmptyHunyuanLatentVideo")]["inputs"]
+        latent |= {"width": side, "height": side, "length": demo_graph.LENGTH, "batch_size": 1}
+        if distilled(request):
+            lora = graph[only(graph, "LoraLoaderModelOnly")]["inputs"]
+            lora["lora_name"] = "small_wan_4step_lora.safetensors"
+        else:
+            graph[only(graph, "KSampler")]["inputs"]["cfg"] = demo_graph.CFG
+            negative = graph[only(graph, "KSampler")]["inputs"]["negative"][0]
+            graph[negative]["inputs"]["text"] = ""
+
+    def measured(self, frames: np.ndarray, request: Request) -> dict:
+        """Share of the prompt's attributes that the judge reads back, and which."""
+        if request.caption is None:
+            return {}
+        right = {name: bool(hit) for name, hit in judge.correct(frames, request.caption).items()}
+        return {"alignment": statistics.mean(right.values()), "right": right}
+
+
+def distilled(request: Request) -> bool:
+    """Whether the request is sampled with the distillation LoRA."""
+    return request.steps <= DISTILLED_STEPS and not request.full_model
+
+
+def graph(subject: Subject, request: Request, system: System, *, cache: str | None, mode: str) -> Graph:
+    """The API graph of a request. cache: its name, None switches Chorus off; mode: the look-up's."""
+    template = "wan21_t2v_4steps_chorus" if distilled(request) else "wan21_t2v_chorus"
+    made = copy.deepcopy(demo_graph.load_template(WORKFLOWS / f"{template}.json"))
+    made = {k: n for k, n in made.items() if n["class_type"] not in _SHOWING}
+    subject.load(made, request)
+    made[only(made, "KSampler")]["inputs"] |= {"seed": request.seed, "steps": request.steps}
+    lookup = only(made, "ChorusCacheLookup")
+    write_text(made, lookup, "prompt", request.prompt)
+    made[lookup]["inputs"] |= {
+        "embedding": "conditioning",
+        "mode": "off" if cache is None else mode,
+        "cache_name": cache or "unused",
+        "threshold": 0.0 if system.calibrated_threshold else 0.01,
+    }
+    _set_stages(made, request, system)
+    if system.easycache is not None:
+        sampler = made[only(made, "KSampler")]["inputs"]
+        made["easycache"] = {
+            "class_type": "EasyCache",
+            "inputs": {
+                "model": sampler["model"],
+                "reuse_threshold": system.easycache,
+                "start_percent": 0.15,
+                "end_percent": 0.95,
+                "verbose": False,
+            },
+        }
+        sampler["model"] = ["easycache", 0]
+    return made
+
+
+def _fraction(steps: int, of: int) -> float:
+    """A share of the schedule that falls just behind step `steps`, so that rounding cannot fall before it."""
+    return min(1.0, (steps + 0.02) / of)
+
+
+def _set_stages(made: Graph, request: Request, system: System) -> None:
+    lookup, masks, tgaa = (only(made, k) for k in ("ChorusCacheLookup", "ChorusSRDMask", "TGAAPatch"))
+    stage1, stage3 = only(made, "ChorusStage1Reuse"), only(made, "ChorusStage3Refine")
+    if system.k1 is not None:
+        made[stage1]["inputs"] |= {"k1": "fixed", "fraction": _fraction(system.k1, request.steps), "maximum": 1.0}
+    if system.k2 is not None:
+        made[stage3]["inputs"] |= {"k2": "fixed", "fraction": _fraction(system.k2, request.steps)}
+    made[stage1]["inputs"] |= dict(system.extra)
+    for node, name, value in (
+        (masks, "edit_dilation", system.edit_dilation),
+        (masks, "visible_dilation", system.visible_dilation),
+        (tgaa, "strength", system.strength),
+        (tgaa, "where", system.where),
+        (tgaa, "fade", system.fade),
+    ):
+        if value is not None:
+            made[node]["inputs"][name] = value
+    if not system.selective:
+        made[stage1]["inputs"]["chorus"] = [lookup, 0]
+        del made[masks]
+    if system.strength == 0.0:
+        made[stage3]["inputs"] |= {"model": [stage1, 0], "chorus": [stage1, 1]}
+        del made[tgaa]

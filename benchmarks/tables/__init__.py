@@ -1,0 +1,1 @@
+"""One module a table. Each has `measure(bench, full) -> Result`."""

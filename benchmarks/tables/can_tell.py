@@ -1,0 +1,65 @@
+"""Can the bench tell? What cold runs lose at half their steps.
+
+Where they lose nothing, "fewer steps" would beat every cache, and no comparison on this model would mean anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .. import metrics, report
+from ..pairs import cold_requests
+from ..samples import Bench, of
+from ..systems import Request
+
+SEED = 41
+OTHER_TAKE = 500_000  # added to a seed: the reference is cold videos of the same prompts, with other noise
+
+
+def measure(bench: Bench, full: bool) -> report.Result:
+    """Rows by step count: the loss from the full number to half of it, alignment in points, the rest relative."""
+    rows = []
+    for steps, count in ((50, 64), (20, 128), (4, 192)) if full else ((20, 24), (4, 48)):
+        requests = cold_requests(count, SEED, steps)
+        whole = [bench.sample(r) for r in requests]
+        half = [bench.sample(_with_steps(r, steps // 2)) for r in requests]
+        reference = [bench.sample(Request(**{**vars(r), "seed": r.seed + OTHER_TAKE})) for r in requests]
+        rows.append(
+            {
+                "steps": f"{steps} → {steps // 2}",
+                "n": count,
+                "alignment": report.estimate(of(whole, "alignment")),
+                "alignment loss": report.combined(_difference, of(whole, "alignment"), of(half, "alignment")),
+                "details loss": _relative(whole, half, "details"),
+                "sharpness loss": _relative(whole, half, "sharpness"),
+                "Fréchet distance": _distance(whole, reference),
+                "at half the steps": _distance(half, reference),
+            }
+        )
+    return report.Result(
+        name="can_tell",
+        title="What cold runs lose at half the steps",
+        columns=list(rows[0]),
+        rows=rows,
+        seeds=[SEED],
+    )
+
+
+def _with_steps(request: Request, steps: int) -> Request:
+    return Request(**{**vars(request), "steps": steps})
+
+
+def _difference(whole: np.ndarray, half: np.ndarray) -> float:
+    return float(whole.mean() - half.mean())
+
+
+def _relative(whole: Sequence[dict], half: Sequence[dict], name: str) -> dict:
+    return report.combined(lambda a, b: float(1 - b.mean() / a.mean()), of(whole, name), of(half, name))
+
+
+def _distance(some: Sequence[dict], reference: Sequence[dict]) -> dict:
+    """Fréchet distance with the interval over which videos were drawn."""
+    a, b = (np.array([s["features"] for s in samples]) for samples in (some, reference))
+    return report.combined(lambda x: metrics.frechet_distance(x, b), a, resamples=200)

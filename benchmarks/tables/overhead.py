@@ -1,0 +1,113 @@
+"""What Chorus itself costs a request, by part, at the shapes of a real 81-frame 480p video."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from chorus.cache import LocalCache, NewEntry, Space
+from chorus.comfy.caches import load_trajectory
+from chorus.prompt.embedding import pool_encoding
+from chorus.prompt.tokens import token_difference
+from chorus.reuse.regions import build, from_attention
+from chorus.reuse.trajectory import clean_component
+
+from .. import report
+from ..samples import Bench
+
+SEED = 121
+LATENT = (1, 16, 21, 60, 104)
+GRID = (21, 30, 52)
+STEPS, KEEP = 20, 15  # checkpoints of a 20-step run at the store node's default
+WORDS, CHANNELS = 60, 4096  # of a prompt in UMT5's encoding
+SPACE = Space("weights", "", "Wan21", LATENT, "t2v", "flow")
+
+
+def measure(bench: Bench, full: bool) -> report.Result:
+    """Rows by part, in milliseconds a request. Needs no sampling: `bench` is not asked."""
+    generator = torch.Generator().manual_seed(SEED)
+    rng = np.random.default_rng(SEED)
+    repeats, entries = (12, 4000) if full else (4, 300)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    noise, x = drawn(*LATENT), drawn(*LATENT)
+    here, there = drawn(WORDS, CHANNELS), drawn(WORDS, CHANNELS)
+    there[: WORDS - 5] = here[: WORDS - 5]
+    attention = drawn(WORDS, 8, 16, 16).abs()
+    sigmas = tuple(np.linspace(1, 0, STEPS + 1).tolist())
+    states = {f"checkpoint/{sigma:.6f}": drawn(*LATENT).half() for sigma in sigmas[1 : KEEP + 1]}
+    tensors = {**states, "final": drawn(*LATENT), "tokens": here.half(), "attention": attention}
+
+    def entry(number: int, given: dict[str, torch.Tensor]) -> NewEntry:
+        vector = rng.standard_normal(CHANNELS).astype(np.float32)
+        return NewEntry(
+            space=SPACE,
+            request=f"request {number}",
+            prompt=f"prompt {number}",
+            embedder="conditioning:4096",
+            vector=vector / np.linalg.norm(vector),
+            sigmas=sigmas,
+            settings={"noise_drawn": False, "carried": "", "noise": ""},
+            seconds=1.0,
+            is_source=True,
+            parent=None,
+            tensors=given,
+        )
+
+    rows = []
+
+    def row(part: str, when: str, work: Callable[[], object], times: int = repeats) -> None:
+        work()
+        spent = []
+        for _ in range(times):
+            began = time.perf_counter()
+            work()
+            spent.append(1000 * (time.perf_counter() - began))
+        rows.append({"part": part, "when": when, "n": times, "ms": report.estimate(spent)})
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        cache = LocalCache(Path(folder), max_bytes=50 * 2**30)
+        for number in range(entries):
+            cache.put(entry(number, {"final": torch.zeros(1)}))
+        stored = cache.put(entry(entries, tensors))
+        query = entry(0, {"final": torch.zeros(1)}).vector
+        row("embed the prompt (pooling)", "every request", lambda: pool_encoding(here[None]))
+        row(
+            f"search {entries} entries",
+            "every request",
+            lambda: cache.search(query, "conditioning:4096", SPACE, k=3),
+        )
+        row(
+            "masks from words and attention",
+            "a hit",
+            lambda: build(from_attention(attention, token_difference(here, there).gone, GRID), 1, 1),
+        )
+        row("load the source's states", "a hit", lambda: load_trajectory(cache, stored, lambda z: z, noise))
+        row(
+            f"record {STEPS} states",
+            "a miss",
+            lambda: [clean_component(x, noise, 0.5) for _ in range(STEPS)],
+            max(2, repeats // 4),
+        )
+        counter = iter(range(entries + 1, entries + 1000))
+        row(
+            f"store {sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6:.0f} MB",
+            "a miss",
+            lambda: cache.put(entry(next(counter), tensors)),
+            max(2, repeats // 4),
+        )
+        cache.close()
+    return report.Result(
+        name="overhead",
+        title="Chorus's own time by part (81 frames at 480p, 20 steps)",
+        columns=list(rows[0]),
+        rows=rows,
+        seeds=[SEED],
+    )

@@ -1,0 +1,123 @@
+"""Sources that the product refuses: another step count with other LoRAs, another resolution. What would they be worth?
+
+The source's clean component is taken from the cache, composed with the target's own noise, resized where the target is
+of another size, and handed to core's KSamplerAdvanced. What comes of it decides whether the refusal is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from tools.demo_graph import Graph, only
+
+from .. import report
+from ..pairs import REPORTED, Pair, hit_pairs
+from ..samples import Bench, code_digest
+from ..systems import COLD, STAGE_1, Request, System, graph
+
+SMALLER = 80  # pixels a side, against the 96 that the small Wan was trained on
+
+
+def measure(bench: Bench, full: bool) -> report.Result:
+    """Rows by kind of source and K1: alignment against a source of the request's own kind."""
+    count = 64 if full else 8
+    rows = []
+    cases = [
+        ("50 steps → 20 steps", 20, replace_steps(50), (5, 8)),
+        ("50 steps → 4 steps, distilled", 4, replace_steps(50), (1, 2)),
+        (f"{SMALLER} px → 96 px, 20 steps", 20, replace_size(SMALLER), (5, 8)),
+    ]
+    for name, steps, other, cuts in cases if full else cases[1:2]:
+        pairs = hit_pairs(count, REPORTED, steps)
+        cold = np.array([bench.sample(p.target, COLD)["alignment"] for p in pairs])
+        for k in cuts:
+            own = System("own kind", k1=k, selective=False, strength=0.0)
+            same = np.array([bench.sample(p.target, own, p.source)["alignment"] for p in pairs])
+            crossed = np.array([_crossed(bench, p, other(p.source), k)["alignment"] for p in pairs])
+            rows.append(
+                {
+                    "source → target": name,
+                    "K1": k,
+                    "n": count,
+                    "loss, source of its own kind": report.estimate(cold - same),
+                    "loss, this source": report.estimate(cold - crossed),
+                }
+            )
+    return report.Result(
+        name="transfer",
+        title="Sources of another kind",
+        columns=list(rows[0]),
+        rows=rows,
+        seeds=[REPORTED],
+    )
+
+
+def replace_steps(steps: int):
+    return lambda source: replace(source, steps=steps)
+
+
+def replace_size(size: int):
+    return lambda source: replace(source, size=size)
+
+
+def _crossed(bench: Bench, pair: Pair, source: Request, k: int) -> dict:
+    parts = repr([pair.target, source, k, code_digest()])
+    name = "transfer " + hashlib.sha256(parts.encode()).hexdigest()[:24]
+    return bench.once(name, lambda: bench.measured(_sampled(bench, pair.target, source, k), pair.target))
+
+
+def _sampled(bench: Bench, target: Request, source: Request, k: int) -> np.ndarray:
+    made = graph(bench.subject, target, replace(STAGE_1), cache=None, mode="off")
+    host = bench.host.host
+    caches = host.module("chorus.comfy.caches")
+    import comfy.latent_formats
+    import comfy.sample
+
+    wan = comfy.latent_formats.Wan21()
+    cells = (target.size or bench.subject.size) // 8
+    noise = comfy.sample.prepare_noise(torch.zeros(1, 16, 4, cells, cells), target.seed)
+    cache = caches.open_cache(bench.cache_of(source))
+    entry = next(e for e in cache.entries() if e.is_source)
+    there = caches.load_trajectory(cache, entry, wan.process_in, torch.zeros(1))
+    sigma = _sigmas(target.steps)[k]
+    clean = there.at(sigma) / (1 - sigma)  # composed with no noise, so that only the clean component is left
+    if clean.shape[-1] != cells:
+        clean = F.interpolate(clean, (clean.shape[2], cells, cells), mode="trilinear", align_corners=False)
+    x = sigma * noise + (1 - sigma) * clean
+    # Core's sampler scales what it is handed by 1 − σ where no noise is added.
+    _hand_over(made, wan.process_out(x / (1 - sigma)), k, Path(host.base) / "input")
+    frames, _, _ = bench.host.run(made)
+    return frames
+
+
+def _sigmas(steps: int, shift: float = 5.0) -> list[float]:
+    """The "simple" schedule of a flow model: every (1000/steps)-th of 1000 shifted levels."""
+    levels = [shift * t / (1 + (shift - 1) * t) for t in (i / 1000 for i in range(1, 1001))]
+    return [levels[-(1 + int(i * 1000 / steps))] for i in range(steps)] + [0.0]
+
+
+def _hand_over(made: Graph, latent: torch.Tensor, k: int, folder: Path) -> None:
+    file = f"handed-{hashlib.sha256(latent.numpy().tobytes()).hexdigest()[:16]}.latent"
+    save_file({"latent_tensor": latent.contiguous(), "latent_format_version_0": torch.tensor([])}, folder / file)
+    sampler = only(made, "KSampler")
+    kept = made[sampler]["inputs"]
+    made["handed"] = {"class_type": "LoadLatent", "inputs": {"latent": file}}
+    made[sampler] = {
+        "class_type": "KSamplerAdvanced",
+        "inputs": {
+            **{n: kept[n] for n in ("model", "positive", "negative", "steps", "cfg", "sampler_name", "scheduler")},
+            "noise_seed": kept["seed"],
+            "add_noise": "disable",
+            "start_at_step": k,
+            "end_at_step": 10_000,
+            "return_with_leftover_noise": "disable",
+            "latent_image": ["handed", 0],
+        },
+    }

@@ -1,0 +1,62 @@
+"""The benches against a server: the same samples come back, and the table for real weights runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks import server
+from benchmarks.samples import Bench
+from benchmarks.systems import COLD, Request, SmallWan, System, graph
+from benchmarks.tables import real
+from small_wan import scenes
+from tools.demo_graph import only
+
+RED = scenes.Caption("red", "circle", "right", "navy")
+GREEN = replace(RED, colour="green")
+
+
+class Scored(SmallWan):
+    """The small Wan under the CLIP score of an untrained CLIP: the path of real weights, without them."""
+
+    def measured(self, frames: np.ndarray, request: Request) -> dict:
+        return {"alignment": server.clip_score(frames, request.prompt, "ViT-B-32", "", most=2)}
+
+
+def asked(caption: scenes.Caption, seed: int) -> Request:
+    return Request(caption.text, seed, 4, caption=caption)
+
+
+def test_a_server_samples_what_it_is_asked(comfy_server, tmp_path):
+    bench = Bench(tmp_path, host=server.Server(comfy_server.url))
+    cold = bench.sample(asked(RED, 1))
+    hit = bench.sample(asked(GREEN, 2), System("stage 1", k1=1, selective=False, strength=0.0), asked(RED, 1))
+    assert (cold["outcome"], hit["outcome"], hit["steps_computed"]) == ("cold", "hit", 3)
+    assert cold["right"].keys() == {"background", "colour", "direction", "shape"}
+    assert Bench(tmp_path).sample(asked(RED, 1)) == cold
+
+
+def test_the_table_for_real_weights(comfy_server, tmp_path):
+    result = real.measure(Bench(tmp_path, Scored(), server.Server(comfy_server.url)), full=False)
+    rows = {row["system"]: row for row in result.rows}
+    assert set(rows) == {"cold", "stage 1 only", "Chorus", "NIRVANA at Chorus's cost", "fewer steps at Chorus's cost"}
+    assert rows["Chorus"]["step equivalents"]["mean"] < rows["cold"]["step equivalents"]["mean"] == 4.0
+    assert all(np.isfinite(row["alignment"]["mean"]) for row in rows.values())
+
+
+def test_model_names_and_sizes_reach_the_graph():
+    subject = server.RealWan(unet="other.safetensors", lora="fast.safetensors", width=480, height=320, length=33)
+    made = graph(subject, Request("a fox", 1, 4), COLD, cache=None, mode="off")
+    assert made[only(made, "UNETLoader")]["inputs"]["unet_name"] == "other.safetensors"
+    assert made[only(made, "LoraLoaderModelOnly")]["inputs"]["lora_name"] == "fast.safetensors"
+    assert made[only(made, "EmptyHunyuanLatentVideo")]["inputs"]["width"] == 480
+    assert "umt5" in made[only(made, "CLIPLoader")]["inputs"]["clip_name"]  # the template's own
+
+
+def test_clip_score_knows_prompts_apart():
+    frames = np.random.default_rng(0).random((2, 48, 64, 3), np.float32)
+    scores = [server.clip_score(frames, prompt, "ViT-B-32", "") for prompt in ("a red fox", "rain at night")]
+    assert scores[0] != pytest.approx(scores[1], abs=1e-4)
+    assert all(-100 <= score <= 100 for score in scores)

@@ -1,0 +1,83 @@
+"""The tables' own arithmetic: who serves whom, which K, what a rival has at equal cost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.pairs import Pair, hit_pairs, request
+from benchmarks.prompts import vectors
+from benchmarks.samples import Bench, InProcess
+from benchmarks.systems import Request
+from benchmarks.tables import equal_cost, locality
+from small_wan import scenes
+
+RED = scenes.Caption("red", "circle", "right", "navy")
+GREEN = replace(RED, colour="green")
+OTHER = scenes.Caption("pink", "cross", "up", "olive", ("cyan", "square", "left"), 1)
+
+
+def test_only_cold_requests_serve_later_ones():
+    near = float(vectors([RED])[0] @ vectors([GREEN])[0])
+    steps = locality.run_stream([RED, GREEN, GREEN, OTHER], 1, 4, lowest=near - 0.01, warm=1)
+    assert [s.nearest.prompt if s.nearest else None for s in steps] == [RED.text, RED.text, RED.text]
+    assert steps[0].score == pytest.approx(near, abs=1e-5)
+    # The same prompt again is another take: cold, and from then on a source.
+    again = locality.run_stream([RED, RED, GREEN], 1, 4, lowest=near - 0.01, warm=0)
+    assert again[2].nearest.seed in (again[0].target.seed, again[1].target.seed)
+
+
+@pytest.mark.parametrize("score, k", [(0.96, 25), (0.95, 20), (0.91, 20), (0.86, 15), (0.76, 10), (0.66, 5), (0.65, 0)])
+def test_nirvanas_table(score, k):
+    pair = Pair(request(RED, 1, 50), request(GREEN, 2, 50), score)
+    system = locality.nirvana_table(50)(pair)
+    assert (system.k1 if system else 0) == k
+
+
+def test_pairs_are_alike_different_and_reproducible():
+    pairs = hit_pairs(12, 5, 20)
+    for pair in pairs:
+        assert pair.changed
+        assert pair.source.prompt != pair.target.prompt
+        points = vectors([pair.source.caption, pair.target.caption])
+        assert float(points[0] @ points[1]) == pytest.approx(pair.score, abs=1e-5)
+    assert pairs == hit_pairs(12, 5, 20)
+    assert {p.source.seed for p in pairs}.isdisjoint({p.target.seed for p in pairs})
+
+
+def test_a_rival_at_a_fractional_cost_lies_between(comfy_host, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHORUS_CACHE_DIR", "set by the bench")
+    bench = Bench(tmp_path, host=InProcess(tmp_path / "caches", comfy_host))
+    pair = Pair(request(RED, 3, 4), request(GREEN, 4, 4), 0.9)
+    for nirvana in (False, True):
+        low, high = (equal_cost.at_cost(bench, pair, cost, nirvana) for cost in (2.0, 3.0))
+        assert equal_cost.at_cost(bench, pair, 2.25, nirvana) == pytest.approx(0.75 * low + 0.25 * high)
+    assert equal_cost.at_cost(bench, pair, 4.0, True) == bench.sample(pair.target)["alignment"]
+    fewer = bench.sample(Request(**{**vars(pair.target), "steps": 2}))
+    assert equal_cost.at_cost(bench, pair, 2.0, False) == fewer["alignment"]
+    bench.host.forget_caches()
+
+
+def test_loss_ratio_is_of_means():
+    cold, ours, rival = np.array([1.0, 1.0]), np.array([1.0, 0.9]), np.array([0.8, 1.0])
+    assert equal_cost._loss_ratio(cold, ours, rival) == pytest.approx(0.5)
+    assert np.isnan(equal_cost._loss_ratio(cold, ours, cold))
+
+
+def test_the_command_writes_tables(checkout, tmp_path):
+    launch = [sys.executable, "-P", str(checkout / "tools" / "launch.py"), "benchmarks"]
+    done = subprocess.run(
+        [*launch, "overhead", "--output", str(tmp_path)], capture_output=True, text=True, cwd=checkout
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "overhead.json").read_text())["rows"]
+    assert {row["when"] for row in rows} == {"every request", "a hit", "a miss"}
+    assert all(row["ms"]["mean"] > 0 for row in rows)
+    refused = subprocess.run([*launch, "no-such-table"], capture_output=True, text=True, cwd=checkout)
+    assert refused.returncode == 2
+    assert "there are can_tell" in refused.stderr
