@@ -18,6 +18,7 @@ import torch.nn.functional as F
 SIDE = 48  # features are taken at this height, so that decoders that enlarge do not change them
 TOKEN = 8  # pixels a side of one of the small Wan's tokens
 WHITE = 0.75  # a pixel whose darkest channel is above it belongs to one of the scenes' unnamed white dots
+LEAST_DEVIATION = 1e-3  # of a feature; what hardly varies in the reference must not outweigh the rest
 _CHANNELS = 12
 
 
@@ -77,14 +78,14 @@ def _filters() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def features(video: np.ndarray) -> np.ndarray:
-    """A fixed feature map, [37] float32: random filters on the frames, coarser, on their changes; and seams."""
+    """A fixed feature map, [38] float32: random filters on the frames, coarser, on their changes; seams; flicker."""
     frames = torch.from_numpy(small(video)).permute(0, 3, 1, 2)
     first, second = _filters()
     fine = F.conv2d(frames, first).abs()
     coarse = F.conv2d(F.avg_pool2d(fine, 2), second).abs()
     change = F.conv2d(frames.diff(dim=0), first).abs()
     pooled = [part.mean((0, 2, 3)) for part in (fine, coarse, change)]
-    return torch.cat([*pooled, torch.tensor([seams(video)])]).numpy()
+    return torch.cat([*pooled, torch.tensor([seams(video), flicker(video)])]).numpy()
 
 
 def frechet_distance(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
@@ -95,7 +96,7 @@ def frechet_distance(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if min(len(x), len(y)) < 8:
         raise ValueError(f"Fréchet distance of {len(x)} and {len(y)} videos: at least 8 of each are needed")
-    scale = y.std(0) + 1e-9
+    scale = y.std(0) + LEAST_DEVIATION
     x, y = x / scale, y / scale
     cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     root = scipy.linalg.sqrtm(cov_x @ cov_y).real

@@ -41,7 +41,8 @@ STYLE = (  # noqa: SIM905 - a word a line would be no clearer
 ).split()
 MOST_STYLE = 10  # with the longest caption's 22 words all that the text encoder reads
 
-_CANDIDATES = 500  # beside two a request
+_CANDIDATES = 250  # at the start, beside one a request
+_MORE = 100  # later, beside one a request
 _FRESH = 0.4  # share of the candidates at the start that are no edit of another one
 _STOP = 0.6  # chance that an edit of a candidate is the last one
 _PROPOSALS = 8  # more of them, when none fits
@@ -165,12 +166,14 @@ def stream(
     if not 0 <= style <= MOST_STYLE:
         raise ValueError(f"{style} style words: expected 0 to {MOST_STYLE}, more the text encoder does not read")
     rng = np.random.default_rng([seed, count])
-    most = _CANDIDATES + 2 * count
-    candidates = _Candidates(_some_prompts(most // 2, seed, held_out, style))
+    first = _CANDIDATES + count
+    candidates = _Candidates(_some_prompts(first, seed, held_out, style))
     requests: list[Request] = []
-    for similarity in np.concatenate([_evenly(wanted, warm, rng), _evenly(wanted, count - warm, rng)]).tolist():
+    similarities = np.concatenate([_evenly(wanted, warm, rng), _evenly(wanted, count - warm, rng)])
+    for number, similarity in enumerate(similarities.tolist()):
         miss = abs(candidates.scores[candidates.closest(similarity, rng)] - similarity)
-        if requests and miss > _TIE and len(candidates.captions) < most:
+        # As many more as there are requests so far and a few: a stream is as free at its end as at its start.
+        if requests and miss > _TIE and len(candidates.captions) < first + _MORE + number:
             if candidates.scores.min() > similarity:
                 proposed = [_fresh(rng, held_out, style) for _ in range(_PROPOSALS)]
             else:

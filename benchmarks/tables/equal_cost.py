@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .. import report
@@ -45,7 +47,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
         if steps == 4:
             summary["hit_cost_4"] = report.estimate(costs / steps)
             summary["alignment_loss_4"] = report.estimate(alignments["cold"] - alignments["Chorus"])
-        rows += _curves(bench, pairs[: count // 2 if full else 10], steps)
+        rows += _curves(bench, pairs[: count // 2 if full else 10], steps, SHARES if full else SHARES[1::2])
     return report.Result(
         name="equal_cost",
         title="Alignment of hits against their cost",
@@ -72,10 +74,10 @@ def at_cost(bench: Bench, pair: Pair, cost: float, nirvana_wanted: bool) -> floa
     return (1 - weight) * aligned(low) + (weight * aligned(high) if weight > 0 else 0.0)
 
 
-def _curves(bench: Bench, pairs: list[Pair], steps: int) -> list[dict]:
+def _curves(bench: Bench, pairs: list[Pair], steps: int, shares: Sequence[float]) -> list[dict]:
     cold = of([bench.sample(p.target, COLD) for p in pairs], "alignment")
     rows = []
-    for k in sorted({max(1, round(share * steps)) for share in SHARES if round(share * steps) < steps}):
+    for k in sorted({max(1, round(share * steps)) for share in shares if round(share * steps) < steps}):
         systems = {
             "NIRVANA": nirvana(k),
             "stage 1 only": System("stage 1 only", k1=k, selective=False, strength=0.0),
