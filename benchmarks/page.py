@@ -14,7 +14,8 @@ from . import report
 PAGE = CHECKOUT / "docs" / "results.md"
 _HEAD = """# Results
 
-Written by `make bench-full` from `benchmarks/results/`, where every figure lies as JSON with its seeds and interval. \
+Written from `benchmarks/results/` by the bench, where every figure lies as JSON with its seeds and interval; each \
+table names its command (`make bench` has few samples, `make bench-full` all). \
 All of it samples the small Wan ([small_wan.md](small_wan.md)) through the real host; `±` is half of a 95 % bootstrap \
 interval over requests. What follows from it is in [method.md](method.md).
 

@@ -46,6 +46,7 @@ _MORE = 100  # later, beside one a request
 _FRESH = 0.4  # share of the candidates at the start that are no edit of another one
 _STOP = 0.6  # chance that an edit of a candidate is the last one
 _PROPOSALS = 8  # more of them, when none fits
+_TRIES = 100  # edits, to find one that stays held out
 _FLOOR_OF = 3000  # prompts among which the floor is looked for
 _TIE = 0.004  # candidates this close to the wanted similarity are as good
 
@@ -330,11 +331,15 @@ def with_repeats(
 
 
 def _edited_within(caption: scenes.Caption, rng: np.random.Generator) -> scenes.Caption:
-    """One attribute changed, so that the combination is one that training sees exactly if the caption's is."""
-    while True:
+    """One attribute changed, so that the combination is one that training sees exactly if the caption's is.
+
+    The caption itself where no such change is found: some of one object have none.
+    """
+    for _ in range(_TRIES):
         changed = edited(caption, rng)
         if changed.held_out == caption.held_out:
             return changed
+    return caption
 
 
 def nearest_earlier(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

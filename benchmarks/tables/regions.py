@@ -29,7 +29,11 @@ def measure(bench: Bench, full: bool) -> report.Result:
         pairs.append((request(source, first, STEPS), request(target, first + 1, STEPS)))
     cold = of([bench.sample(target, COLD) for _, target in pairs], "alignment")
     rows = []
-    settings: list[tuple[str, System]] = [("full steps", System("full", k1=6, selective=False))]
+    settings: list[tuple[str, System]] = [
+        ("full steps, no amplification", System("none", k1=6, selective=False, strength=0.0)),
+        ("full steps, outputs amplified", System("outputs", k1=6, selective=False, where="outputs", strength=1.0)),
+        ("full steps", System("full", k1=6, selective=False)),
+    ]
     for edit, visible in RADII if full else ((0, 0), (1, 1)):
         system = System("Chorus", k1=6, k2=11, edit_dilation=edit, visible_dilation=visible)
         settings.append((f"({edit}, {visible})", system))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from benchmarks.prompts import (
     MOST_STYLE,
     STYLE,
     THRESHOLDS,
+    Request,
     Styled,
     achieved,
     edited,
@@ -189,6 +191,21 @@ def test_edited_repeats_differ_in_one_attribute(requests):
     assert all(r.caption.held_out for r in made)
     for caption in new:
         assert any(differences(caption, other) == 1 for other in known)
+
+
+def test_a_prompt_whose_edits_are_all_trained_on_comes_back_as_it_is():
+    lonely = next(c for c in single_objects() if c.held_out and not any(n.held_out for n in neighbours(c)))
+    made = with_repeats([Request(lonely, -1.0, None, 0.7)] * 2, 0.5, seed=1, edits=1.0)
+    assert [r.caption for r in made] == [lonely] * 4
+
+
+def single_objects() -> list[scenes.Caption]:
+    every = product(scenes.COLOURS, scenes.SHAPES, scenes.DIRECTIONS, scenes.BACKGROUNDS)
+    return [scenes.Caption(*attributes) for attributes in every]
+
+
+def neighbours(caption: scenes.Caption) -> list[scenes.Caption]:
+    return [other for other in single_objects() if differences(caption, other) == 1]
 
 
 def test_popular_prompts_come_back_more_often_than_others(requests):
