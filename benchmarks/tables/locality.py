@@ -19,7 +19,7 @@ from .equal_cost import nirvana
 SEED = 91
 LEVELS = (0.60, 0.70, 0.75, 0.80, 0.90)
 NIRVANA_TABLE = ((0.95, 0.5), (0.90, 0.4), (0.85, 0.3), (0.75, 0.2), (0.65, 0.1))  # score above → share skipped
-EASYCACHE = 0.05  # the host's own default is 0.2, which this model does not survive; see docs/method.md
+EASYCACHE = 0.05  # reuse threshold of the paper that it comes from; the host's default is 0.2
 Choice = Callable[[Pair], System | None]  # None: a miss
 
 
