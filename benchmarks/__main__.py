@@ -20,6 +20,7 @@ from .server import RealWan, Server
 
 TABLES = (
     "can_tell",
+    "tuning",
     "equal_cost",
     "main",
     "amplification",

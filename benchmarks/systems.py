@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +41,7 @@ class System:
     reads: bool = True
     k1: int | None = None
     k2: int | None = None
+    start: float | None = None  # where the source's state is taken, as a fraction; 1.0: at K1 itself
     selective: bool = True
     strength: float | None = None  # of TGAA, None: the node's default
     where: str | None = None
@@ -50,7 +51,6 @@ class System:
     source_noise: bool = False  # take the source's noise too, which is its state as it was
     calibrated_threshold: bool = False  # otherwise every source counts as a hit
     easycache: float | None = None  # reuse threshold of the host's own EasyCache
-    extra: tuple[tuple[str, Any], ...] = field(default=())  # further widgets of ChorusStage1Reuse
 
 
 COLD = System("cold", reads=False)
@@ -145,7 +145,8 @@ def _set_stages(made: Graph, request: Request, system: System) -> None:
         made[stage1]["inputs"] |= {"k1": "fixed", "fraction": _fraction(system.k1, request.steps), "maximum": 1.0}
     if system.k2 is not None:
         made[stage3]["inputs"] |= {"k2": "fixed", "fraction": _fraction(system.k2, request.steps)}
-    made[stage1]["inputs"] |= dict(system.extra)
+    if system.start is not None:
+        made[stage1]["inputs"]["start"] = system.start
     for node, name, value in (
         (masks, "edit_dilation", system.edit_dilation),
         (masks, "visible_dilation", system.visible_dilation),

@@ -13,7 +13,7 @@ class ChorusStage1Reuse(io.ComfyNode):
             node_id="ChorusStage1Reuse",
             display_name="Chorus Stage 1: Reuse",
             category=CATEGORY,
-            description="On a hit, sampling starts at step K1 from the matched video's state; none before is run.",
+            description="On a hit, sampling starts from an early state of the matched video and takes K1 steps less.",
             search_aliases=["skip steps", "reuse latents", "k1", "nirvana", "speed up"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that is sampled."),
@@ -41,6 +41,17 @@ class ChorusStage1Reuse(io.ComfyNode):
                     tooltip="Never skip more than this share of the schedule.",
                     advanced=True,
                 ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Where on the schedule the matched video's state is taken. Lower follows the prompt more, "
+                    "higher the matched video; 1 takes it at K1 itself, 0 where the calibration says.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model, which now samples under the plan."),
@@ -49,6 +60,6 @@ class ChorusStage1Reuse(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, chorus, k1, fraction, maximum) -> io.NodeOutput:
-        plan = stages.with_reuse(chorus, k1, fraction, maximum)
+    def execute(cls, model, chorus, k1, fraction, maximum, start=0.0) -> io.NodeOutput:
+        plan = stages.with_reuse(chorus, k1, fraction, maximum, start)
         return io.NodeOutput(run.attach(model, plan), plan)

@@ -28,7 +28,7 @@ class TGAAPatch(io.ComfyNode):
                 Chorus.Input("chorus", tooltip="The plan of this request."),
                 io.Float.Input(
                     "strength",
-                    default=1.0,
+                    default=0.5,
                     min=0.0,
                     max=8.0,
                     step=0.05,
@@ -37,7 +37,7 @@ class TGAAPatch(io.ComfyNode):
                 io.Combo.Input(
                     "where",
                     options=list(WHERE),
-                    default="both",
+                    default="outputs",
                     tooltip="Amplify what the words match (keys), what they say (outputs), or both.",
                 ),
                 io.Float.Input(

@@ -16,7 +16,7 @@ SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the schedule skipped, for the
 
 def nirvana(k: int) -> System:
     """NIRVANA with a fixed K: the source's state as it was, its noise too."""
-    return System("NIRVANA", k1=k, selective=False, strength=0.0, source_noise=True)
+    return System("NIRVANA", k1=k, start=1.0, selective=False, strength=0.0, source_noise=True)
 
 
 def measure(bench: Bench, full: bool) -> report.Result:

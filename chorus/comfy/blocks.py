@@ -81,7 +81,7 @@ class CrossAttention:
     rows: torch.Tensor
     weights: torch.Tensor | None = None  # [text_length]
     strength: float = 0.0
-    where: str = "both"
+    where: str = "outputs"
     watch_blocks: frozenset[int] = frozenset()
     watch: Callable[[torch.Tensor, torch.Tensor, int], None] | None = None
 

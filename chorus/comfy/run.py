@@ -16,7 +16,7 @@ import torch
 
 from ..cache import CacheError
 from ..prompt.tokens import label_tokens, real_tokens, token_difference
-from ..reuse.plan import Plan, stage_bounds
+from ..reuse.plan import Plan, stage_bounds, stretched
 from ..reuse.regions import token_grid
 from ..reuse.trajectory import SIGMA_TOLERANCE, Trajectory
 from .blocks import CrossAttention, TokenDrop, coarse_attention, override_attention, patch_blocks
@@ -79,6 +79,7 @@ def merged(plan: Plan, present: Plan | None) -> Plan:
     return replace(
         plan,
         reuse=present.reuse if plan.reuse is None else plan.reuse,
+        start=present.start if plan.reuse is None else plan.start,
         regions=plan.regions or present.regions,
         regions_note=plan.regions_note or present.regions_note,
         amplification=plan.amplification or present.amplification,
@@ -259,7 +260,7 @@ class Run:
         # What is under way; written by predict_noise, read by the model calls it makes.
         self.step: int | None = None
         self.selective = False
-        self.known: torch.Tensor | None = None  # the source's x0 at the selective step under way
+        self.known: torch.Tensor | None = None  # the run's latest x0 in stage 2, kept where nothing is recomputed
         self.edit: torch.Tensor | None = None  # [1, 1, T, H, W] bool
         self.tokens_seen: dict[int, int] = {}  # step → most tokens any of its model calls put through the blocks
         self.tokens_total = 0
@@ -368,8 +369,6 @@ class Run:
         except CacheError as error:
             return self._miss(str(error))
         self.k1, self.k2 = stage_bounds(self.sigmas, self._cut(plan.reuse), self._cut(plan.full_from))
-        if not self._selective_possible():
-            self.k2 = self.k1
         wanted = self.k1
         while self.k1 and not self.trajectory.has(self.sigmas[self.k1]):
             self.k1 -= 1
@@ -378,8 +377,7 @@ class Run:
                 f"K1 lowered from {wanted} to {self.k1}: the source was made by a sampler that draws noise, "
                 "and its states serve only their own sigma"
             )
-        usable = [k for k in range(self.k1, self.k2 + 1) if self.trajectory.has(self.sigmas[k])]
-        if len(usable) < self.k2 + 1 - self.k1:
+        if not self._selective_possible():
             self.k2 = self.k1
         if plan.regions is not None and plan.regions.empty:
             self.k1 = self.k2  # nothing differs: the steps are the source's whole
@@ -389,6 +387,9 @@ class Run:
         if self.k1 == 0 and not (goes_on and self.k2 > 0):
             self.k2 = 0
             return self._miss(f"the schedule of {self.steps} steps has none at or above the source's start")
+        start = min(self._cut(plan.start), self.sigmas[0])
+        if self.k1 and self.trajectory.has(start):
+            self.sigmas = stretched(self.sigmas, self.k1, start)
         if self.noise_drawn:
             self.note(f"{self.sampler_name} draws noise: the rest of the run is another draw than a cold one's")
         return None
@@ -500,6 +501,7 @@ class Run:
     def sample(self, executor, model_wrap, sigmas, extra_args, callback, noise, latent_image, disable_pbar):
         """Samples the schedule in the run's stages. Returns what the sampler returns, x/(1 − σ_N)."""
         options = extra_args["model_options"]["transformer_options"]
+        sigmas = torch.tensor(self.sigmas, dtype=sigmas.dtype, device=sigmas.device)
 
         def segment(first: int, last: int, start: torch.Tensor | None) -> torch.Tensor:
             """The sampler's own run over σ_first … σ_last, from the given state or from the beginning."""
@@ -527,12 +529,10 @@ class Run:
         begins_here = self.k1 > 0
         x = self.trajectory.at(self.sigmas[self.k1]).to(noise) if begins_here else latent_image * (1.0 - self.sigmas[0])
         if self.k2 > self.k1:
-            edit = self._edit_cells(noise)
-            self.selective, self.edit = True, edit
+            self.edit = self._edit_cells(noise)
             for step in range(self.k1, self.k2):
-                self.known = self.trajectory.denoised(self.sigmas[step], self.sigmas[step + 1]).to(noise)
-                after = segment(step, step + 1, x) * (1.0 - self.sigmas[step + 1])
-                x = torch.where(edit, after, self.trajectory.at(self.sigmas[step + 1]).to(after))
+                self.step, self.selective = step, step > self.k1  # the first, a full one, says what stands elsewhere
+                x = segment(step, step + 1, x) * (1.0 - self.sigmas[step + 1])
             self.selective, self.known, self.edit = False, None, None
             self._forget_partial_outputs(options)
         if self.k2 == self.steps:
@@ -564,9 +564,10 @@ class Run:
         return counted
 
     def enter_evaluation(self, x: torch.Tensor, sigma: float) -> None:
-        near = min(range(self.steps), key=lambda k: abs(self.sigmas[k] - sigma))
+        near = min(range(self.k1, self.steps), key=lambda k: abs(self.sigmas[k] - sigma))
         on_schedule = abs(self.sigmas[near] - sigma) < SIGMA_TOLERANCE
-        self.step = near if on_schedule else self.step
+        if on_schedule and self.edit is None:  # in stage 2 a step's further evaluations are its own
+            self.step = near
         if self.recording is not None and on_schedule:
             began = time.perf_counter()
             with self._recording_faults():
@@ -574,9 +575,12 @@ class Run:
             self.report.chorus_s += time.perf_counter() - began
 
     def leave_evaluation(self, x0: torch.Tensor) -> torch.Tensor:
-        if not self.selective:
+        if self.edit is None:
             return x0
-        return torch.where(self.edit, x0, self.known.to(x0))
+        if self.selective:
+            x0 = torch.where(self.edit, x0, self.known)
+        self.known = x0
+        return x0
 
     # -- inside a model call ------------------------------------------------------------------------------------
 

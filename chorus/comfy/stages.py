@@ -18,11 +18,16 @@ def _fraction(name: str, value: float) -> float:
     return value
 
 
-def with_reuse(plan: Plan, choice: str, fraction: float, maximum: float) -> Plan:
-    """Stage 1: K1 as a fraction of the schedule, from the match score or fixed, never above `maximum`."""
-    wanted = calibration_of(plan.embedder).reuse(plan.score) if choice == "auto" else _fraction("K1", fraction)
-    asked = (choice, fraction if choice == "fixed" else None, maximum)
-    return plan.with_stage("reuse", asked, reuse=min(wanted, _fraction("maximum", maximum)))
+def with_reuse(plan: Plan, choice: str, fraction: float, maximum: float, start: float = 0.0) -> Plan:
+    """Stage 1: K1 as a fraction of the schedule, from the match score or fixed, never above `maximum`.
+
+    start: the fraction at which the source's state is taken; 0 as calibrated, 1 at K1 itself.
+    """
+    calibration = calibration_of(plan.embedder)
+    wanted = calibration.reuse(plan.score) if choice == "auto" else _fraction("K1", fraction)
+    asked = (choice, fraction if choice == "fixed" else None, maximum, start)
+    taken_at = _fraction("start", start) or calibration.start
+    return plan.with_stage("reuse", asked, reuse=min(wanted, _fraction("maximum", maximum)), start=taken_at)
 
 
 def with_refinement(plan: Plan, choice: str, fraction: float) -> Plan:

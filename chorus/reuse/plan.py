@@ -26,6 +26,7 @@ class Calibration:
     least_reuse: float  # K1 / N at the threshold
     most_reuse: float  # K1 / N at score 1
     selective: float  # (K2 − K1) / N
+    start: float  # where on the schedule the source's state is taken, as a fraction; K1 / N where that is less
 
     def reuse(self, score: float) -> float:
         """K1 as a fraction of the schedule: linear in the score from `least_reuse` to `most_reuse`, so monotone."""
@@ -77,6 +78,7 @@ class Plan:
     tokens: torch.Tensor | None = None  # [L, C] encodings of the target prompt, when known at look-up
     token_labels: tuple[str, ...] = ()
     reuse: float | None = None  # stage 1: K1 as a fraction; None when the node is absent
+    start: float = 1.0  # stage 1: the fraction at which the source's state is taken; K1's own where that is less
     regions: Regions | None = None  # stage 2
     regions_note: str = ""
     amplification: Amplification | None = None
@@ -105,6 +107,21 @@ def steps_reached(sigmas: Sequence[float], cut: float) -> int:
     """
     reached = [k for k, sigma in enumerate(sigmas) if sigma >= cut - SIGMA_TOLERANCE]
     return reached[-1] if reached else 0
+
+
+def stretched(sigmas: Sequence[float], k1: int, start: float) -> list[float]:
+    """The σ of a schedule whose first `k1` steps are saved though it begins at `start`, at or above σ_K1.
+
+    The N − K1 steps left cover all from `start` to the end, spaced as the schedule is, so that none of them gets
+    longer than the others. The skipped steps' σ stay in front.
+    """
+    if not 0 < k1 < len(sigmas) - 1 or start <= sigmas[k1]:
+        return list(sigmas)
+    last = len(sigmas) - 1
+    place = float(np.interp(-start, [-s for s in sigmas], range(last + 1)))
+    places = np.linspace(place, last, last - k1 + 1)
+    path = [float(s) for s in np.interp(places, range(last + 1), sigmas)]
+    return [*sigmas[:k1], start, *path[1:-1], sigmas[last]]
 
 
 def stage_bounds(sigmas: Sequence[float], reuse_cut: float | None, full_cut: float | None) -> tuple[int, int]:

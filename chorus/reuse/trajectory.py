@@ -39,13 +39,18 @@ class Trajectory:
     def has(self, sigma: float) -> bool:
         """Whether `at(sigma)` can answer."""
         if self.noise is not None:
-            return self.sigmas[0] - SIGMA_TOLERANCE <= sigma <= self.sigmas[-1] + SIGMA_TOLERANCE
+            return self.sigmas[0] - SIGMA_TOLERANCE <= sigma <= 1.0
         return any(abs(s - sigma) < SIGMA_TOLERANCE for s in self.sigmas)
 
     def at(self, sigma: float) -> torch.Tensor:
-        """x at `sigma`, fp32. Between two kept σ the clean component is interpolated linearly."""
+        """x at `sigma`, fp32. Between two kept σ the clean component is interpolated linearly.
+
+        Above the largest kept σ it is that one's: a first step from pure noise is straight.
+        """
         if not self.has(sigma):
             raise KeyError(f"no state at sigma {sigma:.6f}; kept: {', '.join(f'{s:.4f}' for s in self.sigmas)}")
+        if self.noise is not None and sigma > self.sigmas[-1]:
+            return self._compose(self._kept[self.sigmas[-1]].float(), sigma)
         right = bisect_left(self.sigmas, sigma)
         near = [i for i in (right - 1, right) if 0 <= i < len(self.sigmas)]
         for i in near:

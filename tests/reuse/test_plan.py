@@ -13,6 +13,7 @@ from chorus.reuse.plan import (
     calibrations,
     stage_bounds,
     steps_reached,
+    stretched,
 )
 
 from .schedules import CUTS, schedules, shifted
@@ -114,11 +115,32 @@ def test_the_same_cut_skips_the_same_part_of_short_and_long_schedules(steps, shi
     assert 0 <= steps_reached(longer, cut) - 4 * k < 4
 
 
+# -- a schedule that begins elsewhere ---------------------------------------------------------------------------
+
+
+@given(st.integers(2, 60), st.sampled_from([1.0, 5.0, 8.0]), st.floats(0.01, 0.99), st.floats(0.0, 1.0))
+def test_a_stretched_schedule_saves_its_steps_and_ends_where_it_did(steps, shift, share, earliness):
+    sigmas = shifted(steps, shift)
+    k1 = max(1, min(steps - 1, round(share * steps)))
+    start = sigmas[k1] + earliness * (sigmas[0] - sigmas[k1])
+    path = stretched(sigmas, k1, start)
+    assert len(path) == len(sigmas) and path[-1] == sigmas[-1]
+    assert path[k1] == pytest.approx(start)
+    assert all(a > b for a, b in zip(path[k1:], path[k1 + 1 :], strict=False))
+
+
+def test_a_state_at_k1_itself_leaves_the_schedule_as_it_is():
+    sigmas = shifted(20, 5.0)
+    assert stretched(sigmas, 8, sigmas[8]) == sigmas
+    assert stretched(sigmas, 8, 0.01) == sigmas
+    assert stretched(sigmas, 0, 0.99) == sigmas
+
+
 # -- calibration ------------------------------------------------------------------------------------------------
 
-CALIBRATION = Calibration(threshold=0.6, least_reuse=0.1, most_reuse=0.5, selective=0.25)
+CALIBRATION = Calibration(threshold=0.6, least_reuse=0.1, most_reuse=0.5, selective=0.25, start=0.13)
 CALIBRATIONS = st.builds(
-    lambda threshold, least, more, selective: Calibration(threshold, least, min(1.0, least + more), selective),
+    lambda threshold, least, more, selective: Calibration(threshold, least, min(1.0, least + more), selective, 0.13),
     st.floats(0.0, 1.0),
     st.floats(0.0, 0.5),
     st.floats(0.0, 0.5),

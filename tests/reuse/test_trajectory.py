@@ -79,7 +79,12 @@ def test_a_sigma_off_by_rounding_is_the_kept_one():
     assert torch.allclose(Trajectory(NOISE, KEPT).at(0.7 + 5e-5), state(KEPT[0.7], 0.7), atol=1e-3)
 
 
-@given(st.floats(0.9502, 2.0) | st.floats(-1.0, -0.0002))
+@given(st.floats(0.95, 1.0))
+def test_above_the_largest_kept_sigma_the_clean_component_stays(sigma):
+    assert torch.allclose(Trajectory(NOISE, KEPT).at(sigma), state(KEPT[0.95], sigma), atol=1e-5)
+
+
+@given(st.floats(1.0002, 2.0) | st.floats(-1.0, -0.0002))
 def test_outside_the_kept_states_a_trajectory_refuses(sigma):
     trajectory = Trajectory(NOISE, KEPT)
     assert not trajectory.has(sigma)
@@ -96,9 +101,9 @@ def test_below_the_last_kept_state_a_trajectory_refuses(sigma):
 
 
 @given(st.floats(0.0, 1.0))
-def test_one_kept_state_serves_only_itself(sigma):
+def test_one_kept_state_serves_itself_and_all_above(sigma):
     trajectory = Trajectory(NOISE, {0.7: KEPT[0.7]})
-    assert trajectory.has(sigma) == (abs(sigma - 0.7) <= 1e-4)
+    assert trajectory.has(sigma) == (sigma >= 0.7 - 1e-4)
 
 
 @given(st.floats(-0.1, 1.1))

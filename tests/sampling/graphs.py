@@ -21,6 +21,7 @@ def graph(
     sampler: str = "euler",
     k1: float | None = None,
     k2: float | None = None,
+    start: float = 1.0,
     masks: bool = False,
     tgaa: bool = False,
     mode: str = "read and write",
@@ -28,7 +29,7 @@ def graph(
     batch: int = 1,
     width: int = 96,
 ) -> Graph:
-    """Look-up, the wanted stages, KSampler and store; k1, k2: fractions, None for auto."""
+    """Look-up, the wanted stages, KSampler and store; k1, k2: fractions, None for auto; start 1: K1's own state."""
     g: Graph = {
         "unet": node("UNETLoader", unet_name="small_wan_t2v.safetensors", weight_dtype="default"),
         "clip": node("SmallWanTextEncoderLoader"),
@@ -55,6 +56,7 @@ def graph(
             k1="auto" if k1 is None else "fixed",
             fraction=k1 or 0.0,
             maximum=1.0,
+            start=start,
         ),
         "stage3": node(
             "ChorusStage3Refine",
@@ -84,7 +86,7 @@ def graph(
         )
         g["stage1"]["inputs"]["chorus"] = ["srd", 0]
     if tgaa:
-        g["tgaa"] = node("TGAAPatch", model=["stage1", 0], chorus=["stage1", 1], strength=1.0, where="both", fade=0.5)
+        g["tgaa"] = node("TGAAPatch", model=["stage1", 0], chorus=["stage1", 1], strength=1.0, where="outputs", fade=0.5)
         g["stage3"]["inputs"] |= {"model": ["tgaa", 0], "chorus": ["tgaa", 1]}
     return g
 

@@ -60,3 +60,40 @@ def test_another_number_of_steps_and_another_scheduler_share_by_sigma(run, cache
     other = run(g)
     assert other.report["outcome"] == "hit"
     assert difference(other.latent, cold.latent) < 0.5
+
+
+def test_a_state_taken_early_covers_the_whole_way_in_fewer_steps(run, cache, comfy_host):
+    """σ of the model calls: from `start` to the end, N − K1 of them, evenly over the schedule."""
+    import comfy.samplers
+
+    run(graph(cache=cache, steps=20, k1=0.0))
+    seen = []
+    g = graph("a green circle moving right over a navy background", cache=cache, steps=20, k1=0.5, start=0.1)
+    inner = comfy.samplers.CFGGuider.predict_noise
+
+    def watched(self, x, timestep, *args, **kwargs):
+        seen.append(float(timestep.flatten()[0]))
+        return inner(self, x, timestep, *args, **kwargs)
+
+    comfy.samplers.CFGGuider.predict_noise = watched
+    try:
+        hit = run(g)
+    finally:
+        comfy.samplers.CFGGuider.predict_noise = inner
+    assert (hit.report["outcome"], hit.report["k1"], hit.report["steps_computed"]) == ("hit", 10, 10)
+    start = 5 * 0.9 / (1 + 4 * 0.9)  # shift 5 at 10 % of the schedule
+    assert len(seen) == 10 and seen[0] == pytest.approx(start, abs=1e-3) and seen == sorted(seen, reverse=True)
+    levels = [s / (5 - 4 * s) for s in seen]  # the shift undone: even steps
+    steps = [a - b for a, b in zip(levels, [*levels[1:], 0.0], strict=True)]
+    assert max(steps) < 1.2 * min(steps)
+
+
+def test_the_earlier_the_state_the_less_of_the_source_is_left(run, cache):
+    source = run(graph(cache=cache, steps=20, k1=0.0))
+    green = "a green circle moving right over a navy background"
+    cold = run(graph(green, cache=f"{cache}-b", steps=20, seed=77, k1=0.0))
+    away = [
+        difference(run(graph(green, cache=cache, steps=20, seed=77, k1=0.5, start=s)).latent, source.latent)
+        for s in (0.02, 0.2, 1.0)
+    ]
+    assert away == sorted(away, reverse=True) and away[-1] < difference(cold.latent, source.latent)

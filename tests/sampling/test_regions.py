@@ -1,4 +1,4 @@
-"""Selective steps: blocks see the visible tokens only, and outside the edit mask the source stands."""
+"""Selective steps: blocks see the visible tokens only, and outside the edit mask the run's own estimate stands."""
 
 import pytest
 import torch
@@ -64,21 +64,35 @@ def test_blocks_see_exactly_the_visible_tokens(run, cache, lengths, comfy_host, 
     g = masked(graph(GREEN, cache=cache, cfg=cfg, k1=0.25, k2=0.5), [(32, 32, 64, 64)], comfy_host, visible=1)
     hit = run(g)
     assert (hit.report["k1"], hit.report["k2"]) == (2, 4)
-    assert hit.report["token_share"] == [round(64 / 144, 4)] * 2
-    assert hit.report["step_equivalents"] == pytest.approx(4 + 2 * 64 / 144, abs=1e-3)
+    assert hit.report["token_share"] == [1.0, round(64 / 144, 4)]
+    assert hit.report["step_equivalents"] == pytest.approx(5 + 64 / 144, abs=1e-3)
     blocks, calls = 5, 1  # cond and uncond share a call where memory allows
-    assert lengths == [64] * (2 * blocks * calls) + [144] * (4 * blocks * calls)
+    assert lengths == [tokens for tokens in (144, 64, 144, 144, 144, 144) for _ in range(blocks * calls)]
 
 
-def test_outside_the_edit_mask_the_source_stands_until_k2(run, cache, comfy_host):
-    source = run(graph(RED, cache=cache))
-    g = masked(graph(GREEN, cache=cache, k1=0.25, k2=1.0), [(32, 32, 64, 64)], comfy_host, visible=1)
-    hit = run(g)
+def test_outside_the_edit_mask_the_estimate_of_the_first_full_step_stands_until_k2(run, cache, comfy_host, pack_module):
+    """So with K2 at the end that estimate is the result there, whatever the later steps see."""
+    run(graph(RED, cache=cache))
+    estimates = []
+    runs = pack_module("chorus.comfy.run").Run
+    leave = runs.leave_evaluation
+
+    def watched(self, x0):
+        estimates.append(leave(self, x0))
+        return estimates[-1]
+
+    runs.leave_evaluation = watched
+    try:
+        g = masked(graph(GREEN, cache=cache, k1=0.25, k2=1.0), [(32, 32, 64, 64)], comfy_host, visible=1)
+        hit = run(g)
+    finally:
+        runs.leave_evaluation = leave
     edit = torch.zeros(CELLS, dtype=torch.bool)
     edit[:, 4:8, 4:8] = True
-    assert hit.report["steps_computed"] == 6 and hit.report["k2"] == 8
-    assert difference(hit.latent[..., ~edit], source.latent[..., ~edit]) < 1e-5
-    assert difference(hit.latent[..., edit], source.latent[..., edit]) > 0.05
+    assert hit.report["steps_computed"] == len(estimates) == 6 and hit.report["k2"] == 8
+    for later in estimates[1:]:
+        assert torch.equal(later[..., ~edit], estimates[0][..., ~edit])
+        assert difference(later[..., edit], estimates[0][..., edit]) > 0.01
 
 
 def test_a_mask_over_everything_is_a_full_step(run, cache, comfy_host):
@@ -91,7 +105,7 @@ def test_a_mask_over_everything_is_a_full_step(run, cache, comfy_host):
     assert torch.equal(selective.latent, full.latent)
 
 
-def test_all_but_one_token_visible_is_the_full_run_to_rounding(run, cache, comfy_host):
+def test_all_but_one_token_edited_is_nearly_the_full_run(run, cache, comfy_host):
     """All tokens go through the dropping path; only a corner is not edited."""
     run(graph(RED, cache=cache))
     g = masked(
@@ -100,7 +114,7 @@ def test_all_but_one_token_visible_is_the_full_run_to_rounding(run, cache, comfy
     selective = run(g)
     assert selective.report["token_share"] == [1.0, 1.0]
     full = run(graph(RED, cache=cache, k1=0.25, k2=0.25))
-    assert difference(selective.latent, full.latent) < 1e-4
+    assert difference(selective.latent, full.latent) < 2e-3  # the corner keeps an estimate one step old
 
 
 def test_an_empty_mask_reuses_the_whole_step(run, cache, comfy_host):
@@ -114,7 +128,8 @@ def test_recorded_attention_makes_a_mask_for_the_changed_words(run, cache, comfy
     hit = run(graph(GREEN, cache=cache, steps=20, cfg=3.0, masks=True))
     assert hit.report["outcome"] == "hit"
     assert hit.report["k2"] > hit.report["k1"] > 0
-    assert all(0 < share < 1 for share in hit.report["token_share"])
+    first, *others = hit.report["token_share"]
+    assert first == 1.0 and others and all(0 < share < 1 for share in others)
 
 
 def test_words_that_are_only_added_give_full_steps_and_say_so(run, cache):
@@ -129,11 +144,9 @@ def test_words_that_are_only_added_give_full_steps_and_say_so(run, cache):
 
 @pytest.mark.parametrize("sampler", ["uni_pc", "dpmpp_2m", "res_multistep", "lcm", "euler_ancestral", "heun"])
 def test_selective_steps_work_with_every_sampler(run, cache, comfy_host, sampler):
-    source = run(graph(RED, cache=cache, sampler=sampler))
+    run(graph(RED, cache=cache, sampler=sampler))
     g = masked(graph(GREEN, cache=cache, sampler=sampler, k1=0.25, k2=1.0), [(32, 32, 64, 64)], comfy_host, visible=1)
     hit = run(g)
-    edit = torch.zeros(CELLS, dtype=torch.bool)
-    edit[:, 4:8, 4:8] = True
     assert (hit.report["outcome"], hit.report["k1"], hit.report["k2"]) == ("hit", 2, 8)
-    assert torch.isfinite(hit.latent).all()
-    assert difference(hit.latent[..., ~edit], source.latent[..., ~edit]) < 1e-4
+    assert hit.report["token_share"] == [1.0] + [round(64 / 144, 4)] * 5
+    assert torch.isfinite(hit.latent).all() and 0.5 < float(hit.latent.std()) < 6

@@ -1,0 +1,90 @@
+"""Stage 1: how many steps to save and where to take the source's state. On the tuning half; the choice follows.
+
+Taken late, the state keeps the earlier video, words that changed included; taken early, it is near noise and keeps
+little. Saving steps costs what fewer steps always cost. The rows separate the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from .. import report
+from ..pairs import TUNED, hit_pairs
+from ..samples import Bench, of
+from ..systems import COLD, System
+
+SHARES = {4: (0.25, 0.5), 20: (0.25, 0.4, 0.5, 0.6)}  # of the steps saved
+STARTS = (0.05, 0.1, 0.13, 0.2, 0.3, 1.0)  # where the state is taken; 1: at K1 itself, as the paper does
+MOST_LOST = {"alignment": 0.02, "details": 0.2}  # what the chosen setting may lose on the mean
+
+
+def measure(bench: Bench, full: bool) -> report.Result:
+    """Rows by steps, share saved and start; `chosen` marks the cheapest that loses no more than MOST_LOST."""
+    rows: list[dict] = []
+    for steps, count in ((4, 160), (20, 64)) if full else ((4, 16),):
+        pairs = hit_pairs(count, TUNED, steps)
+        cold = [bench.sample(p.target, COLD) for p in pairs]
+        alike = np.array([p.score for p in pairs]) >= np.median([p.score for p in pairs])
+        found: list[dict] = []
+        for share in SHARES[steps]:
+            k = round(share * steps)
+            fewer = [bench.sample(replace(p.target, steps=steps - k)) for p in pairs]
+            found.append(_row(steps, k, "fewer steps", cold, fewer, alike))
+            for start in STARTS if full else STARTS[::2]:
+                system = System("stage 1", k1=k, start=start, selective=False, strength=0.0)
+                samples = [bench.sample(p.target, system, p.source) for p in pairs]
+                found.append(_row(steps, k, f"{start:g}" if start < 1 else "at K1", cold, samples, alike))
+        _choose(found)
+        rows += found
+    return report.Result(
+        name="tuning",
+        title="Steps saved, and where the source's state is taken",
+        columns=list(rows[0]),
+        rows=rows,
+        seeds=[TUNED],
+        draw=lambda axes: _draw(axes, rows),
+    )
+
+
+def _row(steps: int, k: int, start: str, cold: list[dict], samples: list[dict], alike: np.ndarray) -> dict:
+    loss = of(cold, "alignment") - of(samples, "alignment")
+    return {
+        "steps": steps,
+        "saved": k,
+        "state taken at": start,
+        "n": len(samples),
+        "alignment loss": report.estimate(loss),
+        "of the more alike half": report.estimate(loss[alike]),
+        "details loss": report.combined(
+            lambda a, b: float(1 - b.mean() / a.mean()), of(cold, "details"), of(samples, "details")
+        ),
+        "chosen": "",
+    }
+
+
+def _choose(rows: list[dict]) -> None:
+    fit = [
+        r
+        for r in rows
+        if r["state taken at"] != "fewer steps"
+        and r["alignment loss"]["mean"] <= MOST_LOST["alignment"]
+        and r["details loss"]["mean"] <= MOST_LOST["details"]
+    ]
+    if fit:
+        best = max(fit, key=lambda r: (r["saved"], -r["alignment loss"]["mean"] - r["details loss"]["mean"]))
+        best["chosen"] = "chosen"
+
+
+def _draw(axes, rows: list[dict]) -> None:
+    for steps, k in sorted({(r["steps"], r["saved"]) for r in rows}):
+        mine = [r for r in rows if (r["steps"], r["saved"]) == (steps, k)]
+        x = [100 * r["details loss"]["mean"] for r in mine]
+        y = [100 * r["alignment loss"]["mean"] for r in mine]
+        axes.plot(x[1:], y[1:], marker=".", label=f"{k} of {steps} saved")
+        axes.plot(x[:1], y[:1], "kx")
+    axes.set_xlabel("details lost, % (× fewer steps)")
+    axes.set_ylabel("alignment lost, points")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
