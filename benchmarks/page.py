@@ -48,6 +48,8 @@ def _section(name: str, result: dict, results: Path) -> str:
 BARS = {
     "loss_ratio_vs_nirvana": ("alignment loss over NIRVANA's at equal cost", "at most 0.5"),
     "loss_ratio_vs_fewer_steps": ("alignment loss over that of fewer steps at equal cost", "below 1"),
+    "details_loss": ("details lost by hits", "no more than fewer steps lose"),
+    "details_loss_of_fewer_steps": ("details lost by fewer steps at equal cost", ""),
     "hit_cost_4": ("cost of a hit, share of 4 steps", "at most 0.69"),
     "alignment_loss_4": ("alignment loss of hits, 4 steps", "at most 0.02"),
     "hit_speedup_50_easycache": ("speedup of hits with EasyCache, 50 steps", "at least 3.58"),

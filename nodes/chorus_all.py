@@ -43,7 +43,7 @@ class ChorusAllInOne(io.ComfyNode):
         models, plan = plan_request(**inputs)
         plan = stages.with_reuse(plan, "auto", 0.0, 0.5)
         plan = masks.with_regions(plan, "attention", None, 1, 1, "none")
-        plan, _ = stages.with_amplification(plan, 0.5, "outputs", 0.5)
+        plan, _ = stages.with_amplification(plan, 0.25, "outputs", 0.5)
         plan = stages.with_refinement(plan, "auto", 0.0)
         attached = [run.attach(m, plan) for m in models]
         return io.NodeOutput(attached[0], plan, attached[-1], ui={"text": (plan.explanation,)})

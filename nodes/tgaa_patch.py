@@ -28,7 +28,7 @@ class TGAAPatch(io.ComfyNode):
                 Chorus.Input("chorus", tooltip="The plan of this request."),
                 io.Float.Input(
                     "strength",
-                    default=0.5,
+                    default=0.25,
                     min=0.0,
                     max=8.0,
                     step=0.05,

@@ -21,7 +21,7 @@ OTHER_TAKE = 500_000  # added to a seed: the reference is cold videos of the sam
 def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by step count: the loss from the full number to half of it, alignment in points, the rest relative."""
     rows = []
-    for steps, count in ((50, 64), (20, 128), (4, 192)) if full else ((20, 24), (4, 48)):
+    for steps, count in ((50, 32), (20, 96), (4, 128)) if full else ((20, 24), (4, 48)):
         requests = cold_requests(count, SEED, steps)
         whole = [bench.sample(r) for r in requests]
         half = [bench.sample(_with_steps(r, steps // 2)) for r in requests]

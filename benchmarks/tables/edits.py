@@ -24,7 +24,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
     for name in NAMES:
         rng = np.random.default_rng([SEED, NAMES.index(name)])
         pairs = []
-        for index in range(32 if full else 6):
+        for index in range(16 if full else 4):
             source = scenes.sample_caption(rng, held_out=True, template=0)
             target = edited(source, rng, (name,))
             first = 10_000 * SEED + 1000 * NAMES.index(name) + 2 * index

@@ -1,17 +1,21 @@
-"""Alignment against cost: every system over its whole range, and the rivals at exactly what a hit of Chorus costs."""
+"""Alignment and details against cost: every system over its whole range, and the rivals at exactly a hit's cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from .. import report
 from ..pairs import REPORTED, Pair, hit_pairs
 from ..samples import Bench, of
-from ..systems import CHORUS, COLD, STAGE_1, Request, System
+from ..systems import CHORUS, COLD, STAGE_1, System
 
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the schedule skipped, for the curves
+SHARES = (0.2, 0.4, 0.5, 0.6, 0.75)  # of the schedule skipped, for the curves
+FULL = {4: (160, 40), 20: (64, 20), 50: (24, 10)}  # steps → pairs at the calibrated setting, pairs of the curves
+QUICK = {4: (24, 8), 20: (12, 6)}
+AT_K1 = System("state taken at K1", start=1.0, selective=False, strength=0.0)
 
 
 def nirvana(k: int) -> System:
@@ -22,36 +26,34 @@ def nirvana(k: int) -> System:
 def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by steps and system, at the calibrated setting and at every share of the schedule."""
     rows: list[dict] = []
-    summary: dict[str, dict] = {"loss_ratio_vs_nirvana": {}, "loss_ratio_vs_fewer_steps": {}}
-    for steps, count in ((4, 240), (20, 160), (50, 64)) if full else ((4, 40), (20, 20)):
+    keys = ("loss_ratio_vs_nirvana", "loss_ratio_vs_fewer_steps", "details_loss", "details_loss_of_fewer_steps")
+    summary: dict[str, dict] = {key: {} for key in keys}
+    for steps, (count, few) in (FULL if full else QUICK).items():
         pairs = hit_pairs(count, REPORTED, steps)
         cold = [bench.sample(p.target) for p in pairs]
         hits = [bench.sample(p.target, CHORUS, p.source) for p in pairs]
         costs = of(hits, "step_equivalents")
-        alignments = {
-            "cold": of(cold, "alignment"),
-            "Chorus": of(hits, "alignment"),
-            "stage 1 only": of([bench.sample(p.target, STAGE_1, p.source) for p in pairs], "alignment"),
-            "NIRVANA": np.array([at_cost(bench, p, c, True) for p, c in zip(pairs, costs, strict=True)]),
-            "fewer steps": np.array([at_cost(bench, p, c, False) for p, c in zip(pairs, costs, strict=True)]),
+        found = {
+            "cold": cold,
+            "Chorus": hits,
+            "stage 1 only": [bench.sample(p.target, STAGE_1, p.source) for p in pairs],
+            "NIRVANA": [at_cost(bench, p, c, True) for p, c in zip(pairs, costs, strict=True)],
+            "fewer steps": [at_cost(bench, p, c, False) for p, c in zip(pairs, costs, strict=True)],
         }
-        for name, values in alignments.items():
-            cost = np.full(count, float(steps)) if name == "cold" else costs
-            if name == "stage 1 only":
-                cost = of([bench.sample(p.target, STAGE_1, p.source) for p in pairs], "step_equivalents")
-            rows.append(_row(steps, name, "as calibrated", cost, values, alignments["cold"]))
-        for rival, key in (("NIRVANA", "loss_ratio_vs_nirvana"), ("fewer steps", "loss_ratio_vs_fewer_steps")):
-            summary[key][str(steps)] = report.combined(
-                _loss_ratio, alignments["cold"], alignments["Chorus"], alignments[rival]
-            )
+        rows += [_row(steps, name, "as calibrated", samples, cold) for name, samples in found.items()]
+        losses = [of(found[name], "alignment") for name in ("cold", "Chorus", "NIRVANA", "fewer steps")]
+        summary["loss_ratio_vs_nirvana"][str(steps)] = report.combined(_loss_ratio, *losses[:3])
+        summary["loss_ratio_vs_fewer_steps"][str(steps)] = report.combined(_loss_ratio, *losses[:2], losses[3])
+        summary["details_loss"][str(steps)] = _details_loss(hits, cold)
+        summary["details_loss_of_fewer_steps"][str(steps)] = _details_loss(found["fewer steps"], cold)
         if steps == 4:
             summary["hit_cost_4"] = report.estimate(costs / steps)
-            summary["alignment_loss_4"] = report.estimate(alignments["cold"] - alignments["Chorus"])
-        rows += _curves(bench, pairs[: count // 2 if full else 10], steps, SHARES if full else SHARES[1::2])
+            summary["alignment_loss_4"] = report.estimate(losses[0] - losses[1])
+        rows += _curves(bench, pairs[:few], steps, SHARES if full else SHARES[1::2])
     return report.Result(
         name="equal_cost",
         title="Alignment of hits against their cost",
-        columns=["steps", "system", "setting", "n", "step equivalents", "alignment", "alignment loss"],
+        columns=list(rows[0]),
         rows=rows,
         seeds=[REPORTED],
         summary=summary,
@@ -59,50 +61,59 @@ def measure(bench: Bench, full: bool) -> report.Result:
     )
 
 
-def at_cost(bench: Bench, pair: Pair, cost: float, nirvana_wanted: bool) -> float:
-    """A rival's alignment at a fractional number of steps: between the two whole numbers around it."""
+def at_cost(bench: Bench, pair: Pair, cost: float, nirvana_wanted: bool) -> dict:
+    """A rival at a fractional number of steps: its measures between those of the two whole numbers around it."""
     total = pair.target.steps
     low = max(1, min(total, int(np.floor(cost))))
     high = min(total, low + 1)
     weight = min(1.0, max(0.0, cost - low))
 
-    def aligned(steps: int) -> float:
+    def sampled(steps: int) -> dict:
         if not nirvana_wanted or steps == total:
-            return float(bench.sample(Request(**{**vars(pair.target), "steps": steps}))["alignment"])
-        return float(bench.sample(pair.target, nirvana(total - steps), pair.source)["alignment"])
+            return bench.sample(replace(pair.target, steps=steps))
+        return bench.sample(pair.target, nirvana(total - steps), pair.source)
 
-    return (1 - weight) * aligned(low) + (weight * aligned(high) if weight > 0 else 0.0)
+    below = sampled(low)
+    above = sampled(high) if weight > 0 else below
+    measures = ("alignment", "details", "step_equivalents")
+    return {name: (1 - weight) * below[name] + weight * above[name] for name in measures}
 
 
 def _curves(bench: Bench, pairs: list[Pair], steps: int, shares: Sequence[float]) -> list[dict]:
-    cold = of([bench.sample(p.target, COLD) for p in pairs], "alignment")
+    cold = [bench.sample(p.target, COLD) for p in pairs]
     rows = []
     for k in sorted({max(1, round(share * steps)) for share in shares if round(share * steps) < steps}):
         systems = {
             "NIRVANA": nirvana(k),
-            "stage 1 only": System("stage 1 only", k1=k, selective=False, strength=0.0),
-            "Chorus": System("Chorus", k1=k, k2=min(steps, k + max(1, steps // 4))),
+            "state taken at K1": replace(AT_K1, k1=k),
+            "stage 1 only": replace(STAGE_1, k1=k),
+            "Chorus": System("Chorus", k1=k, k2=min(steps, k + max(1, steps // 5))),
         }
         for name, system in systems.items():
-            samples = [bench.sample(p.target, system, p.source) for p in pairs]
-            setting = f"K1 = {k}"
-            rows.append(_row(steps, name, setting, of(samples, "step_equivalents"), of(samples, "alignment"), cold))
-        fewer = [bench.sample(Request(**{**vars(p.target), "steps": steps - k})) for p in pairs]
-        cost = of(fewer, "step_equivalents")
-        rows.append(_row(steps, "fewer steps", f"{steps - k} steps", cost, of(fewer, "alignment"), cold))
+            rows.append(
+                _row(steps, name, f"K1 = {k}", [bench.sample(p.target, system, p.source) for p in pairs], cold)
+            )
+        fewer = [bench.sample(replace(p.target, steps=steps - k)) for p in pairs]
+        rows.append(_row(steps, "fewer steps", f"{steps - k} steps", fewer, cold))
     return rows
 
 
-def _row(steps: int, system: str, setting: str, cost: np.ndarray, aligned: np.ndarray, cold: np.ndarray) -> dict:
+def _row(steps: int, system: str, setting: str, samples: Sequence[dict], cold: Sequence[dict]) -> dict:
     return {
         "steps": steps,
         "system": system,
         "setting": setting,
-        "n": len(aligned),
-        "step equivalents": report.estimate(cost),
-        "alignment": report.estimate(aligned),
-        "alignment loss": report.estimate(cold - aligned),
+        "n": len(samples),
+        "step equivalents": report.estimate(of(samples, "step_equivalents")),
+        "alignment": report.estimate(of(samples, "alignment")),
+        "alignment loss": report.estimate(of(cold, "alignment") - of(samples, "alignment")),
+        "details loss": _details_loss(samples, cold),
     }
+
+
+def _details_loss(samples: Sequence[dict], cold: Sequence[dict]) -> dict:
+    """Share of the cold runs' details that is gone; below 0 where there are more."""
+    return report.combined(lambda a, b: float(1 - b.mean() / a.mean()), of(cold, "details"), of(samples, "details"))
 
 
 def _loss_ratio(cold: np.ndarray, ours: np.ndarray, rival: np.ndarray) -> float:
@@ -111,7 +122,13 @@ def _loss_ratio(cold: np.ndarray, ours: np.ndarray, rival: np.ndarray) -> float:
 
 
 def _draw(axes, rows: list[dict]) -> None:
-    colours = {"Chorus": "tab:red", "NIRVANA": "tab:blue", "stage 1 only": "tab:orange", "fewer steps": "tab:gray"}
+    colours = {
+        "Chorus": "tab:red",
+        "NIRVANA": "tab:blue",
+        "stage 1 only": "tab:orange",
+        "state taken at K1": "tab:green",
+        "fewer steps": "tab:gray",
+    }
     styles = {4: ":", 20: "-", 50: "--"}
     for steps in sorted({r["steps"] for r in rows}):
         for name, colour in colours.items():

@@ -92,7 +92,7 @@ def serve(bench: Bench, steps: list[Step], choose: Choice | None, cold: System =
 def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by level: hit rate, alignment against cold, and cost, over all requests of the stream."""
     rows, summary = [], {}
-    steps, count, warm = (20, 120, 200) if full else (4, 40, 100)
+    steps, count, warm = (20, 32, 200) if full else (4, 24, 100)
     for level in LEVELS if full else (0.60, 0.75, 0.90):
         made = stream(locality(level), count + warm, SEED, warm=warm)
         asked = run_stream([r.caption for r in made], SEED + round(100 * level), steps, threshold(), warm)

@@ -27,7 +27,7 @@ SMALLER = 80  # pixels a side, against the 96 that the small Wan was trained on
 
 def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by kind of source and K1: alignment against a source of the request's own kind."""
-    count = 64 if full else 8
+    count = 24 if full else 6
     rows = []
     cases = [
         ("50 steps → 20 steps", 20, replace_steps(50), (5, 8)),

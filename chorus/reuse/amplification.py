@@ -13,7 +13,7 @@ WHERE = ("keys", "outputs", "both")
 class Amplification:
     """How much, where, and for how long. Formulas chosen here; the paper gives none."""
 
-    strength: float = 1.0  # a token of weight 1 is amplified by 1 + strength at the first step after K1
+    strength: float = 0.25  # a token of weight 1 is amplified by 1 + strength at the first step after K1
     where: str = "outputs"
     fade: float = 0.5  # share of the computed steps over which the amplification fades to nothing
 
