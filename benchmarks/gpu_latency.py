@@ -141,8 +141,7 @@ class Schedule:
         return 2 if self.cfg != 1.0 else 1
 
 
-FEW = Schedule(4, 1.0, reuse=0.25, full_from=0.5, whole=True)
-# K1 is the first step that the states of the 4-step source reach: they begin at a quarter of the schedule.
+FEW = Schedule(4, 1.0, reuse=0.25, full_from=0.75, whole=True)
 MANY = Schedule(50, 6.0, reuse=0.26, full_from=0.51, whole=False)
 
 
@@ -176,7 +175,8 @@ class Bounds:
     def kinds(self, case: Case) -> dict[str, int]:
         """How many steps a case skips, computes selectively and computes in full."""
         begin = max(self.first, self.k1) if case.reuse else self.first
-        selective = 0 if case.share is None else max(0, min(self.last, self.k2) - begin)
+        # The first step of stage 2 is a full one.
+        selective = 0 if case.share is None else max(0, min(self.last, self.k2) - begin - 1)
         return {"skipped": begin - self.first, "selective": selective, "full": self.last - begin - selective}
 
     def equivalents(self, case: Case, visible: float | None) -> float:
@@ -286,7 +286,7 @@ class Bench:
         return None if case.share is None else float(self.regions[case.share].visible.float().mean())
 
     def bounds(self, case: Case, schedule: Schedule, *, whole: bool) -> Bounds:
-        """What of a schedule a case samples: all, or the step K1 alone, for a hit after one that is skipped."""
+        """What of a schedule a case samples: all, or the step K1, for a hit after a skipped one, and a selective one."""
         import comfy.samplers
 
         sampling = self.patcher.get_model_object("model_sampling")
@@ -295,7 +295,7 @@ class Bench:
         k1, k2 = stage_bounds(sigmas, *cuts)
         if whole:
             return Bounds(0, schedule.steps, k1, k2)
-        return Bounds(k1 - 1 if case.reuse else k1, k1 + 1, k1, k2)
+        return Bounds(k1 - 1 if case.reuse else k1, k1 + (1 if case.share is None else 2), k1, k2)
 
     def plan(self, case: Case, schedule: Schedule, cache: str = "source") -> Plan:
         """The plan as the nodes of a graph make it. A request without reuse never reads."""
@@ -611,7 +611,8 @@ class Measurement:
         seconds = outside + Estimate.of([m.stepping for m in full.measured]).times(kinds["full"])
         if row.case.share is None:
             return seconds
-        return seconds + Estimate.of([m.stepping for m in row.measured]).times(kinds["selective"])
+        full_step = statistics.mean(m.stepping for m in full.measured)
+        return seconds + Estimate.of([m.stepping - full_step for m in row.measured]).times(kinds["selective"])
 
     def row_json(self, row: Row) -> dict[str, Any]:
         """A row as it is written. Seconds and GB (10⁹ bytes); None for what was not measured."""
@@ -640,7 +641,7 @@ class Measurement:
             "steps": row.schedule.steps,
             "steps_by_kind": bounds.kinds(row.case),
             "step_equivalents": rounded(counted),
-            "token_share": report.token_share[0] if report is not None and report.token_share else None,
+            "token_share": report.token_share[-1] if report is not None and report.token_share else None,
             "sampled": {
                 "steps": [sampled.first, sampled.last],
                 "step_equivalents": rounded(row.measured[-1].equivalents if row.measured else None),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import statistics
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 

@@ -90,9 +90,7 @@ def _curves(bench: Bench, pairs: list[Pair], steps: int, shares: Sequence[float]
             "Chorus": System("Chorus", k1=k, k2=min(steps, k + max(1, steps // 5))),
         }
         for name, system in systems.items():
-            rows.append(
-                _row(steps, name, f"K1 = {k}", [bench.sample(p.target, system, p.source) for p in pairs], cold)
-            )
+            rows.append(_row(steps, name, f"K1 = {k}", [bench.sample(p.target, system, p.source) for p in pairs], cold))
         fewer = [bench.sample(replace(p.target, steps=steps - k)) for p in pairs]
         rows.append(_row(steps, "fewer steps", f"{steps - k} steps", fewer, cold))
     return rows

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from .. import report
 from ..pairs import Pair
 from ..samples import Bench, of
@@ -27,7 +25,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
         stage_1 = [bench.sample(p.target, STAGE_1, p.source) for p in pairs]
         costs = of(hits, "step_equivalents")
         rivals = {
-            name: np.array([at_cost(bench, p, c, name == "NIRVANA") for p, c in zip(pairs, costs, strict=True)])
+            name: of([at_cost(bench, p, c, name == "NIRVANA") for p, c in zip(pairs, costs, strict=True)], "alignment")
             for name in ("NIRVANA", "fewer steps")
         }
         for name, samples in (("cold", cold), ("stage 1 only", stage_1), ("Chorus", hits)):

@@ -56,10 +56,13 @@ def test_a_rival_at_a_fractional_cost_lies_between(comfy_host, tmp_path, monkeyp
     pair = Pair(request(RED, 3, 4), request(GREEN, 4, 4), 0.9)
     for nirvana in (False, True):
         low, high = (equal_cost.at_cost(bench, pair, cost, nirvana) for cost in (2.0, 3.0))
-        assert equal_cost.at_cost(bench, pair, 2.25, nirvana) == pytest.approx(0.75 * low + 0.25 * high)
-    assert equal_cost.at_cost(bench, pair, 4.0, True) == bench.sample(pair.target)["alignment"]
+        assert equal_cost.at_cost(bench, pair, 2.25, nirvana) == {
+            name: pytest.approx(0.75 * low[name] + 0.25 * high[name]) for name in low
+        }
+        assert (low["step_equivalents"], high["step_equivalents"]) == (2, 3)
+    assert equal_cost.at_cost(bench, pair, 4.0, True)["alignment"] == bench.sample(pair.target)["alignment"]
     fewer = bench.sample(Request(**{**vars(pair.target), "steps": 2}))
-    assert equal_cost.at_cost(bench, pair, 2.0, False) == fewer["alignment"]
+    assert equal_cost.at_cost(bench, pair, 2.0, False)["details"] == fewer["details"]
     bench.host.forget_caches()
 
 

@@ -86,7 +86,9 @@ def graph(
         )
         g["stage1"]["inputs"]["chorus"] = ["srd", 0]
     if tgaa:
-        g["tgaa"] = node("TGAAPatch", model=["stage1", 0], chorus=["stage1", 1], strength=1.0, where="outputs", fade=0.5)
+        g["tgaa"] = node(
+            "TGAAPatch", model=["stage1", 0], chorus=["stage1", 1], strength=1.0, where="outputs", fade=0.5
+        )
         g["stage3"]["inputs"] |= {"model": ["tgaa", 0], "chorus": ["tgaa", 1]}
     return g
 
