@@ -286,7 +286,7 @@ class Bench:
         return None if case.share is None else float(self.regions[case.share].visible.float().mean())
 
     def bounds(self, case: Case, schedule: Schedule, *, whole: bool) -> Bounds:
-        """What of a schedule a case samples: all, or the step K1, for a hit after a skipped one, and a selective one."""
+        """What of a schedule a case samples: all, or for a hit step K1 after a skipped one, and a selective one."""
         import comfy.samplers
 
         sampling = self.patcher.get_model_object("model_sampling")
