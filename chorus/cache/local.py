@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator
@@ -29,6 +30,15 @@ log = logging.getLogger(__name__)
 # longer loses its entry, nothing else.
 RESERVED_FOR = 300.0
 ORPHANED_AFTER = 3600.0
+
+
+def max_bytes() -> int:
+    """The byte limit of a cache: `CHORUS_CACHE_GB`, else 20 GB."""
+    text = os.environ.get("CHORUS_CACHE_GB", "20")
+    try:
+        return int(float(text) * 2**30)
+    except ValueError as error:
+        raise ValueError(f"CHORUS_CACHE_GB={text!r}: expected a number of gigabytes") from error
 
 
 class LocalCache:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..cache import Cache, Entry, LocalCache
+from ..cache.local import max_bytes
 from ..reuse.trajectory import Trajectory
 
 _open: dict[Path, Cache] = {}
@@ -27,15 +28,6 @@ def cache_folder(name: str) -> Path:
         raise ValueError(f"cache name {name!r}: use letters, digits, spaces, '.', '_' and '-', at most 64 of them")
     root = os.environ.get("CHORUS_CACHE_DIR") or folder_paths.get_system_user_directory("chorus")
     return Path(root) / name
-
-
-def max_bytes() -> int:
-    """The byte limit of a cache: `CHORUS_CACHE_GB`, else 20 GB."""
-    text = os.environ.get("CHORUS_CACHE_GB", "20")
-    try:
-        return int(float(text) * 2**30)
-    except ValueError as error:
-        raise ValueError(f"CHORUS_CACHE_GB={text!r}: expected a number of gigabytes") from error
 
 
 def open_cache(name: str) -> Cache:

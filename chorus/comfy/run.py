@@ -403,6 +403,9 @@ class Run:
         if self.patcher.model_options.get("context_handler") is not None:
             self.note("no selective steps: the model is sampled in context windows")
             return False
+        if "easycache" in self.patcher.model_options["transformer_options"]:
+            self.note("no selective steps: EasyCache would take what they leave out for a picture that stands still")
+            return False
         network = self.patcher.model.diffusion_model
         if type(network).__name__ != "WanModel":
             self.note(f"no selective steps: {type(network).__name__} is not the plain Wan model")
@@ -500,7 +503,6 @@ class Run:
 
     def sample(self, executor, model_wrap, sigmas, extra_args, callback, noise, latent_image, disable_pbar):
         """Samples the schedule in the run's stages. Returns what the sampler returns, x/(1 − σ_N)."""
-        options = extra_args["model_options"]["transformer_options"]
         sigmas = torch.tensor(self.sigmas, dtype=sigmas.dtype, device=sigmas.device)
 
         def segment(first: int, last: int, start: torch.Tensor | None) -> torch.Tensor:
@@ -534,7 +536,6 @@ class Run:
                 self.step, self.selective = step, step > self.k1  # the first, a full one, says what stands elsewhere
                 x = segment(step, step + 1, x) * (1.0 - self.sigmas[step + 1])
             self.selective, self.known, self.edit = False, None, None
-            self._forget_partial_outputs(options)
         if self.k2 == self.steps:
             return x / (1.0 - self.sigmas[-1])
         return segment(self.k2, self.steps, x)
@@ -543,15 +544,6 @@ class Run:
         patch = self.patcher.model.diffusion_model.patch_size
         t, h, w = like.shape[-3:]
         return self.plan.regions.edit_cells(patch, (t, h, w)).to(like.device)[None, None]
-
-    @staticmethod
-    def _forget_partial_outputs(options: dict) -> None:
-        """A step cache of the host must not carry outputs of unseen tokens into the full steps."""
-        holder = options.get("easycache")
-        if holder is not None:
-            skipped = holder.total_steps_skipped
-            holder.reset()
-            holder.total_steps_skipped = skipped
 
     def _whole_progress(self, callback: Callable | None, first: int) -> Callable | None:
         """The host's callback, counting over the whole schedule."""
