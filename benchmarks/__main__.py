@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         shutil.rmtree(KEPT, ignore_errors=True)
     whole = options.full and not options.server
     output = options.output or (report.RESULTS if whole else KEPT / "results")
-    console, results = Console(), []
+    console = Console()
     if options.server:
         subject = RealWan(**{field.name: getattr(options, field.name) for field in dataclasses.fields(RealWan)})
         kept = KEPT / hashlib.sha256(repr([options.server, subject]).encode()).hexdigest()[:12]
@@ -72,10 +72,10 @@ def main(arguments: Sequence[str]) -> int:
             report.write(result, command, seconds, output)
             console.print(report.table(result))
             console.print(f"{name}: {bench.sampled - sampled} samples, {seconds:.0f} s\n", style="dim")
-            results.append(result)
+            summary = report.summarise(result, output)
     finally:
         bench.close()
-    console.print(f"written: {report.summarise(results, output).parent}")
+    console.print(f"written: {summary.parent}")
     if whole and options.output is None:
         page.write(TABLES)
     return 0

@@ -135,16 +135,15 @@ def _plot(result: Result, file: Path) -> None:
     pyplot.close(figure)
 
 
-def summarise(results: Sequence[Result], folder: Path = RESULTS) -> Path:
-    """Bring the tables' parts of summary.json up to date; parts of tables that did not run stay."""
+def summarise(result: Result, folder: Path = RESULTS) -> Path:
+    """Bring one table's part of summary.json up to date; the others stay."""
     file = folder / "summary.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    for result in results:
-        for key, value in result.summary.items():
-            if isinstance(value, dict) and "mean" not in value:  # by steps
-                known[key] = {**known.get(key, {}), **value}
-            else:
-                known[key] = value
+    for key, value in result.summary.items():
+        if isinstance(value, dict) and "mean" not in value:  # by steps
+            known[key] = {**known.get(key, {}), **value}
+        else:
+            known[key] = value
     file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return file
 

@@ -42,9 +42,9 @@ def test_files_and_summary(tmp_path):
     assert {"command", "commit", "machine", "seeds", "seconds", "rows"} <= set(content)
     assert content["rows"][0]["alignment"]["n"] == 2
     assert (tmp_path / "made_up.png").read_bytes().startswith(b"\x89PNG")
-    report.summarise([result], tmp_path)
+    report.summarise(result, tmp_path)
     other = report.Result("other", "", [], [], summary={"ratio": {"20": report.estimate([0.7])}})
-    summary = json.loads(report.summarise([other], tmp_path).read_text())
+    summary = json.loads(report.summarise(other, tmp_path).read_text())
     assert set(summary["ratio"]) == {"4", "20"}
     assert summary["loss"]["mean"] == 0.1
     assert "| cold | 0.750 ±" in report.markdown(content)
