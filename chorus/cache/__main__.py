@@ -61,11 +61,6 @@ def every(cache: LocalCache) -> list[Entry]:
     return found
 
 
-def told(entry: Entry) -> dict:
-    """An entry as plain data."""
-    return dataclasses.asdict(entry)
-
-
 def size(count: float) -> str:
     """Bytes for people, in units of 1000."""
     for unit in ("B", "kB", "MB"):
@@ -104,7 +99,7 @@ def ls(
     with opened(folder) as cache:
         found = [e for e in every(cache) if words.casefold() in e.prompt.casefold()]
     if as_json:
-        typer.echo(json.dumps([told(e) for e in found[:limit]], indent=1))
+        typer.echo(json.dumps([dataclasses.asdict(e) for e in found[:limit]], indent=1))
     else:
         out.print(shown(found[:limit], f"{min(limit, len(found))} of {len(found)} entries"))
 
@@ -115,7 +110,7 @@ def show(
 ) -> None:
     """All that is known of one entry."""
     with opened(folder) as cache:
-        known = told(find(cache, entry))
+        known = dataclasses.asdict(find(cache, entry))
     if as_json:
         typer.echo(json.dumps(known, indent=1))
         return

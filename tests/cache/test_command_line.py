@@ -68,16 +68,18 @@ def test_a_flipped_bit_is_found_and_the_rest_goes_on(run, filled):
     assert again.returncode == 0 and "2 entries read" in again.stdout
 
 
-def test_what_is_forgotten_is_gone_from_disk(run, filled):
+def test_what_is_forgotten_is_gone_from_disk(run, filled, checkout):
     assert run("forget", filled).returncode == 2
     refused = subprocess.run(
         [sys.executable, "-m", "chorus.cache", "forget", str(filled), "--words", "take 1"],
         input="n\n",
         capture_output=True,
         text=True,
+        cwd=checkout,
         check=False,
     )
-    assert refused.returncode != 0 and len(json.loads(run("ls", filled, "--json").stdout)) == 3
+    assert refused.returncode == 1 and "Delete 1 entries?" in refused.stdout
+    assert len(json.loads(run("ls", filled, "--json").stdout)) == 3
     assert run("forget", filled, "--words", "take 1", "--yes").returncode == 0
     left = json.loads(run("ls", filled, "--json").stdout)
     assert sorted(e["prompt"][-1] for e in left) == ["0", "2"]
