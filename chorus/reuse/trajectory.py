@@ -64,8 +64,3 @@ class Trajectory:
         if self.noise is None:
             return kept
         return sigma * self.noise + (1.0 - sigma) * kept
-
-    def denoised(self, sigma: float, next_sigma: float) -> torch.Tensor:
-        """The x0 estimate with which an Euler step from `sigma` lands on the state at `next_sigma`."""
-        x, following = self.at(sigma), self.at(next_sigma)
-        return x - sigma * (x - following) / (sigma - next_sigma)

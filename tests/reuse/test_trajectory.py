@@ -142,25 +142,3 @@ def test_states_with_drawn_noise_serve_only_their_own_sigma(sigma):
 def test_a_trajectory_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         Trajectory(NOISE, {})
-
-
-# -- what a selective step needs --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("noise", [NOISE, None], ids=["clean", "state"])
-@pytest.mark.parametrize(("sigma", "following"), [(0.95, 0.7), (0.7, 0.4), (0.4, 0.0), (0.95, 0.0)])
-def test_an_euler_step_with_the_denoised_estimate_lands_on_the_next_state(noise, sigma, following):
-    trajectory = Trajectory(noise, KEPT)
-    x = trajectory.at(sigma)
-    slope = (x - trajectory.denoised(sigma, following)) / sigma
-    stepped = x + (following - sigma) * slope
-    assert torch.allclose(stepped, trajectory.at(following), atol=1e-5)
-
-
-@given(st.floats(0.05, 0.9), st.floats(0.1, 0.9))
-def test_an_euler_step_between_kept_states_lands_too(sigma, share):
-    trajectory = Trajectory(NOISE, KEPT)
-    following = sigma * share
-    x = trajectory.at(sigma)
-    stepped = x + (following - sigma) * (x - trajectory.denoised(sigma, following)) / sigma
-    assert torch.allclose(stepped, trajectory.at(following), atol=1e-5)
