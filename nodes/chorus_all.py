@@ -41,7 +41,7 @@ class ChorusAllInOne(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
         models, plan = plan_request(**inputs)
-        plan = stages.with_reuse(plan, "auto", 0.0, 0.5)
+        plan = stages.with_reuse(plan, "auto", 0.0, 0.8)
         plan = masks.with_regions(plan, "attention", None, 1, 1, "none")
         plan, _ = stages.with_amplification(plan, 0.25, "outputs", 0.5)
         plan = stages.with_refinement(plan, "auto", 0.0)

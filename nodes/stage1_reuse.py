@@ -34,7 +34,7 @@ class ChorusStage1Reuse(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "maximum",
-                    default=0.5,
+                    default=0.8,
                     min=0.0,
                     max=1.0,
                     step=0.01,

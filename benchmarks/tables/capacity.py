@@ -35,7 +35,8 @@ STYLE = 8  # most style words: no video is made, so they harm none, and the stre
 EMBEDDER = "conditioning:256"
 SPACE = Space("capacity", "", "Wan21", (1, 16, 4, 12, 12), "t2v", "flow")
 
-# As ChorusCacheStore keeps a run of 20 steps: fp16 states of the first three quarters, the final latent in fp32.
+# As ChorusCacheStore keeps a run of so many steps: fp16 states of the first three quarters, the final latent in fp32.
+STEPS = 20
 CHECKPOINTS = 15
 STATE_BYTES = 8 * 2**10  # small, but the catalog's 6 kB an entry must not count for much
 
@@ -123,7 +124,7 @@ class ChorusCache:
             return 0.0
         self.put(number, prompt, vector, parent=best.entry.id)
         self.cache.record_hit(best.entry.id, saved_seconds=0.0)
-        return self._calibration.reuse(best.score)
+        return self._calibration.reuse(best.score).of(STEPS)
 
     def put(self, number: int, prompt: str, vector: np.ndarray, parent: str | None) -> Entry:
         """Store a finished run: all states of a cold one, only the result of a hit."""

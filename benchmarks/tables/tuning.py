@@ -15,7 +15,7 @@ from ..pairs import TUNED, hit_pairs
 from ..samples import Bench, of
 from ..systems import COLD, System
 
-SHARES = {4: (0.25, 0.5), 20: (0.25, 0.4, 0.5, 0.6)}  # of the steps saved
+SHARES = {4: (0.25, 0.5), 20: (0.25, 0.4, 0.5, 0.6), 50: (0.5, 0.6, 0.76)}  # of the steps saved
 STARTS = (0.05, 0.1, 0.13, 0.2, 0.3, 1.0)  # where the state is taken; 1: at K1 itself, as the paper does
 MOST_LOST = {"alignment": 0.02, "details": 0.2}  # what the chosen setting may lose on the mean
 
@@ -23,7 +23,7 @@ MOST_LOST = {"alignment": 0.02, "details": 0.2}  # what the chosen setting may l
 def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by steps, share saved and start; `chosen` marks the cheapest that loses no more than MOST_LOST."""
     rows: list[dict] = []
-    for steps, count in ((4, 160), (20, 64)) if full else ((4, 16),):
+    for steps, count in ((4, 160), (20, 64), (50, 24)) if full else ((4, 16),):
         pairs = hit_pairs(count, TUNED, steps)
         cold = [bench.sample(p.target, COLD) for p in pairs]
         alike = np.array([p.score for p in pairs]) >= np.median([p.score for p in pairs])

@@ -82,6 +82,7 @@ class FinishedRun:
     request: str  # digest of the request in every respect
     calls: list[str]  # digests of the sampler calls it was made of
     sigmas: tuple[float, ...]
+    whole_steps: int  # of the schedule that this run's σ are the first part of
     final: torch.Tensor  # LATENT, as the sampler returned it
     seed: int | None
     noise: torch.Tensor | None  # ε in model space, for a second half of the schedule

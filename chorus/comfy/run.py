@@ -7,6 +7,7 @@ copy of the model options, and drops it in `finally`: nothing stays behind.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -242,6 +243,7 @@ class Run:
         self.noise_scale = float(getattr(self.patcher.get_model_object("model_sampling"), "noise_scale", 1.0))
         self.seed = seed
         self._start_or_continue(noise, latent_image, before)
+        self.whole_steps = self.before.whole_steps if self.before else self._whole_steps()
         self.sampler_name = sampler.sampler_function.__name__.removeprefix("sample_")
         self.call = self._call_digest(guider, conds, sampler, latent_image)
         self.calls = [*(self.before.calls if self.before else []), self.call]
@@ -368,7 +370,10 @@ class Run:
             )
         except CacheError as error:
             return self._miss(str(error))
-        self.k1, self.k2 = stage_bounds(self.sigmas, self._cut(plan.reuse), self._cut(plan.full_from))
+        reuse_cut, full_cut = (
+            None if share is None else self._cut(share.of(self.whole_steps)) for share in (plan.reuse, plan.full_from)
+        )
+        self.k1, self.k2 = stage_bounds(self.sigmas, reuse_cut, full_cut)
         wanted = self.k1
         while self.k1 and not self.trajectory.has(self.sigmas[self.k1]):
             self.k1 -= 1
@@ -418,11 +423,18 @@ class Run:
             return False
         return True
 
-    def _cut(self, fraction: float | None) -> float | None:
-        """A fraction of the schedule as σ. None stays None; 0 is before everything."""
-        if fraction is None:
-            return None
+    def _cut(self, fraction: float) -> float:
+        """A fraction of the schedule as σ; 0 is before everything."""
         return float(self.patcher.get_model_object("model_sampling").percent_to_sigma(fraction))
+
+    def _whole_steps(self) -> int:
+        """How many steps the whole schedule has of which this run's may be the first part only."""
+        whole = self.steps / max(1e-3, self._fraction(self.sigmas[-1]) - self._fraction(self.sigmas[0]))
+        return max(self.steps, round(whole))
+
+    def _fraction(self, sigma: float) -> float:
+        """The fraction of the schedule at which a σ lies, to a thousandth: the inverse of `_cut`."""
+        return bisect_left(range(1000), -sigma, key=lambda k: -self._cut(k / 1000)) / 1000
 
     def _miss(self, reason: str) -> None:
         self.trajectory, self.k1, self.k2 = None, 0, 0
@@ -659,6 +671,7 @@ class Run:
             calls=self.calls,
             sigmas=tuple([*self.before.sigmas[:-1], *self.sigmas] if self.before else self.sigmas),
             final=latent.detach().cpu().clone(),
+            whole_steps=self.whole_steps,
             seed=self.seed,
             noise=self.noise if self.sigmas[-1] > 0 else None,
             noise_digest=self.noise_digest,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..prompt.tokens import label_tokens, real_tokens, token_difference
 from ..reuse.amplification import Amplification
-from ..reuse.plan import Plan, calibration_of
+from ..reuse.plan import Plan, Share, calibration_of
 
 CHOICES = ("auto", "fixed")
 
@@ -19,24 +19,28 @@ def _fraction(name: str, value: float) -> float:
 
 
 def with_reuse(plan: Plan, choice: str, fraction: float, maximum: float, start: float = 0.0) -> Plan:
-    """Stage 1: K1 as a fraction of the schedule, from the match score or fixed, never above `maximum`.
+    """Stage 1: K1 as a share of the schedule, from score and number of steps or fixed, never above `maximum`.
 
     start: the fraction at which the source's state is taken; 0 as calibrated, 1 at K1 itself.
     """
     calibration = calibration_of(plan.embedder)
-    wanted = calibration.reuse(plan.score) if choice == "auto" else _fraction("K1", fraction)
+    most = _fraction("maximum", maximum)
+    if choice == "auto":
+        reuse = calibration.reuse(plan.score, most)
+    else:
+        reuse = Share.fixed(min(_fraction("K1", fraction), most))
     asked = (choice, fraction if choice == "fixed" else None, maximum, start)
     taken_at = _fraction("start", start) or calibration.start
-    return plan.with_stage("reuse", asked, reuse=min(wanted, _fraction("maximum", maximum)), start=taken_at)
+    return plan.with_stage("reuse", asked, reuse=reuse, start=taken_at)
 
 
 def with_refinement(plan: Plan, choice: str, fraction: float) -> Plan:
     """Stage 3: K2 as a fraction of the schedule: as far behind K1 as calibrated, or fixed."""
     calibration = calibration_of(plan.embedder)
     if choice == "fixed":
-        return plan.with_stage("refine", (choice, fraction), full_from=_fraction("K2", fraction))
+        return plan.with_stage("refine", (choice, fraction), full_from=Share.fixed(_fraction("K2", fraction)))
     k1 = calibration.reuse(plan.score) if plan.reuse is None else plan.reuse
-    return plan.with_stage("refine", (choice, None), full_from=min(1.0, k1 + calibration.selective))
+    return plan.with_stage("refine", (choice, None), full_from=calibration.full_from(k1))
 
 
 def with_amplification(plan: Plan, strength: float, where: str, fade: float) -> tuple[Plan, str]:

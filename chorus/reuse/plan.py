@@ -19,27 +19,57 @@ from .trajectory import SIGMA_TOLERANCE
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """How an embedder's scores turn into reuse. Fractions are of the schedule, in percent-of-steps terms."""
+class Share:
+    """A share of the schedule, by how many steps the schedule has: linear in their logarithm between those given."""
 
-    threshold: float  # scores below are misses
+    by_steps: tuple[tuple[int, float], ...]  # (steps, share), in rising order of steps
+
+    @classmethod
+    def fixed(cls, share: float) -> Share:
+        """The same share of every schedule."""
+        return cls(((1, share),))
+
+    def of(self, steps: int) -> float:
+        """The share of a schedule of so many steps; beyond those given, that of the nearest."""
+        given, shares = zip(*self.by_steps, strict=True)
+        return float(np.interp(np.log(max(1, steps)), np.log(given), shares))
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What schedules of one length may save. Shares of the schedule."""
+
     least_reuse: float  # K1 / N at the threshold
     most_reuse: float  # K1 / N at score 1
     selective: float  # (K2 − K1) / N
-    start: float  # where on the schedule the source's state is taken, as a fraction; K1 / N where that is less
 
-    def reuse(self, score: float) -> float:
-        """K1 as a fraction of the schedule: linear in the score from `least_reuse` to `most_reuse`, so monotone."""
+
+@dataclass(frozen=True)
+class Calibration:
+    """How an embedder's scores turn into reuse. Shares are of the schedule, in percent-of-steps terms."""
+
+    threshold: float  # scores below are misses
+    start: float  # where on the schedule the source's state is taken; K1 / N where that is less
+    bounds: Mapping[int, Bounds]  # by the number of steps, in rising order
+
+    def reuse(self, score: float, maximum: float = 1.0) -> Share:
+        """K1 / N: linear in the score from `least_reuse` to `most_reuse`, so monotone, and never above `maximum`."""
         span = max(1e-6, 1.0 - self.threshold)
         position = min(1.0, max(0.0, (score - self.threshold) / span))
-        return self.least_reuse + (self.most_reuse - self.least_reuse) * position
+        shares = ((n, b.least_reuse + (b.most_reuse - b.least_reuse) * position) for n, b in self.bounds.items())
+        return Share(tuple((n, min(share, maximum)) for n, share in shares))
+
+    def full_from(self, reuse: Share) -> Share:
+        """K2 / N, at the calibrated distance behind K1 / N."""
+        return Share(tuple((n, min(1.0, reuse.of(n) + b.selective)) for n, b in self.bounds.items()))
 
 
 @cache
 def calibrations() -> Mapping[str, Calibration]:
     """The calibrated values a family of embedders has, from calibration.json."""
     table = json.loads((Path(__file__).parent / "calibration.json").read_text(encoding="utf-8"))
-    return {family: Calibration(**values) for family, values in table.items()}
+    lengths = {int(steps): Bounds(**values) for steps, values in table["bounds"].items()}
+    return {family: Calibration(**values, bounds=lengths) for family, values in table["embedders"].items()}
 
 
 def calibration_of(embedder: str) -> Calibration:
@@ -77,12 +107,12 @@ class Plan:
     start_latent: str = ""  # digest of the latent that sampling starts from, "" for an empty one
     tokens: torch.Tensor | None = None  # [L, C] encodings of the target prompt, when known at look-up
     token_labels: tuple[str, ...] = ()
-    reuse: float | None = None  # stage 1: K1 as a fraction; None when the node is absent
+    reuse: Share | None = None  # stage 1: K1 / N; None when the node is absent
     start: float = 1.0  # stage 1: the fraction at which the source's state is taken; K1's own where that is less
     regions: Regions | None = None  # stage 2
     regions_note: str = ""
     amplification: Amplification | None = None
-    full_from: float | None = None  # stage 3: K2 as a fraction; None when the node is absent
+    full_from: Share | None = None  # stage 3: K2 / N; None when the node is absent
     asked: Mapping[str, tuple] = field(default_factory=dict)  # what each stage node was set to
     lookup_seconds: float = 0.0
     stage_seconds: float = 0.0

@@ -145,7 +145,7 @@ def test_chorus_saves_what_its_calibration_says_and_takes_the_same_prompt_for_an
         best = float(scores.max())
         same = bool(cold) and requests[cold[int(scores.argmax())]].caption.text == r.caption.text
         hit = best >= calibration.threshold and not same
-        expected.append(calibration.reuse(best) if hit else 0.0)
+        expected.append(calibration.reuse(best).of(capacity.STEPS) if hit else 0.0)
         if not hit:
             cold.append(i)
     assert 0 < np.count_nonzero(expected) < len(expected)
