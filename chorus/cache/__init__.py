@@ -1,11 +1,13 @@
 """The cache of finished requests: entries, and where they are kept."""
 
-from .entry import CacheStats, Entry, Match, NewEntry, Space
+from .entry import EVERYTHING, SORTS, CacheStats, Entry, Match, ModelStats, NewEntry, Query, Space
 from .errors import CacheError, CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
 from .interface import Cache
 from .local import LocalCache
 
 __all__ = [
+    "EVERYTHING",
+    "SORTS",
     "Cache",
     "CacheError",
     "CacheStats",
@@ -16,7 +18,9 @@ __all__ = [
     "EntryTooLarge",
     "LocalCache",
     "Match",
+    "ModelStats",
     "NewEntry",
+    "Query",
     "Space",
     "VectorLengthMismatch",
 ]

@@ -139,7 +139,8 @@ class NewEntry:
 class Entry:
     """A row of the catalog: what is known of an entry without reading its tensors.
 
-    created, used: Unix time in seconds. bytes: size of the entry's file. For the other fields see `NewEntry`.
+    created, used: Unix time in seconds. bytes: size of the entry's file. saved: seconds that hits on it saved.
+    pinned: never evicted. For the other fields see `NewEntry`.
     """
 
     id: str
@@ -157,6 +158,41 @@ class Entry:
     used: float
     hits: int
     bytes: int
+    saved: float = 0.0
+    pinned: bool = False
+
+
+SORTS = ("newest", "oldest", "used", "hits", "saved", "bytes")
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which entries to list, and in what order. All conditions that are set must hold.
+
+    words: text that the prompt contains, whatever its case. weights: digest of the weights, or how it begins.
+    shape: of the latent. source: whether others may start from it. pinned: as it says. parent: id of the source
+    entry it was made from. created_before, created_after, unused_since: Unix time in seconds; the last asks for those
+    not used since then.
+    sort: one of SORTS; "used", "hits", "saved" and "bytes" begin with the latest or the most. Ties: the newest first.
+    """
+
+    words: str = ""
+    weights: str = ""
+    shape: tuple[int, ...] | None = None
+    source: bool | None = None
+    pinned: bool | None = None
+    parent: str | None = None
+    created_before: float | None = None
+    created_after: float | None = None
+    unused_since: float | None = None
+    sort: str = "newest"
+
+    def __post_init__(self):
+        if self.sort not in SORTS:
+            raise ValueError(f"sort {self.sort!r}: expected one of {', '.join(SORTS)}")
+
+
+EVERYTHING = Query()
 
 
 @dataclass(frozen=True)
@@ -168,11 +204,27 @@ class Match:
 
 
 @dataclass(frozen=True)
+class ModelStats:
+    """What is kept now for one model: `weights` and `latent_format` as in its entries' spaces."""
+
+    weights: str
+    latent_format: str
+    entries: int
+    bytes: int
+    hits: int
+    seconds_saved: float
+
+
+@dataclass(frozen=True)
 class CacheStats:
-    """entries and bytes: what is kept now. hits and seconds_saved: since the cache was made."""
+    """entries, bytes and models: what is kept now. hits and seconds_saved: since the cache was made."""
 
     entries: int
     bytes: int
     max_bytes: int
     hits: int
     seconds_saved: float
+    max_entries: int | None = None
+    pinned_bytes: int = 0
+    models: tuple[ModelStats, ...] = ()
+    days: tuple[tuple[str, int, float], ...] = ()  # (YYYY-MM-DD in UTC, hits, seconds saved), the last 90

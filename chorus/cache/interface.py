@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from .entry import CacheStats, Entry, Match, NewEntry, Space
+from .entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space
 
 if TYPE_CHECKING:
     import torch
@@ -39,14 +39,18 @@ class Cache(Protocol):
         Raises EntryMissing, or EntryDamaged after putting the entry in quarantine.
         """
 
-    def put(self, new: NewEntry) -> Entry:
-        """Keep an entry, evicting others as the size limit demands. Afterwards it is there, or not at all.
+    def put(self, new: NewEntry, entry_id: str | None = None) -> Entry:
+        """Keep an entry, evicting others, but no pinned ones, as the limits demand. Afterwards it is there, or not.
 
+        entry_id: 32 lower-case hex digits that no entry has; one is chosen without.
         Raises EntryTooLarge; VectorLengthMismatch; ValueError for a tensor that cannot be stored.
         """
 
     def record_hit(self, entry_id: str, saved_seconds: float) -> None:
         """Count a hit that saved so many seconds, and make the entry the most recently used."""
+
+    def pin(self, entry_id: str, pinned: bool = True) -> None:
+        """Keep the entry from being evicted, or no longer. EntryMissing when it is not there."""
 
     def forget(self, entry_id: str) -> None:
         """Delete an entry, its prompt and its files; no error when it is gone already."""
@@ -54,8 +58,11 @@ class Cache(Protocol):
     def clear(self) -> int:
         """Delete all entries and everything in quarantine; returns how many entries there were."""
 
-    def entries(self, limit: int = 100, offset: int = 0) -> list[Entry]:
-        """Entries, newest first."""
+    def entries(self, limit: int = 100, offset: int = 0, query: Query = EVERYTHING) -> list[Entry]:
+        """Entries that answer the query, in its order."""
+
+    def count(self, query: Query = EVERYTHING) -> int:
+        """How many entries answer the query."""
 
     def stats(self) -> CacheStats:
         """How much is kept, and what it has saved."""
