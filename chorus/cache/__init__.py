@@ -4,6 +4,7 @@ from .entry import EVERYTHING, SORTS, CacheStats, Entry, Match, ModelStats, NewE
 from .errors import CacheError, CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
 from .interface import Cache
 from .local import LocalCache
+from .write_behind import WriteBehind
 
 __all__ = [
     "EVERYTHING",
@@ -23,4 +24,5 @@ __all__ = [
     "Query",
     "Space",
     "VectorLengthMismatch",
+    "WriteBehind",
 ]

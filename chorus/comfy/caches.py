@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..cache import Cache, Entry, LocalCache
+from ..cache import Cache, Entry, LocalCache, WriteBehind
 from ..cache.local import max_bytes
 from ..reuse.trajectory import Trajectory
 
@@ -35,7 +35,7 @@ def open_cache(name: str) -> Cache:
     folder = cache_folder(name)
     with _lock:
         if folder not in _open:
-            _open[folder] = LocalCache(folder, max_bytes=max_bytes())
+            _open[folder] = WriteBehind(LocalCache(folder, max_bytes=max_bytes()), folder, _not_stored)
         return _open[folder]
 
 
@@ -57,6 +57,10 @@ def load_trajectory(cache: Cache, entry: Entry, into_model_space: Callable, nois
     kept = {0.0: into_model_space(tensors.pop("final"))}
     kept |= {float(n.split("/", 1)[1]): t for n, t in tensors.items()}
     return Trajectory(None if entry.settings["noise_drawn"] else noise, kept)
+
+
+def _not_stored(entry_id: str, error: Exception) -> None:
+    warn(f"entry {entry_id} was not stored: {error}")
 
 
 def warn(message: str) -> None:

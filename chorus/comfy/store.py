@@ -21,7 +21,7 @@ PREVIEW_SIDE, PREVIEW_FRAMES = 256, 24
 def store(
     plan: Plan, latent: dict, frames: torch.Tensor | None, keep: float, precision: str
 ) -> tuple[str, str, Report | None]:
-    """Commit the run behind `latent` → (entry id or "", summary, report or None).
+    """Hand the run behind `latent` over to be committed → (entry id or "", summary, report or None).
 
     keep: checkpoints up to this fraction of the schedule; frames: IMAGE [F, H, W, 3] for the preview.
     A run that did not finish left nothing here, so nothing is stored.
@@ -97,7 +97,7 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
         warn(f"nothing stored: {error}")
         return "", f"nothing stored: {error}"
     kept = sum(name.startswith("checkpoint/") for name in tensors)
-    return entry.id, f"stored {entry.bytes / 1e6:.1f} MB as {entry.id}" + (f", {kept} checkpoints" if kept else "")
+    return entry.id, f"being stored as {entry.id}" + (f", {kept} checkpoints" if kept else "")
 
 
 def _saved_seconds(report: Report) -> float:
