@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..cache import Cache, Entry, LocalCache
-from ..cache.local import max_bytes
+from ..cache.local import limits
 from ..reuse.trajectory import Trajectory
 
 _open: dict[Path, Cache] = {}
@@ -35,7 +35,7 @@ def open_cache(name: str) -> Cache:
     folder = cache_folder(name)
     with _lock:
         if folder not in _open:
-            _open[folder] = LocalCache(folder, max_bytes=max_bytes())
+            _open[folder] = LocalCache(folder, **limits())
         return _open[folder]
 
 
