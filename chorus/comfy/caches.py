@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..cache import Cache, Entry, LocalCache, WriteBehind
-from ..cache.local import max_bytes
+from ..cache.local import limits
 from ..reuse.trajectory import Trajectory
 
 _open: dict[Path, Cache] = {}
@@ -35,7 +35,7 @@ def open_cache(name: str) -> Cache:
     folder = cache_folder(name)
     with _lock:
         if folder not in _open:
-            _open[folder] = WriteBehind(LocalCache(folder, max_bytes=max_bytes()), folder, _not_stored)
+            _open[folder] = WriteBehind(LocalCache(folder, **limits()), folder, _not_stored)
         return _open[folder]
 
 
