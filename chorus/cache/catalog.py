@@ -14,6 +14,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from .transaction import Transaction
 log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x43485253  # "CHRS", so that no other program's database is taken for a catalog
+POLL = 0.01  # seconds between two tries to write while another process does
 _NAME = re.compile(r"catalog-(\d+)\.sqlite(-wal|-shm)?")
 
 
@@ -40,8 +42,9 @@ class Catalog:
     root: the cache folder. timeout: longest wait for another process's lock, in seconds.
     refill: yields the headers of all blobs; called when a new catalog is begun.
 
-    One connection, one lock: any number of threads may use it, one transaction at a time. Other processes are
-    noticed at every transaction, a replaced catalog too. All failures are CacheUnavailable.
+    One connection, one lock: any number of threads may use it, one transaction at a time. A thread that waits for
+    another process to write does not keep the others from reading. Other processes are noticed at every transaction,
+    a replaced catalog too. All failures are CacheUnavailable.
     """
 
     def __init__(self, root: Path, timeout: float, refill: Callable[[], Iterable[Header]]):
@@ -63,14 +66,18 @@ class Catalog:
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
         """A consistent view of the catalog; never waits for writers."""
-        with self._transaction("BEGIN") as transaction:
-            yield transaction
+        with self._lock, self._explained():
+            db = self._connection()
+            db.execute("BEGIN")
+            with self._transaction(db) as transaction:
+                yield transaction
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
         """All of the changes made in it, or none; one writer at a time among all processes."""
-        with self._transaction("BEGIN IMMEDIATE") as transaction:
-            yield transaction
+        with self._lock, self._explained():
+            with self._transaction(self._begun_to_write()) as transaction:
+                yield transaction
 
     def shrink_journal(self) -> None:
         """Empty the write-ahead log, so that deleted text is nowhere on disk. Open readers may delay it."""
@@ -96,16 +103,33 @@ class Catalog:
     # -- transactions
 
     @contextmanager
-    def _transaction(self, begin: str) -> Iterator[Transaction]:
-        with self._lock, self._explained():
+    def _transaction(self, db: sqlite3.Connection) -> Iterator[Transaction]:
+        try:
+            yield Transaction(db)
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+
+    def _begun_to_write(self) -> sqlite3.Connection:
+        """A connection whose transaction may write; only while `_lock` is held, which is lent out while waiting."""
+        end = time.monotonic() + self._timeout
+        while True:
             db = self._connection()
-            db.execute(begin)
             try:
-                yield Transaction(db)
-                db.execute("COMMIT")
+                db.execute("PRAGMA busy_timeout = 0")
+                db.execute("BEGIN IMMEDIATE")
+                return db
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
+                    raise
             finally:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
+                db.execute(f"PRAGMA busy_timeout = {round(1000 * self._timeout)}")
+            self._lock.release()
+            try:
+                time.sleep(POLL)
+            finally:
+                self._lock.acquire()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
