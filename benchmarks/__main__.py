@@ -30,6 +30,7 @@ TABLES = (
     "transfer",
     "locality",
     "capacity",
+    "size",
     "overhead",
     "wall",
 )

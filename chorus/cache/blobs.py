@@ -1,8 +1,8 @@
 """The files of entries, written atomically. What is in one: format.py.
 
-    root/partial/<id>                           being written
-    root/blobs/<2 hex>/<id>.safetensors         committed
-    root/quarantine/<id>.safetensors            found damaged
+root/partial/<id>                           being written
+root/blobs/<2 hex>/<id>.safetensors         committed
+root/quarantine/<id>.safetensors            found damaged
 """
 
 from __future__ import annotations

@@ -155,6 +155,7 @@ def decode(content: bytes | memoryview, coded: Coded, device: torch.device | str
 
 # -- bytes
 
+
 def _compressed(*parts: np.ndarray) -> bytes:
     return zstandard.ZstdCompressor(level=LEVEL).compress(b"".join(part.tobytes() for part in parts))
 
@@ -180,6 +181,7 @@ def _floats(part: np.ndarray) -> np.ndarray:
 
 
 # -- eight bits a row
+
 
 def _row_parts(tensor: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """(scales [R] float32, levels [R, M] int8)."""
@@ -317,7 +319,7 @@ def _decode_webp(content: bytes | memoryview, shape: tuple[int, ...]) -> np.ndar
     frames: list[np.ndarray] = []
     try:
         with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
-            count = image.n_frames
+            count = getattr(image, "n_frames", 1)
             if count > shape[0]:
                 raise CodingDamaged(f"it has {count} frames instead of {shape[0]}")
             for number in range(count):

@@ -245,7 +245,7 @@ class EntryFile:
         from .codec import CodingDamaged, decode
 
         try:
-            return decode(memoryview(self._stored[name].numpy()), self._coded[name], device)
+            return decode(self._stored[name].numpy().data, self._coded[name], device)
         except CodingDamaged as error:
             raise BlobDamaged(f"its tensor {name!r} cannot be decoded: {error}") from error
 

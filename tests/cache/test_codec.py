@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -199,8 +201,6 @@ def test_a_bomb_is_refused_before_its_bytes_are_made(monkeypatch):
 
 
 def webp(frames: int, side: int, **options) -> bytes:
-    import io
-
     images = [Image.new("RGB", (side, side), (40 * n % 256, 0, 0)) for n in range(frames)]
     out = io.BytesIO()
     fields = {"duration": codec.WEBP_FRAME_MS, **options}
@@ -245,10 +245,8 @@ def test_flipped_bytes_are_refused_or_decode_to_the_declared_shape(coded, data):
     content = bytearray(good(coded))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with suppress(CodingDamaged):
         assert tuple(decode(bytes(content), coded).shape) == coded.shape
-    except CodingDamaged:
-        pass
 
 
 @pytest.mark.parametrize(

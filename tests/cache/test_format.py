@@ -28,7 +28,13 @@ from .sample import SPACE, new_entry, unit
 
 ENTRIES = Path(__file__).with_name("entries")
 VERSIONS = {"1": "1" * 32, "2": "2" * 32}  # format version → id of its committed entry
-CODING = {"final": "dct/0.05", "checkpoint/0.750000": "dct/0.3", "tokens": "rows", "attention": "rows", "preview": "webp"}
+CODING = {
+    "final": "dct/0.05",
+    "checkpoint/0.750000": "dct/0.3",
+    "tokens": "rows",
+    "attention": "rows",
+    "preview": "webp",
+}
 
 
 def ramp(*shape: int) -> torch.Tensor:
