@@ -60,8 +60,6 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
         return "", "nothing stored: it is there already"
     if not plan.writes:
         return "", "nothing stored: the look-up's mode does not write"
-    if precision not in PROFILES:
-        raise ValueError(f"precision {precision!r}: expected one of {', '.join(PROFILES)}")
     profile = PROFILES[precision]
     tensors, coding = {"final": run.final}, {"final": profile.final_coding()}
     if frames is not None:
