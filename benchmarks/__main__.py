@@ -30,6 +30,7 @@ TABLES = (
     "transfer",
     "locality",
     "capacity",
+    "states",
     "size",
     "overhead",
     "wall",

@@ -174,8 +174,7 @@ def _run(bench: Bench, source: Request) -> dict[float, torch.Tensor]:
     cache = caches.open_cache(bench.cache_of(source, "fp32"))
     (entry,) = cache.entries()
     tensors = cache.load(entry.id)
-    states = {float(n.split("/")[1]): t for n, t in tensors.items() if n.startswith("checkpoint/")}
-    return {**states, 0.0: tensors["final"]}
+    return {sigma: tensors[name] for sigma, name in caches.stored_states(entry).items()}
 
 
 def wan_sized(state: torch.Tensor, seed: int) -> torch.Tensor:

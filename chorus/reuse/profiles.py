@@ -1,6 +1,6 @@
 """What of a run's latents is kept: which states, and how finely.
 
-The figures are chosen by measurement: `make bench ARGS=size`, docs/method.md.
+The figures are chosen by measurement: `make bench ARGS="states size"`, docs/method.md.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 from ..cache.codec import RAW, dct
 
-SPACING = 1.5  # kept states lie at even distances raised to this power: c bends most at the start
-
 
 @dataclass(frozen=True)
 class Profile:
     """How ChorusCacheStore keeps a run.
 
-    states: how many states, None for all that were recorded; with these the clean component is interpolated.
+    states: how many states, None for all that were recorded; between these the clean component is interpolated.
+    spacing: they lie at even distances raised to this power, as the clean component bends most at the start.
     final: step of the final latent in channel spreads, None to keep it as it is.
     state: largest step of a state x, likewise. Its clean component counts 1 − σ in it, so its own step is as much
         larger, up to `coarsest`.
@@ -25,6 +24,7 @@ class Profile:
     """
 
     states: int | None = None
+    spacing: float = 1.5
     final: float | None = None
     state: float | None = None
     coarsest: float = 1.0
@@ -50,7 +50,7 @@ class Profile:
         if self.states is None or noise_drawn:
             return list(sigmas[1 : last + 1])
         gaps = max(1, self.states - 1)
-        steps = {1 + round((last - 1) * (i / gaps) ** SPACING) for i in range(self.states)}
+        steps = {1 + round((last - 1) * (i / gaps) ** self.spacing) for i in range(self.states)}
         return [sigmas[step] for step in sorted(steps)]
 
     @property
