@@ -30,6 +30,8 @@ TABLES = (
     "transfer",
     "locality",
     "capacity",
+    "states",
+    "size",
     "overhead",
     "wall",
     "crash",

@@ -182,7 +182,7 @@ class Bench:
         if system.reads:
             if source is None:
                 raise ValueError(f"system {system.name!r} reads the cache: give it a source")
-            frames, report, seconds = self._run(request, system, self.cache_of(source), "read only")
+            frames, report, seconds = self._run(request, system, self.cache_of(source, system.precision), "read only")
         elif system.easycache is not None:  # what it skipped is told by a run that only writes
             frames, report, seconds = self._run(request, system, "easycache", "write only")
         else:
@@ -205,7 +205,7 @@ class Bench:
         elif source is None:
             _, report, seconds = self._run(request, system, f"timed-{uuid.uuid4().hex[:12]}", "read and write")
         else:
-            _, report, seconds = self._run(request, system, self.cache_of(source), "read only")
+            _, report, seconds = self._run(request, system, self.cache_of(source, system.precision), "read only")
         return {**(report or {}), "seconds": seconds, "sampler_seconds": self.host.sampler_seconds}
 
     def _told(self, frames: np.ndarray, report: dict | None, seconds: float, request: Request) -> dict:
@@ -226,18 +226,18 @@ class Bench:
     def _run(self, request: Request, system: System, cache_name: str | None, mode: str):
         return self.host.run(graph(self.subject, request, system, cache=cache_name, mode=mode))
 
-    def cache_of(self, source: Request) -> str:
-        """The cache that holds the source, sampled cold, and nothing else."""
-        parts = [repr(source), code_digest()]
+    def cache_of(self, source: Request, precision: str | None = None) -> str:
+        """The cache that holds the source, sampled cold and kept in this precision, and nothing else."""
+        parts = [repr(source), code_digest(), *([precision] if precision else [])]
         name = f"bench-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
-        self.once(f"source {name}", lambda: self._fill(name, source))
+        self.once(f"source {name}", lambda: self._fill(name, source, precision))
         self._opened += 1
         if self._opened % 32 == 0:
             self.host.forget_caches()
         return name
 
-    def _fill(self, name: str, source: Request) -> dict:
-        self._run(source, System("source", reads=False), name, "write only")
+    def _fill(self, name: str, source: Request, precision: str | None) -> dict:
+        self._run(source, System("source", reads=False, precision=precision), name, "write only")
         return {"cache": name}
 
 

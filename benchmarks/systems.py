@@ -50,6 +50,7 @@ class System:
     visible_dilation: int | None = None
     source_noise: bool = False  # take the source's noise too, which is its state as it was
     calibrated_threshold: bool = False  # otherwise every source counts as a hit
+    precision: str | None = None  # in which the source was kept, None: the node's default
     easycache: float | None = None  # reuse threshold of the host's own EasyCache
 
 
@@ -117,6 +118,8 @@ def graph(subject: Subject, request: Request, system: System, *, cache: str | No
         "threshold": 0.0 if system.calibrated_threshold else 0.01,
     }
     _set_stages(made, request, system)
+    if system.precision is not None:
+        made[only(made, "ChorusCacheStore")]["inputs"]["precision"] = system.precision
     if system.easycache is not None:
         sampler = made[only(made, "KSampler")]["inputs"]
         made["easycache"] = {

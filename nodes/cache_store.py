@@ -5,6 +5,7 @@ from dataclasses import asdict
 from comfy_api.latest import io
 
 from ..chorus.comfy import store
+from ..chorus.reuse.profiles import DEFAULT, PROFILES
 from .sockets import CATEGORY, Chorus
 
 
@@ -35,10 +36,11 @@ class ChorusCacheStore(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=list(store.PRECISIONS),
-                    default="fp16",
+                    options=list(PROFILES),
+                    default=DEFAULT,
                     optional=True,
-                    tooltip="How states are kept. fp32 is twice as large and exact to rounding.",
+                    tooltip="How latents are kept. small: a few states, compressed without visible loss. "
+                    "near-lossless: twice as many, finer. fp16, fp32: every state, not compressed.",
                     advanced=True,
                 ),
             ],
@@ -52,7 +54,7 @@ class ChorusCacheStore(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent, chorus, frames=None, keep=0.75, precision="fp16") -> io.NodeOutput:
+    def execute(cls, latent, chorus, frames=None, keep=0.75, precision=DEFAULT) -> io.NodeOutput:
         entry_id, summary, report = store.store(chorus, latent, frames, keep, precision)
         shown = {"text": (summary,)}
         if report is not None:

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 64 * 2**20  # bytes
 MAX_ENTRIES = 100_000
+UNREADABLE = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError)  # by zipfile
 _MEMBER = re.compile(r"entries/([0-9a-f]{32})\.safetensors")
 
 
@@ -92,10 +94,10 @@ def read_bundle(cache: LocalCache, path: Path, progress: Callable[[int, int], No
                     try:
                         content = _member(bundle, entry_id, size, digest, cache.max_bytes)
                         taken.append(cache.adopt(entry_id, content))
-                    except ValueError as error:
+                    except (ValueError, *UNREADABLE) as error:
                         refused.append((entry_id, str(error)))
                 progress(done, len(listed))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise BundleRefused(path, f"it cannot be read as a zip file ({error})") from error
     return Imported(tuple(taken), tuple(present), tuple(refused))
 
@@ -140,5 +142,3 @@ def _member(bundle: zipfile.ZipFile, entry_id: str, size: int, digest: str, most
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError("it does not have the checksum in the manifest")
     return content
-
-

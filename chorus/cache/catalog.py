@@ -75,9 +75,8 @@ class Catalog:
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
         """All of the changes made in it, or none; one writer at a time among all processes."""
-        with self._lock, self._explained():
-            with self._transaction(self._begun_to_write()) as transaction:
-                yield transaction
+        with self._lock, self._explained(), self._transaction(self._begun_to_write()) as transaction:
+            yield transaction
 
     def shrink_journal(self) -> None:
         """Empty the write-ahead log, so that deleted text is nowhere on disk. Open readers may delay it."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,6 +102,8 @@ class NewEntry:
         identical requests.
     parent: id of the source entry of a hit, else None.
     tensors: anything, by name: "final", "checkpoint/0.937500", "tokens", "attention", "preview", …
+    coding: how tensors are stored, by name, as codec.py has it: "dct/0.1", "rows", "webp"; the others as they are.
+        A coding that does not fit its tensor is left out.
 
     ValueError when a field cannot be stored as it is.
     """
@@ -117,6 +119,7 @@ class NewEntry:
     is_source: bool
     parent: str | None
     tensors: Mapping[str, torch.Tensor]
+    coding: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "vector", unit_vector(self.vector))
@@ -129,6 +132,13 @@ class NewEntry:
             raise ValueError("request and embedder must not be empty: they are what the entry is found by")
         if not self.tensors or not all(isinstance(name, str) and name for name in self.tensors):
             raise ValueError(f"an entry has at least one tensor, each with a name, not {list(self.tensors)}")
+        if unknown := set(self.coding) - set(self.tensors):
+            raise ValueError(f"a coding for {', '.join(sorted(unknown))}, but the tensors are {list(self.tensors)}")
+        if self.coding:
+            from .codec import RAW, fitting
+
+            asked = {name: fitting(self.tensors[name], coding) for name, coding in self.coding.items()}
+            object.__setattr__(self, "coding", {name: coding for name, coding in asked.items() if coding != RAW})
         try:
             canonical_json(self.settings)
         except (TypeError, ValueError) as error:
@@ -139,6 +149,7 @@ class NewEntry:
 class Entry:
     """A row of the catalog: what is known of an entry without reading its tensors.
 
+    shapes: of its tensors, by name, and coding: of those not stored raw; both empty for entries of format version 1.
     created, used: Unix time in seconds. bytes: size of the entry's file. saved: seconds that hits on it saved.
     pinned: never evicted. For the other fields see `NewEntry`.
     """
@@ -160,6 +171,8 @@ class Entry:
     bytes: int
     saved: float = 0.0
     pinned: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    coding: Mapping[str, str] = field(default_factory=dict)
 
 
 SORTS = ("newest", "oldest", "used", "hits", "saved", "bytes")

@@ -33,10 +33,18 @@ class Cache(Protocol):
     def get(self, entry_id: str) -> Entry | None:
         """The entry, or None when it is not there any more."""
 
-    def load(self, entry_id: str, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
-        """The entry's tensors (all, or those named), on the CPU, verified, owned by the caller.
+    def load(
+        self, entry_id: str, names: Iterable[str] | None = None, device: str | torch.device = "cpu"
+    ) -> dict[str, torch.Tensor]:
+        """The entry's tensors (all, or those named), verified, decoded on `device`, owned by the caller.
 
         Raises EntryMissing, or EntryDamaged after putting the entry in quarantine.
+        """
+
+    def preview(self, entry_id: str) -> bytes:
+        """The entry's preview as an animated WebP, to be served as it is.
+
+        Raises EntryMissing where it has none, or EntryDamaged after putting the entry in quarantine.
         """
 
     def put(self, new: NewEntry, entry_id: str | None = None) -> Entry:

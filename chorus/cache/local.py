@@ -6,18 +6,20 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .blobs import BlobDamaged, Blobs, Packed, pack
+from .blobs import Blobs
 from .catalog import Catalog
 from .entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space, unit_vector
 from .errors import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
 from .eviction import Limits, checked
+from .foreign import unpack
+from .format import BlobDamaged, BlobNewer, EntryFile, Packed, pack
 from .index import VectorIndex, VectorPool
 from .record import write_record
 from .transaction import Removed, Totals, Transaction
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Seconds after which the process that left something behind is taken for dead. A writer that lives but takes
 # longer loses its entry, nothing else.
@@ -175,29 +179,44 @@ class LocalCache:
 
     # -- tensors
 
-    def load(self, entry_id: str, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+    def load(
+        self, entry_id: str, names: Iterable[str] | None = None, device: str | torch.device = "cpu"
+    ) -> dict[str, torch.Tensor]:
         """See `Cache.load`."""
+        names = None if names is None else list(names)
+        return self._from_file(entry_id, names or (), lambda file: file.tensors(names, device))
+
+    def preview(self, entry_id: str) -> bytes:
+        """See `Cache.preview`."""
+        try:
+            return self._from_file(entry_id, ["preview"], lambda file: file.webp("preview"))
+        except ValueError as error:
+            raise EntryMissing(entry_id, f"it has no preview: {error}") from error
+
+    def _from_file(self, entry_id: str, names: Collection[str], take: Callable[[EntryFile], T]) -> T:
+        """What `take` gets from the entry's verified file, which has tensors of these names."""
         with self._reading() as transaction:
             row = transaction.row(entry_id)
         if row is None:
             if any(damaged.id == entry_id for damaged in transaction.damaged):
                 raise EntryDamaged(entry_id, self.root, "its row in the catalog does not have its checksum")
             raise EntryMissing(entry_id)
-        names = None if names is None else list(names)
-        if unknown := sorted(set(names or ()) - set(row.entry.tensor_names)):
+        if unknown := sorted(set(names) - set(row.entry.tensor_names)):
             raise EntryMissing(entry_id, f"it has no tensor {', '.join(unknown)}; it has {row.entry.tensor_names}")
         place = Removed(row.seq, entry_id)
+        path = self._blobs.path(entry_id)
         try:
-            return self._blobs.read(entry_id, row.digest, names)
+            return take(self._blobs.read(entry_id, row.digest))
         except FileNotFoundError as error:
             self._drop_missing(place)
-            raise EntryMissing(entry_id, f"its file {self._blobs.path(entry_id)} is gone") from error
+            raise EntryMissing(entry_id, f"its file {path} is gone") from error
         except BlobDamaged as error:
             self._quarantine([place], str(error))
-            raise EntryDamaged(entry_id, self._blobs.path(entry_id), str(error)) from error
+            raise EntryDamaged(entry_id, path, str(error)) from error
+        except BlobNewer as error:
+            raise CacheUnavailable(path, str(error), "Update Chorus to use it.") from error
         except OSError as error:
-            advice = "Check the disk and the file's permissions."
-            raise CacheUnavailable(self._blobs.path(entry_id), str(error), advice) from error
+            raise CacheUnavailable(path, str(error), "Check the disk and the file's permissions.") from error
 
     def put(self, new: NewEntry, entry_id: str | None = None) -> Entry:
         """See `Cache.put`. Evicts by the cache's policy. CacheUnavailable where pinned entries leave no room."""
@@ -205,7 +224,23 @@ class LocalCache:
             entry_id = uuid.uuid4().hex
         else:
             self._blobs.path(entry_id)  # is it an id?
-        packed = pack(write_record(entry_id, time.time(), new), new.vector, new.tensors)
+        packed = pack(write_record(entry_id, time.time(), new), new.vector, new.tensors, new.coding)
+        return self._keep(entry_id, new, packed)
+
+    def file(self, entry_id: str) -> bytes:
+        """The entry's file as it lies, verified. Raises what `load` raises."""
+        return self._from_file(entry_id, (), lambda file: file.content)
+
+    def adopt(self, entry_id: str, content: bytes) -> Entry:
+        """Keep an entry's file from elsewhere under its own id, once all of it was checked.
+
+        ValueError with what is wrong with it; for the rest see `put`.
+        """
+        self._blobs.path(entry_id)  # is it an id?
+        new, packed = unpack(entry_id, content)
+        return self._keep(entry_id, new, packed)
+
+    def _keep(self, entry_id: str, new: NewEntry, packed: Packed) -> Entry:
         self._reserve(entry_id, packed.size)
         try:
             self._blobs.write(entry_id, packed)

@@ -24,6 +24,8 @@ def write_record(entry_id: str, created: float, new: NewEntry) -> str:
             "is_source": bool(new.is_source),
             "parent": new.parent,
             "tensor_names": sorted(new.tensors),
+            "shapes": {name: list(tensor.shape) for name, tensor in new.tensors.items()},
+            "coding": dict(new.coding),
         }
     )
 
@@ -31,10 +33,14 @@ def write_record(entry_id: str, created: float, new: NewEntry) -> str:
 def read_record(
     record: str, *, used: float | None = None, hits: int = 0, saved: float = 0.0, pinned: bool = False, size: int
 ) -> Entry:
-    """The entry of a record; without `used`, as it was created. ValueError, KeyError or TypeError if bad."""
+    """The entry of a record; without `used`, as it was created. ValueError, KeyError or TypeError if bad.
+
+    Records of format version 1 have neither shapes nor coding.
+    """
     fields = json.loads(record)
     fields["space"] = Space(**{**fields["space"], "shape": tuple(fields["space"]["shape"])})
     fields["sigmas"] = tuple(fields["sigmas"])
     fields["tensor_names"] = tuple(fields["tensor_names"])
+    fields["shapes"] = {name: tuple(shape) for name, shape in fields.get("shapes", {}).items()}
     used = float(fields["created"] if used is None else used)
     return Entry(**fields, used=used, hits=int(hits), bytes=int(size), saved=float(saved), pinned=pinned)

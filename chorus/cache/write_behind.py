@@ -81,7 +81,7 @@ class WriteBehind:
             waiting = sum(p.size for p in self._pending.values())
             if len(self._pending) >= self._most_pending or (waiting and waiting + size > self._most_bytes):
                 reason = f"{len(self._pending)} results of {waiting:,} bytes are still being written"
-                raise CacheUnavailable(self._place, reason, "The disk is slower than the renders; this result is not kept.")
+                raise CacheUnavailable(self._place, reason, "The disk is too slow; this result is not kept.")
             self._added += 1
             committed = self._committer.submit(self._commit, new, entry_id)
             self._pending[entry_id] = _Pending(entry, new, size, committed)
@@ -168,10 +168,17 @@ class WriteBehind:
 
     # -- whatever needs the entry itself waits for it
 
-    def load(self, entry_id: str, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+    def load(
+        self, entry_id: str, names: Iterable[str] | None = None, device: str | torch.device = "cpu"
+    ) -> dict[str, torch.Tensor]:
         """See `Cache.load`."""
         self._await(entry_id)
-        return self.cache.load(entry_id, names)
+        return self.cache.load(entry_id, names, device)
+
+    def preview(self, entry_id: str) -> bytes:
+        """See `Cache.preview`."""
+        self._await(entry_id)
+        return self.cache.preview(entry_id)
 
     def pin(self, entry_id: str, pinned: bool = True) -> None:
         """See `Cache.pin`."""

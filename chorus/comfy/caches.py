@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -46,16 +46,26 @@ def close_caches() -> None:
             _open.popitem()[1].close()
 
 
-def load_trajectory(cache: Cache, entry: Entry, into_model_space: Callable, noise: torch.Tensor | None) -> Trajectory:
-    """The states of an entry down to σ = 0, around the target's own noise. Raises CacheError.
+def stored_states(entry: Entry) -> dict[float, str]:
+    """σ → name of the tensors that are an entry's states; the final latent is the one at σ = 0."""
+    return {0.0: "final"} | {float(n.split("/", 1)[1]): n for n in entry.tensor_names if n.startswith("checkpoint/")}
+
+
+def load_trajectory(
+    cache: Cache,
+    entry: Entry,
+    into_model_space: Callable,
+    noise: torch.Tensor | None,
+    sigmas: Collection[float] | None = None,
+) -> Trajectory:
+    """The states of an entry (at all kept σ, or these), around the target's own noise. Raises CacheError.
 
     into_model_space: the model's `process_latent_in`, for the final latent; noise: ε of the target, in model space.
     The clean component is the source's and the noise the target's, so that another seed makes another video.
     """
-    names = [n for n in entry.tensor_names if n.startswith("checkpoint/") or n == "final"]
-    tensors = cache.load(entry.id, names)
-    kept = {0.0: into_model_space(tensors.pop("final"))}
-    kept |= {float(n.split("/", 1)[1]): t for n, t in tensors.items()}
+    names = {s: name for s, name in stored_states(entry).items() if sigmas is None or s in sigmas}
+    tensors = cache.load(entry.id, names.values())
+    kept = {s: into_model_space(tensors[name]) if name == "final" else tensors[name] for s, name in names.items()}
     return Trajectory(None if entry.settings["noise_drawn"] else noise, kept)
 
 

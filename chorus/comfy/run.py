@@ -19,9 +19,9 @@ from ..cache import CacheError
 from ..prompt.tokens import label_tokens, real_tokens, token_difference
 from ..reuse.plan import Plan, stage_bounds, stretched
 from ..reuse.regions import token_grid
-from ..reuse.trajectory import SIGMA_TOLERANCE, Trajectory
+from ..reuse.trajectory import SIGMA_TOLERANCE, Trajectory, serving
 from .blocks import CrossAttention, TokenDrop, coarse_attention, override_attention, patch_blocks
-from .caches import load_trajectory, open_cache, warn
+from .caches import load_trajectory, open_cache, stored_states, warn
 from .digest import digest, tensor_digest
 from .recording import FinishedRun, Recording, Report, finished_runs
 from .space import expert, image_conditioning, prediction_of, start_latent
@@ -364,18 +364,12 @@ class Run:
             return self._miss("the source was made from another conditioning image")
         if entry.prompt == plan.prompt and entry.settings["noise"] != self.noise_digest:
             return self._miss("the same prompt with another seed asks for another take")
-        try:
-            self.trajectory = load_trajectory(
-                open_cache(plan.cache_name), entry, self.patcher.model.process_latent_in, self.noise
-            )
-        except CacheError as error:
-            return self._miss(str(error))
         reuse_cut, full_cut = (
             None if share is None else self._cut(share.of(self.whole_steps)) for share in (plan.reuse, plan.full_from)
         )
         self.k1, self.k2 = stage_bounds(self.sigmas, reuse_cut, full_cut)
         wanted = self.k1
-        while self.k1 and not self.trajectory.has(self.sigmas[self.k1]):
+        while self.k1 and not self._states_for(self.sigmas[self.k1]):
             self.k1 -= 1
         if self.k1 < wanted:
             self.note(
@@ -392,12 +386,28 @@ class Run:
         if self.k1 == 0 and not (goes_on and self.k2 > 0):
             self.k2 = 0
             return self._miss(f"the schedule of {self.steps} steps has none at or above the source's start")
-        start = min(self._cut(plan.start), self.sigmas[0])
-        if self.k1 and self.trajectory.has(start):
-            self.sigmas = stretched(self.sigmas, self.k1, start)
+        path, start = self.sigmas, min(self._cut(plan.start), self.sigmas[0])
+        if self.k1 and self._states_for(start):
+            path = stretched(path, self.k1, start)
+        try:
+            self.trajectory = load_trajectory(
+                open_cache(plan.cache_name),
+                entry,
+                self.patcher.model.process_latent_in,
+                self.noise,
+                self._states_for(path[self.k1]) or [0.0],  # a second half goes on from its own state
+            )
+        except CacheError as error:
+            return self._miss(str(error))
+        self.sigmas = path
         if self.noise_drawn:
             self.note(f"{self.sampler_name} draws noise: the rest of the run is another draw than a cold one's")
         return None
+
+    def _states_for(self, sigma: float) -> tuple[float, ...]:
+        """The kept σ of the source from which its state at `sigma` is had."""
+        entry = self.plan.source.entry
+        return serving(stored_states(entry), sigma, entry.settings["noise_drawn"])
 
     def _selective_possible(self) -> bool:
         regions = self.plan.regions

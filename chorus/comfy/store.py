@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from ..cache import CacheError, NewEntry
 from ..prompt.tokens import real_tokens
 from ..reuse.plan import Plan
+from ..reuse.profiles import PROFILES, Profile
 from .caches import open_cache, warn
 from .recording import FinishedRun, Recording, Report, finished_runs
 
-PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32}
 PREVIEW_SIDE, PREVIEW_FRAMES = 256, 24
 
 
@@ -23,7 +23,8 @@ def store(
 ) -> tuple[str, str, Report | None]:
     """Hand the run behind `latent` over to be committed → (entry id or "", summary, report or None).
 
-    keep: checkpoints up to this fraction of the schedule; frames: IMAGE [F, H, W, 3] for the preview.
+    keep: checkpoints up to this fraction of the schedule; precision: one of PROFILES; frames: IMAGE [F, H, W, 3] for
+    the preview.
     A run that did not finish left nothing here, so nothing is stored.
     """
     began = time.perf_counter()
@@ -59,11 +60,12 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
         return "", "nothing stored: it is there already"
     if not plan.writes:
         return "", "nothing stored: the look-up's mode does not write"
-    tensors = {"final": run.final}
+    profile = PROFILES[precision]
+    tensors, coding = {"final": run.final}, {"final": profile.final_coding()}
     if frames is not None:
-        tensors["preview"] = preview(frames)
+        tensors["preview"], coding["preview"] = preview(frames), "webp"
     if run.recording is not None:
-        tensors |= _source_tensors(run, run.recording, keep, PRECISIONS[precision])
+        _add_source(tensors, coding, run, run.recording, keep, profile)
     settings = {
         **run.settings,
         "plan": plan.id,
@@ -72,6 +74,7 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
         "noise": run.noise_digest,
         "noise_drawn": run.noise_drawn,
         "carried": run.carried,
+        "precision": precision,
         "stages": {name: list(asked) for name, asked in plan.asked.items()},
         "report": asdict(run.report),
     }
@@ -87,6 +90,7 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
         is_source=run.recording is not None,
         parent=run.parent,
         tensors=tensors,
+        coding=coding,
     )
     try:
         cache = open_cache(plan.cache_name)
@@ -107,19 +111,28 @@ def _saved_seconds(report: Report) -> float:
     return report.sampling_s / report.step_equivalents * (report.steps - report.step_equivalents)
 
 
-def _source_tensors(run: FinishedRun, recording: Recording, keep: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """What lets other requests start from this one."""
-    steps = len(run.sigmas) - 1
-    wanted = run.sigmas[1 : 1 + max(1, round(keep * steps))]
-    states = recording.states
-    tensors = {f"checkpoint/{sigma:.6f}": states[sigma].to(dtype) for sigma in wanted if sigma in states}
+def _add_source(
+    tensors: dict[str, torch.Tensor],
+    coding: dict[str, str],
+    run: FinishedRun,
+    recording: Recording,
+    keep: float,
+    profile: Profile,
+) -> None:
+    """Add what lets other requests start from this one."""
+    for sigma in profile.kept(run.sigmas, keep, run.noise_drawn):
+        if sigma in recording.states:
+            state, name = recording.states[sigma], f"checkpoint/{sigma:.6f}"
+            tensors[name] = state.half() if profile.half else state
+            coding[name] = profile.state_coding(sigma, run.noise_drawn)
+    words = {}
     if run.tokens is not None:
         rows = run.tokens[0]
-        tensors["tokens"] = rows[real_tokens(rows)].half()
+        words["tokens"] = rows[real_tokens(rows)].half()
     if recording.attention is not None:
-        maps = recording.attention / recording.attention_count
-        tensors["attention"] = maps.half()
-    return tensors
+        words["attention"] = (recording.attention / recording.attention_count).half()
+    tensors |= words
+    coding |= dict.fromkeys(words, "raw" if profile.raw else "rows")
 
 
 def preview(frames: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ state x itself is kept, and serves only its own σ.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -20,6 +20,21 @@ def clean_component(x: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch
     if not 0.0 <= sigma < 1.0:
         raise ValueError(f"sigma {sigma}: the clean component exists for 0 <= sigma < 1 only")
     return (x - sigma * noise) / (1.0 - sigma)
+
+
+def serving(kept: Iterable[float], sigma: float, noise_drawn: bool) -> tuple[float, ...]:
+    """The kept σ from which a state at `sigma` is had: its own, the one below, or those around it; none: it is not.
+
+    States of a sampler that draws noise serve only their own σ.
+    """
+    kept = sorted(kept)
+    nearest = min(kept, key=lambda s: abs(s - sigma))
+    if abs(nearest - sigma) < SIGMA_TOLERANCE:
+        return (nearest,)
+    if noise_drawn or not kept[0] < sigma <= 1.0:
+        return ()
+    right = bisect_left(kept, sigma)
+    return tuple(kept[right - 1 : right + 1])
 
 
 class Trajectory:
@@ -38,25 +53,19 @@ class Trajectory:
 
     def has(self, sigma: float) -> bool:
         """Whether `at(sigma)` can answer."""
-        if self.noise is not None:
-            return self.sigmas[0] - SIGMA_TOLERANCE <= sigma <= 1.0
-        return any(abs(s - sigma) < SIGMA_TOLERANCE for s in self.sigmas)
+        return bool(serving(self.sigmas, sigma, self.noise is None))
 
     def at(self, sigma: float) -> torch.Tensor:
         """x at `sigma`, fp32. Between two kept σ the clean component is interpolated linearly.
 
         Above the largest kept σ it is that one's: a first step from pure noise is straight.
         """
-        if not self.has(sigma):
+        near = serving(self.sigmas, sigma, self.noise is None)
+        if not near:
             raise KeyError(f"no state at sigma {sigma:.6f}; kept: {', '.join(f'{s:.4f}' for s in self.sigmas)}")
-        if self.noise is not None and sigma > self.sigmas[-1]:
-            return self._compose(self._kept[self.sigmas[-1]].float(), sigma)
-        right = bisect_left(self.sigmas, sigma)
-        near = [i for i in (right - 1, right) if 0 <= i < len(self.sigmas)]
-        for i in near:
-            if abs(self.sigmas[i] - sigma) < SIGMA_TOLERANCE:
-                return self._compose(self._kept[self.sigmas[i]].float(), sigma)
-        low, high = self.sigmas[right - 1], self.sigmas[right]
+        if len(near) == 1:
+            return self._compose(self._kept[near[0]].float(), sigma)
+        low, high = near
         weight = (sigma - low) / (high - low)
         return self._compose(torch.lerp(self._kept[low].float(), self._kept[high].float(), weight), sigma)
 

@@ -48,3 +48,15 @@ def test_files_and_summary(tmp_path):
     assert set(summary["ratio"]) == {"4", "20"}
     assert summary["loss"]["mean"] == 0.1
     assert "| cold | 0.750 ±" in report.markdown(content)
+
+
+def test_a_tables_summary_goes_to_the_file_it_names_and_leaves_the_others(tmp_path):
+    def result(name: str, file: str, summary: dict) -> report.Result:
+        return report.Result(name, name, [], [], summary=summary, summary_file=file)
+
+    report.summarise(result("a", "summary.json", {"loss": {"mean": 1.0}}), tmp_path)
+    report.summarise(result("b", "cache.json", {"ratio": {"4": 10.0}}), tmp_path)
+    written = report.summarise(result("c", "cache.json", {"ratio": {"20": 30.0}, "ms": {"mean": 5.0}}), tmp_path)
+    assert written == tmp_path / "cache.json"
+    assert json.loads(written.read_text(encoding="utf-8")) == {"ratio": {"4": 10.0, "20": 30.0}, "ms": {"mean": 5.0}}
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == {"loss": {"mean": 1.0}}

@@ -72,7 +72,7 @@ def test_more_than_may_wait_is_refused_at_once(behind, root):
     with locked(root):
         for number in range(3):
             behind.put(new_entry(number))
-        with pytest.raises(CacheUnavailable, match="3 results .* still being written"):
+        with pytest.raises(CacheUnavailable, match=r"3 results .* still being written"):
             behind.put(new_entry(3))
     assert behind.flush(20)
     assert behind.count() == 3

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chorus.reuse.trajectory import Trajectory, clean_component
+from chorus.reuse.trajectory import Trajectory, clean_component, serving
 
 SHAPE = (1, 4, 2, 3, 3)
 SIGMAS = (0.95, 0.7, 0.4, 0.0)
@@ -142,3 +142,16 @@ def test_states_with_drawn_noise_serve_only_their_own_sigma(sigma):
 def test_a_trajectory_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         Trajectory(NOISE, {})
+
+
+# -- which kept states a state needs ----------------------------------------------------------------------------
+
+
+@given(st.floats(0.0, 1.0), st.booleans())
+def test_a_state_needs_no_other_kept_ones_than_those_that_serve_it(sigma, noise_drawn):
+    noise = None if noise_drawn else NOISE
+    needed = serving(SIGMAS, sigma, noise_drawn)
+    assert bool(needed) == Trajectory(noise, KEPT).has(sigma)
+    if needed:
+        assert len(needed) <= 2
+        assert torch.equal(Trajectory(noise, {s: KEPT[s] for s in needed}).at(sigma), Trajectory(noise, KEPT).at(sigma))

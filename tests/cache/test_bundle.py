@@ -1,0 +1,226 @@
+"""Bundles: what is exported comes back bit by bit, and nothing that a stranger puts into one does harm."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import zipfile
+
+import pytest
+import torch
+
+from chorus.cache import LocalCache
+from chorus.cache.bundle import MANIFEST, BundleRefused, read_bundle, write_bundle
+from chorus.cache.format import pack
+from chorus.cache.record import write_record
+
+from .sample import EMBEDDER, SPACE, assert_is_entry, new_entry, random_vector, tensors
+
+STRANGER = "ab" * 16
+
+
+def quiet(*_):
+    pass
+
+
+@pytest.fixture
+def bundle(cache, tmp_path):
+    entries = [cache.put(new_entry(number)) for number in range(3)]
+    path = tmp_path / "three.chorus"
+    write_bundle(cache, entries, path, quiet)
+    return path
+
+
+@pytest.fixture
+def other(tmp_path):
+    cache = LocalCache(tmp_path / "other")
+    yield cache
+    cache.close()
+
+
+def rewritten(path, target, change):
+    """A copy of a bundle whose members, {name: bytes}, went through `change`."""
+    with zipfile.ZipFile(path) as bundle:
+        members = {name: bundle.read(name) for name in bundle.namelist()}
+    members = change(members) or members
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name, content in members.items():
+            bundle.writestr(name, content)
+    return target
+
+
+def one_entry(target, content, entry_id=STRANGER, **claims):
+    """A bundle of one entry's file, with a manifest that fits it."""
+    digest = hashlib.sha256(content).hexdigest()
+    listed = {"id": entry_id, "bytes": len(content), "sha256": digest, "prompt": "", **claims}
+    with zipfile.ZipFile(target, "w") as bundle:
+        bundle.writestr(f"entries/{entry_id}.safetensors", content)
+        bundle.writestr(MANIFEST, json.dumps({"chorus_bundle": 1, "entries": [listed]}))
+    return target
+
+
+def packed(number=1, record=None, vector=None, given=None, **changes):
+    """The file of an entry of a stranger's making."""
+    new = new_entry(number, **changes)
+    made = record or (lambda text: text)
+    text = made(write_record(STRANGER, 1.0, new))
+    return pack(text, new.vector if vector is None else vector, given or new.tensors).to_bytes()
+
+
+def files(root):
+    return {path for folder in ("blobs", "partial") for path in (root / folder).rglob("*") if path.is_file()}
+
+
+def test_what_is_exported_is_imported_bit_by_bit_with_its_id(cache, other, bundle):
+    seen = []
+    imported = read_bundle(other, bundle, lambda done, of: seen.append((done, of)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert {e.id for e in imported.taken} == {e.id for e in cache.entries()} == {e.id for e in other.entries()}
+    for entry in cache.entries():
+        assert other.file(entry.id) == cache.file(entry.id)
+        assert_is_entry(entry.settings["number"], other.load(entry.id))
+    (match,) = other.search(random_vector(1), EMBEDDER, SPACE, k=1)
+    assert match.entry.settings["number"] == 1
+
+
+def test_what_is_there_already_stays_as_it_is(cache, bundle):
+    before = cache.entries()
+    imported = read_bundle(cache, bundle, quiet)
+    assert (len(imported.taken), len(imported.present), imported.refused) == (0, 3, ())
+    assert cache.entries() == before
+
+
+def test_an_export_that_fails_leaves_no_file(cache, tmp_path, root):
+    entry = cache.put(new_entry(1))
+    (root / "blobs" / entry.id[:2] / f"{entry.id}.safetensors").unlink()
+    with pytest.raises(Exception, match="gone"):
+        write_bundle(cache, [entry], tmp_path / "none.chorus", quiet)
+    assert not list(tmp_path.glob("none.chorus*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update({"../../evil.py": b"x"}), "something else than entries"),
+        (lambda m: m.update({"/etc/evil": b"x"}), "something else than entries"),
+        (lambda m: m.update({"entries\\..\\evil.safetensors": b"x"}), "something else than entries"),
+        (lambda m: m.update({"entries/code.pkl": b"x"}), "something else than entries"),
+        (lambda m: m.update({f"entries/{STRANGER}.safetensors": b"x"}), "lists other entries"),
+        (lambda m: m.pop(MANIFEST) and None, "no manifest"),
+        (lambda m: m.update({MANIFEST: b"[]"}), "is not one"),
+        (lambda m: m.update({MANIFEST: b'{"chorus_bundle": 2, "entries": []}'}), "version 2"),
+        (lambda m: m.update({MANIFEST: b"[" * 100_000}), "is not one"),
+        (lambda m: m.update({MANIFEST: b"\xff\xfe"}), "is not one"),
+    ],
+)
+def test_a_bundle_with_anything_strange_in_it_is_refused_whole(other, bundle, tmp_path, change, message):
+    strange = rewritten(bundle, tmp_path / "strange.chorus", change)
+    with pytest.raises(BundleRefused, match=message):
+        read_bundle(other, strange, quiet)
+    assert other.count() == 0
+    assert files(other.root) == set()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a zip file" * 100])
+def test_what_is_no_zip_file_is_refused(other, tmp_path, content):
+    path = tmp_path / "no.zip"
+    path.write_bytes(content)
+    with pytest.raises(BundleRefused, match="zip file"):
+        read_bundle(other, path, quiet)
+
+
+def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(other, tmp_path):
+    bomb = tmp_path / "bomb.chorus"
+    listed = {"id": STRANGER, "bytes": 1000, "sha256": "0" * 64, "prompt": ""}
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as bundle:
+        bundle.writestr(f"entries/{STRANGER}.safetensors", bytes(200 * 2**20))
+        bundle.writestr(MANIFEST, json.dumps({"chorus_bundle": 1, "entries": [listed]}))
+    assert bomb.stat().st_size < 2**20
+    imported = read_bundle(other, bomb, quiet)
+    assert imported.refused == ((STRANGER, "it has other than the 1,000 bytes it says"),)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 10**15])
+def test_an_absurd_size_is_refused(other, tmp_path, size):
+    path = one_entry(tmp_path / "size.chorus", packed(), bytes=size)
+    assert "the cache holds" in read_bundle(other, path, quiet).refused[0][1]
+
+
+def with_field(name, value):
+    return lambda text: json.dumps({**json.loads(text), name: value}, sort_keys=True, separators=(",", ":"))
+
+
+def not_finite():
+    return {**tensors(1), "final": torch.full((512,), float("nan"))}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: packed(given=not_finite()), "not finite"),
+        (lambda: packed(given={"final": tensors(1)["final"]}), "other tensors"),
+        (lambda: packed(given={**tensors(1), "final": torch.zeros(3, 3)}), "another shape"),
+        (lambda: packed(vector=2 * random_vector(1)), "norm"),
+        (lambda: packed(vector=float("nan") * random_vector(1)), "norm"),
+        (lambda: packed(record=with_field("id", "cd" * 16)), "another entry"),
+        (lambda: packed(record=with_field("created", "yesterday")), "yesterday"),
+        (lambda: packed(record=with_field("created", -5.0)), "time"),
+        (lambda: packed(record=with_field("settings", [1])), "object"),
+        (lambda: packed(record=with_field("space", {"weights": "x"})), "no sound entry"),
+        (lambda: packed(record=with_field("sigmas", "abc")), "not"),
+        (lambda: packed(record=with_field("seconds", -1.0)), "seconds"),
+        (lambda: packed(record=with_field("pinned", True)), "no sound entry"),
+        (lambda: packed(record=with_field("more", 1)), "no sound entry"),
+        (lambda: packed(record=lambda text: text[:-1]), "no sound entry|header"),
+        (lambda: packed(record=lambda text: text.replace('"cfg":5.0', '"cfg": 5.0')), "not written as"),
+        (lambda: b"\x00" * 8, "no sound entry"),
+        (lambda: b"\xff" * 64, "claims"),
+    ],
+)
+def test_an_entry_of_a_strangers_making_is_refused_alone(other, tmp_path, content, message):
+    imported = read_bundle(other, one_entry(tmp_path / "one.chorus", content()), quiet)
+    assert imported.taken == ()
+    ((entry_id, why),) = imported.refused
+    assert entry_id == STRANGER
+    assert re.search(message, why), why
+    assert other.count() == 0
+    assert files(other.root) == set()
+
+
+def test_a_sound_entry_of_a_strangers_making_is_taken(other, tmp_path):
+    imported = read_bundle(other, one_entry(tmp_path / "one.chorus", packed()), quiet)
+    assert [e.id for e in imported.taken] == [STRANGER]
+    assert_is_entry(1, other.load(STRANGER))
+
+
+def test_a_prompt_that_is_sql_is_only_a_prompt(other, tmp_path):
+    prompt = "'; DROP TABLE entries; --"
+    read_bundle(other, one_entry(tmp_path / "one.chorus", packed(prompt=prompt)), quiet)
+    assert other.get(STRANGER).prompt == prompt
+    other.put(new_entry(2))
+    assert other.count() == 2
+
+
+def test_a_bundle_with_flipped_bytes_brings_what_it_was_or_nothing(cache, bundle, tmp_path):
+    chance = random.Random(3)
+    content = bundle.read_bytes()
+    sound = {entry.id: entry.settings["number"] for entry in cache.entries()}
+    taken = 0
+    for trial in range(150):
+        broken = bytearray(content)
+        for _ in range(chance.randint(1, 4)):
+            broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
+        path = tmp_path / "broken.chorus"
+        path.write_bytes(broken if trial % 3 else broken[: chance.randrange(len(broken))])
+        into = LocalCache(tmp_path / f"into-{trial}")
+        try:
+            read_bundle(into, path, quiet)
+        except BundleRefused:
+            assert into.count() == 0
+        for entry in into.entries():
+            assert_is_entry(sound[entry.id], into.load(entry.id))
+            taken += 1
+        into.close()
+    assert taken > 0
