@@ -386,7 +386,7 @@ class Run:
         if self.k1 == 0 and not (goes_on and self.k2 > 0):
             self.k2 = 0
             return self._miss(f"the schedule of {self.steps} steps has none at or above the source's start")
-        path, start = self.sigmas, min(self._cut(plan.start), self.sigmas[0])
+        path, start = self.sigmas, min(self._cut(plan.start.of(self.whole_steps)), self.sigmas[0])
         if self.k1 and self._states_for(start):
             path = stretched(path, self.k1, start)
         try:

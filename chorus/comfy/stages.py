@@ -30,7 +30,7 @@ def with_reuse(plan: Plan, choice: str, fraction: float, maximum: float, start: 
     else:
         reuse = Share.fixed(min(_fraction("K1", fraction), most))
     asked = (choice, fraction if choice == "fixed" else None, maximum, start)
-    taken_at = _fraction("start", start) or calibration.start
+    taken_at = Share.fixed(_fraction("start", start)) if start else calibration.start()
     return plan.with_stage("reuse", asked, reuse=reuse, start=taken_at)
 
 

@@ -35,6 +35,9 @@ class Share:
         return float(np.interp(np.log(max(1, steps)), np.log(given), shares))
 
 
+FROM_K1 = Share.fixed(1.0)
+
+
 @dataclass(frozen=True)
 class Bounds:
     """What schedules of one length may save. Shares of the schedule."""
@@ -42,6 +45,7 @@ class Bounds:
     least_reuse: float  # K1 / N at the threshold
     most_reuse: float  # K1 / N at score 1
     selective: float  # (K2 − K1) / N
+    start: float  # where on the schedule the source's state is taken; K1 / N where that is less
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,6 @@ class Calibration:
     """How an embedder's scores turn into reuse. Shares are of the schedule, in percent-of-steps terms."""
 
     threshold: float  # scores below are misses
-    start: float  # where on the schedule the source's state is taken; K1 / N where that is less
     bounds: Mapping[int, Bounds]  # by the number of steps, in rising order
 
     def reuse(self, score: float, maximum: float = 1.0) -> Share:
@@ -58,6 +61,10 @@ class Calibration:
         position = min(1.0, max(0.0, (score - self.threshold) / span))
         shares = ((n, b.least_reuse + (b.most_reuse - b.least_reuse) * position) for n, b in self.bounds.items())
         return Share(tuple((n, min(share, maximum)) for n, share in shares))
+
+    def start(self) -> Share:
+        """Where on the schedule the source's state is taken."""
+        return Share(tuple((n, b.start) for n, b in self.bounds.items()))
 
     def full_from(self, reuse: Share) -> Share:
         """K2 / N, at the calibrated distance behind K1 / N."""
@@ -108,7 +115,7 @@ class Plan:
     tokens: torch.Tensor | None = None  # [L, C] encodings of the target prompt, when known at look-up
     token_labels: tuple[str, ...] = ()
     reuse: Share | None = None  # stage 1: K1 / N; None when the node is absent
-    start: float = 1.0  # stage 1: the fraction at which the source's state is taken; K1's own where that is less
+    start: Share = FROM_K1  # stage 1: where the source's state is taken; K1's own place where that is less
     regions: Regions | None = None  # stage 2
     regions_note: str = ""
     amplification: Amplification | None = None

@@ -140,11 +140,12 @@ def test_a_state_at_k1_itself_leaves_the_schedule_as_it_is():
 
 # -- calibration ------------------------------------------------------------------------------------------------
 
-BOUNDS = {4: Bounds(0.1, 0.5, 0.25), 50: Bounds(0.3, 0.9, 0.04)}
-CALIBRATION = Calibration(threshold=0.6, start=0.13, bounds=BOUNDS)
+BOUNDS = {4: Bounds(0.1, 0.5, 0.25, 0.05), 50: Bounds(0.3, 0.9, 0.04, 0.1)}
+CALIBRATION = Calibration(threshold=0.6, bounds=BOUNDS)
 CALIBRATIONS = st.builds(
     lambda threshold, least, more, selective: Calibration(
-        threshold, 0.13, {4: Bounds(least, min(1.0, least + more), selective), 50: Bounds(least, 1.0, selective)}
+        threshold,
+        {4: Bounds(least, min(1.0, least + more), selective, 0.1), 50: Bounds(least, 1.0, selective, 0.1)},
     ),
     st.floats(0.0, 1.0),
     st.floats(0.0, 0.5),
@@ -169,6 +170,10 @@ def test_between_two_lengths_of_schedule_the_share_is_linear_in_the_logarithm_of
 
 def test_a_fixed_share_is_that_of_every_schedule():
     assert {Share.fixed(0.25).of(n) for n in (1, 4, 20, 50, 1000)} == {0.25}
+
+
+def test_where_the_source_is_taken_depends_on_the_number_of_steps():
+    assert [CALIBRATION.start().of(n) for n in (4, 50)] == pytest.approx([0.05, 0.1])
 
 
 @given(CALIBRATIONS, st.floats(-1.0, 1.0), st.floats(-1.0, 1.0), STEPS)
@@ -204,7 +209,7 @@ def test_an_unknown_family_is_treated_as_conditioning():
 def test_calibrated_values_make_sense():
     for family, c in calibrations().items():
         assert 0 < c.threshold < 1, family
-        assert 0 < c.start < 1, family
         assert list(c.bounds) == sorted(c.bounds), family
         for b in c.bounds.values():
+            assert 0 < b.start < 1, family
             assert 0 < b.least_reuse <= b.most_reuse <= b.most_reuse + b.selective <= 1, family
