@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
+from rich.progress import Progress, track
 from rich.table import Table
 
-from . import CacheError, Entry, EntryDamaged, EntryMissing, LocalCache
+from . import EVERYTHING, SORTS, CacheError, Entry, EntryDamaged, EntryMissing, LocalCache, Query
+from .bundle import read_bundle, write_bundle
 from .local import limits
+from .schema import MIGRATIONS
+from .words import by_meaning, by_text
 
 DAY = 86_400.0  # seconds
 PAGE = 200  # entries read from the catalog at once
@@ -33,17 +37,24 @@ Folder = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Id = Annotated[str, typer.Option("--id", help="An id, or how it begins.")]
+Words = Annotated[str, typer.Option(help="Only those whose prompt contains this text.")]
+Model = Annotated[str, typer.Option(help="Only those of a model: the digest of its weights, or how it begins.")]
+Sort = StrEnum("Sort", {name: name for name in SORTS})  # type: ignore[misc]
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[LocalCache]:
-    """The cache in `folder`, which must exist; its faults end the command with exit status 1 and a line."""
+def opened(folder: Path, **other_limits: int | None) -> Iterator[LocalCache]:
+    """The cache in `folder`, which must exist; its faults end the command with exit status 1 and a line.
+
+    other_limits: in place of those of the environment.
+    """
     if not any(folder.glob("catalog-*.sqlite")) and not (folder / "blobs").is_dir():
         err.print(f"{folder}: there is no cache in this folder", markup=False)
         raise typer.Exit(2)
     cache = None
     try:
-        cache = LocalCache(folder, **limits())
+        cache = LocalCache(folder, **{**limits(), **other_limits})
         yield cache
     except (CacheError, ValueError) as error:
         err.print(str(error), markup=False)
@@ -53,10 +64,10 @@ def opened(folder: Path) -> Iterator[LocalCache]:
             cache.close()
 
 
-def every(cache: LocalCache) -> list[Entry]:
-    """All entries, newest first."""
+def every(cache: LocalCache, query: Query = EVERYTHING) -> list[Entry]:
+    """All entries that answer the query, in its order."""
     found: list[Entry] = []
-    while page := cache.entries(PAGE, len(found)):
+    while page := cache.entries(PAGE, len(found), query):
         found += page
     return found
 
@@ -71,12 +82,21 @@ def size(count: float) -> str:
 
 
 def shown(entries: list[Entry], title: str) -> Table:
-    table = Table("id", "prompt", "size", "hits", "age", "source", title=title)
+    table = Table("id", "prompt", "size", "hits", "saved", "age", "source", "pinned", title=title)
     for entry in entries:
         age = f"{max(0.0, time.time() - entry.created) / DAY:.1f} d"
-        source = "yes" if entry.is_source else "no"
-        table.add_row(entry.id[:12], escape(entry.prompt), size(entry.bytes), str(entry.hits), age, source)
+        source, pinned = ("yes" if told else "no" for told in (entry.is_source, entry.pinned))
+        saved = f"{entry.saved:.0f} s"
+        row = (entry.id[:12], escape(entry.prompt), size(entry.bytes), str(entry.hits), saved, age, source, pinned)
+        table.add_row(*row)
     return table
+
+
+def print_entries(entries: list[Entry], title: str, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(e) for e in entries], indent=1))
+    else:
+        out.print(shown(entries, title))
 
 
 def find(cache: LocalCache, prefix: str) -> Entry:
@@ -91,17 +111,44 @@ def find(cache: LocalCache, prefix: str) -> Entry:
 @app.command()
 def ls(
     folder: Folder,
-    words: Annotated[str, typer.Option(help="Only prompts that contain this text.")] = "",
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
+    words: Words = "",
+    model: Model = "",
+    pinned: Annotated[bool, typer.Option("--pinned", help="Only pinned ones.")] = False,
+    sort: Annotated[Sort, typer.Option(help="What comes first.")] = Sort.newest,  # type: ignore[attr-defined]
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """List entries, newest first."""
+    """List entries."""
+    query = Query(words=words, weights=model, pinned=pinned or None, sort=sort.value)
     with opened(folder) as cache:
-        found = [e for e in every(cache) if words.casefold() in e.prompt.casefold()]
+        found, count = cache.entries(limit, 0, query), cache.count(query)
+    print_entries(found, f"{len(found)} of {count} entries", as_json)
+
+
+@app.command()
+def search(
+    folder: Folder,
+    words: Annotated[str, typer.Argument(help="A prompt, or some words.")],
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """List the entries nearest in meaning.
+
+    Meaning needs open_clip's weights on this machine, and entries that were embedded with it; where either is missing
+    the entries that share most words with the text are listed, and a line says so.
+    """
+    with opened(folder) as cache:
+        found, why_not = by_meaning(cache, words, limit)
+        if why_not:
+            err.print(f"by words, not by meaning: {why_not}", markup=False)
+            found = by_text(every(cache), words, limit)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(e) for e in found[:limit]], indent=1))
-    else:
-        out.print(shown(found[:limit], f"{min(limit, len(found))} of {len(found)} entries"))
+        typer.echo(json.dumps([{**dataclasses.asdict(m.entry), "score": m.score} for m in found], indent=1))
+        return
+    table = Table("score", "id", "prompt", title=f"nearest to {escape(repr(words))}")
+    for match in found:
+        table.add_row(f"{match.score:.2f}", match.entry.id[:12], escape(match.entry.prompt))
+    out.print(table)
 
 
 @app.command()
@@ -128,8 +175,18 @@ def stats(folder: Folder, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(known, indent=1))
         return
-    out.print(f"{known['entries']} entries, {size(known['bytes'])} of {size(known['max_bytes'])}")
-    out.print(f"{known['hits']} hits, about {known['seconds_saved']:.0f} s saved")
+    most = f" of at most {known['max_entries']:,}" if known["max_entries"] is not None else ""
+    out.print(f"{known['entries']:,} entries{most}, {size(known['bytes'])} of {size(known['max_bytes'])}")
+    if known["pinned_bytes"]:
+        out.print(f"{size(known['pinned_bytes'])} are pinned")
+    out.print(f"{known['hits']:,} hits, about {known['seconds_saved']:.0f} s saved")
+    if known["models"]:
+        table = Table("weights", "latent format", "entries", "size", "hits", "saved", title="by model")
+        for model in known["models"]:
+            saved = f"{model['seconds_saved']:.0f} s"
+            counts = (f"{model['entries']:,}", size(model["bytes"]), f"{model['hits']:,}", saved)
+            table.add_row(model["weights"][:12], escape(model["latent_format"]), *counts)
+        out.print(table)
 
 
 @app.command()
@@ -159,25 +216,65 @@ def check(
 
 
 @app.command()
+def pin(
+    folder: Folder,
+    entries: Annotated[list[str], typer.Argument(help="Ids, or how they begin.")],
+    off: Annotated[bool, typer.Option("--off", help="Unpin them.")] = False,
+) -> None:
+    """Keep entries from being evicted."""
+    with opened(folder) as cache:
+        found = [find(cache, entry) for entry in entries]
+        for entry in found:
+            cache.pin(entry.id, not off)
+    out.print(f"{len(found)} entries {'unpinned' if off else 'pinned'}")
+
+
+@app.command()
+def prune(
+    folder: Folder,
+    gigabytes: Annotated[float | None, typer.Option("--gb", min=0.0, help="Keep at most so many GB.")] = None,
+    entries: Annotated[int | None, typer.Option(min=0, help="Keep at most so many entries.")] = None,
+) -> None:
+    """Evict down to a limit now, the least worth first, pinned ones never; and clear away what crashes left behind.
+
+    Without a limit, to those of the environment (CHORUS_CACHE_GB, CHORUS_CACHE_ENTRIES).
+    """
+    asked: dict[str, int | None] = {}
+    if gigabytes is not None:
+        asked["max_bytes"] = int(gigabytes * 2**30)
+    if entries is not None:
+        asked["max_entries"] = entries
+    with opened(folder, max_bytes=2**62, max_entries=None) as cache:
+        before = cache.stats()
+    with opened(folder, **asked) as cache:
+        after = cache.stats()
+    freed = size(max(0, before.bytes - after.bytes))
+    out.print(f"{before.entries - after.entries} entries evicted, {freed} freed, {after.entries} kept")
+
+
+@app.command()
 def forget(
     folder: Folder,
-    entry: Annotated[str, typer.Option("--id", help="An id, or how it begins.")] = "",
-    words: Annotated[str, typer.Option(help="All whose prompt contains this text.")] = "",
-    older: Annotated[float, typer.Option(help="All that were last used more than so many days ago.")] = 0.0,
+    entry: Id = "",
+    words: Words = "",
+    model: Model = "",
+    older: Annotated[float, typer.Option(help="Only those last used more than so many days ago.")] = 0.0,
     yes: Yes = False,
 ) -> None:
     """Delete entries from disk. Where several options are given, all must hold."""
-    if not (entry or words or older):
-        err.print("say what to forget: --id, --words or --older")
+    if not (entry or words or model or older):
+        err.print("say what to forget: --id, --words, --model or --older")
         raise typer.Exit(2)
+    query = Query(words=words, weights=model, unused_since=time.time() - older * DAY if older else None)
     with opened(folder) as cache:
-        found = [find(cache, entry)] if entry else every(cache)
-        found = [e for e in found if words.casefold() in e.prompt.casefold()]
-        found = [e for e in found if not older or time.time() - e.used > older * DAY]
+        found = every(cache, query)
+        if entry:
+            wanted = find(cache, entry).id
+            found = [e for e in found if e.id == wanted]
         if found and not yes:
             out.print(shown(found, "to be deleted"))
             typer.confirm(f"Delete {len(found)} entries?", abort=True)
-        for known in found:
+        for known in track(found, "deleting", console=err, transient=True):
             cache.forget(known.id)
     out.print(f"{len(found)} entries deleted, {size(sum(e.bytes for e in found))} freed")
 
@@ -189,6 +286,75 @@ def clear(folder: Folder, yes: Yes = False) -> None:
         if not yes:
             typer.confirm(f"Delete all {cache.stats().entries} entries?", abort=True)
         out.print(f"{cache.clear()} entries deleted")
+
+
+@app.command("export")
+def export_bundle(
+    folder: Folder,
+    bundle: Annotated[Path, typer.Argument(help="The file to write.")],
+    entry: Id = "",
+    words: Words = "",
+    model: Model = "",
+    pinned: Annotated[bool, typer.Option("--pinned", help="Only pinned ones.")] = False,
+) -> None:
+    """Write entries into a bundle for other people. Their prompts, previews and settings go with them."""
+    if bundle.exists():
+        err.print(f"{bundle} is there already", markup=False)
+        raise typer.Exit(2)
+    query = Query(words=words, weights=model, pinned=pinned or None)
+    with opened(folder) as cache, progress("exporting") as advance:
+        found = every(cache, query)
+        if entry:
+            wanted = find(cache, entry).id
+            found = [e for e in found if e.id == wanted]
+        if not found:
+            err.print("no entry is like that")
+            raise typer.Exit(2)
+        written = write_bundle(cache, found, bundle, lambda done: advance(done, len(found)))
+    out.print(f"{len(found)} entries, {size(written)}, in {bundle}", markup=False)
+
+
+@app.command("import")
+def import_bundle(
+    folder: Annotated[Path, typer.Argument(help="A cache's folder; made where there is none.")],
+    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    as_json: Json = False,
+) -> None:
+    """Take entries over from a bundle, each once it was checked. Exit status 1 when one was refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "blobs").mkdir(exist_ok=True)
+    with opened(folder) as cache, progress("importing") as advance:
+        imported = read_bundle(cache, bundle, advance)
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(imported), "taken": [e.id for e in imported.taken]}, indent=1))
+    else:
+        for entry_id, why in imported.refused:
+            err.print(f"{entry_id} is refused: {why}", markup=False)
+        taken, present, refused = map(len, (imported.taken, imported.present, imported.refused))
+        out.print(f"{taken} entries taken, {present} were there, {refused} refused")
+    if imported.refused:
+        raise typer.Exit(1)
+
+
+@app.command()
+def migrate(folder: Folder, as_json: Json = False) -> None:
+    """Bring the catalog to this version, which opening it does, too, and tell the entries' format versions."""
+    with opened(folder) as cache:
+        entries = every(cache)
+    old = sum(not entry.shapes for entry in entries)
+    known = {"catalog": len(MIGRATIONS), "entries": {"1": old, "2": len(entries) - old}}
+    if as_json:
+        typer.echo(json.dumps(known, indent=1))
+        return
+    out.print(f"catalog of version {known['catalog']}; {old} entries of format 1, {len(entries) - old} of format 2")
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """`advance(done, of)` moves a bar on the terminal."""
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
 if __name__ == "__main__":

@@ -52,10 +52,10 @@ class Imported:
     refused: tuple[tuple[str, str], ...]
 
 
-def write_bundle(cache: LocalCache, entries: Sequence[Entry], path: Path, progress: Callable[[], None]) -> int:
+def write_bundle(cache: LocalCache, entries: Sequence[Entry], path: Path, progress: Callable[[int], None]) -> int:
     """Put `entries` into a bundle at `path`, complete or not at all; returns its size in bytes.
 
-    `progress` is called after each. Raises what `LocalCache.file` raises, and OSError.
+    `progress(done)` is called after each. Raises what `LocalCache.file` raises, and OSError.
     """
     partial = path.with_name(path.name + ".partial")
     listed = []
@@ -67,7 +67,7 @@ def write_bundle(cache: LocalCache, entries: Sequence[Entry], path: Path, progre
                 bundle.writestr(f"entries/{entry.id}.safetensors", content)
                 digest = hashlib.sha256(content).hexdigest()
                 listed.append({"id": entry.id, "bytes": len(content), "sha256": digest, "prompt": entry.prompt})
-                progress()
+                progress(len(listed))
             bundle.writestr(MANIFEST, json.dumps({"chorus_bundle": VERSION, "entries": listed}, indent=1))
         os.replace(partial, path)
     finally:

@@ -88,6 +88,91 @@ def test_what_is_forgotten_is_gone_from_disk(run, filled, checkout):
     assert "2 entries deleted" in run("clear", filled, "--yes").stdout
 
 
+def ids(run, folder, *options):
+    return [e["id"] for e in json.loads(run("ls", folder, "--json", *options).stdout)]
+
+
+def test_search_lists_what_shares_most_words_and_says_that_it_is_not_by_meaning(run, filled):
+    found = run("search", filled, "left take 2", "--json")
+    matches = json.loads(found.stdout)
+    assert matches[0]["prompt"].endswith("take 2") and matches[0]["score"] == 1.0
+    assert all(m["score"] < 1.0 for m in matches[1:]) and len(matches) == 3
+    assert "by words, not by meaning" in found.stderr
+    assert "take 2" in run("search", filled, "take 2", "--limit", "1").stdout
+    assert json.loads(run("search", filled, "zebra", "--json").stdout) == []
+
+
+def test_pinned_entries_are_told_and_survive_pruning(run, filled):
+    oldest = ids(run, filled, "--sort", "oldest")[0]
+    assert run("pin", filled, oldest[:8]).returncode == 0
+    assert ids(run, filled, "--pinned") == [oldest]
+    pruned = run("prune", filled, "--entries", "1")
+    assert pruned.returncode == 0 and "2 entries evicted" in pruned.stdout
+    assert ids(run, filled) == [oldest]
+    assert "1 entries unpinned" in run("pin", filled, oldest, "--off").stdout
+    assert "1 entries evicted" in run("prune", filled, "--gb", "0").stdout
+    assert run("pin", filled, oldest).returncode == 2
+
+
+def test_stats_and_forget_by_model(run, filled):
+    (model,) = json.loads(run("stats", filled, "--json").stdout)["models"]
+    assert (model["weights"], model["entries"], model["hits"]) == ("weights-a", 3, 1)
+    assert "by model" in run("stats", filled).stdout
+    assert "0 entries deleted" in run("forget", filled, "--model", "weights-b", "--yes").stdout
+    assert "3 entries deleted" in run("forget", filled, "--model", "weights-a", "--yes").stdout
+
+
+def test_a_bundle_goes_from_one_cache_to_another(run, filled, tmp_path):
+    bundle, other = tmp_path / "some.chorus", tmp_path / "other"
+    written = run("export", filled, bundle, "--words", "take 1")
+    assert written.returncode == 0 and "1 entries" in written.stdout
+    assert run("export", filled, bundle).returncode == 2
+    assert run("export", filled, tmp_path / "none.chorus", "--words", "zebra").returncode == 2
+    taken = run("import", other, bundle)
+    assert taken.returncode == 0 and "1 entries taken, 0 were there, 0 refused" in taken.stdout
+    assert json.loads(run("import", other, bundle, "--json").stdout)["present"] == ids(run, other)
+    bundle.write_bytes(bundle.read_bytes()[:-40])
+    refused = run("import", other, bundle)
+    assert refused.returncode == 1 and "zip file" in refused.stderr
+
+
+def test_an_entry_that_a_bundle_has_damaged_is_named_and_refused(run, filled, tmp_path):
+    bundle, other = tmp_path / "some.chorus", tmp_path / "other"
+    run("export", filled, bundle)
+    content = bytearray(bundle.read_bytes())
+    content[len(content) // 2] ^= 1
+    bundle.write_bytes(content)
+    refused = run("import", other, bundle)
+    assert refused.returncode == 1 and "2 entries taken, 0 were there, 1 refused" in refused.stdout
+    assert "is refused" in refused.stderr
+
+
+def test_migrate_tells_the_versions(run, filled):
+    assert json.loads(run("migrate", filled, "--json").stdout)["entries"] == {"1": 0, "2": 3}
+    assert "3 of format 2" in run("migrate", filled).stdout
+
+
+def test_every_command_explains_itself(run):
+    commands = (
+        "ls",
+        "search",
+        "show",
+        "stats",
+        "check",
+        "pin",
+        "prune",
+        "forget",
+        "clear",
+        "export",
+        "import",
+        "migrate",
+    )
+    overview = run("--help").stdout
+    for command in commands:
+        assert command in overview
+        assert "Usage" in run(command, "--help").stdout
+
+
 def test_a_folder_without_a_cache_is_refused_and_left_alone(run, tmp_path):
     for place in (tmp_path, tmp_path / "nowhere"):
         refused = run("stats", place)

@@ -37,6 +37,13 @@ def entries(pack_module, cache: str):
     return pack_module("chorus.comfy.caches").open_cache(cache).entries()
 
 
+def only_file(pack_module, cache: str):
+    """The file of the cache's one entry, once that is written."""
+    entries(pack_module, cache)
+    [blob] = (pack_module("chorus.comfy.caches").cache_folder(cache) / "blobs").rglob("*.safetensors")
+    return blob
+
+
 def test_an_interrupted_run_stores_nothing_and_the_next_is_whole(run, cache, comfy_host, pack_module, at_call):
     import comfy.model_management
 
@@ -185,8 +192,7 @@ def test_entries_that_change_no_answer_make_no_look_up_run_again(comfy_host, cac
 
 def test_a_damaged_entry_is_a_miss_with_a_message_never_served(run, cache, pack_module):
     run(graph(RED, cache=cache))
-    folder = pack_module("chorus.comfy.caches").cache_folder(cache)
-    [blob] = (folder / "blobs").rglob("*.safetensors")
+    blob = only_file(pack_module, cache)
     data = bytearray(blob.read_bytes())
     data[-1000] ^= 0x10
     blob.write_bytes(data)
@@ -217,8 +223,7 @@ def test_fifty_runs_hold_no_more_than_five(run, cache, comfy_host):
 
 def test_an_identical_entry_that_is_damaged_is_computed_again(run, cache, pack_module):
     first = run(graph(RED, cache=cache))
-    folder = pack_module("chorus.comfy.caches").cache_folder(cache)
-    [blob] = (folder / "blobs").rglob("*.safetensors")
+    blob = only_file(pack_module, cache)
     blob.write_bytes(blob.read_bytes()[:-100])
     again = run(graph(RED, cache=cache))
     assert again.report["outcome"] == "miss" and again.report["steps_computed"] == 8

@@ -1,0 +1,36 @@
+"""Entries by what people type: by meaning where an embedder is at hand, else by the words they share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from .entry import Entry, Match, Space
+from .interface import Cache
+
+# In no space there is: so "elsewhere" is everywhere.
+_NOWHERE = Space("", "", "", (), "", "")
+
+
+def by_meaning(cache: Cache, text: str, k: int) -> tuple[list[Match], str]:
+    """The k sources nearest to `text` by open_clip, in all spaces, and "", or none and why there are none."""
+    from ..prompt.open_clip_text import OpenClipEmbedder
+
+    reason = OpenClipEmbedder.available()
+    if reason is not None:
+        return [], reason
+    vector = OpenClipEmbedder()(text)
+    found = cache.search_elsewhere(vector.vector, vector.embedder, _NOWHERE, k)
+    return found, "" if found else f"no entry was embedded with {vector.embedder}"
+
+
+def by_text(entries: Sequence[Entry], text: str, k: int) -> list[Match]:
+    """The k entries that share most of the words of `text`, the share as the score; of equals the first."""
+    asked = _words(text)
+    shares = [(len(asked & _words(entry.prompt)) / max(1, len(asked)), entry) for entry in entries]
+    best = sorted((match for match in shares if match[0] > 0), key=lambda match: -match[0])
+    return [Match(entry, share) for share, entry in best[:k]]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
