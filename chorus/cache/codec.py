@@ -41,7 +41,7 @@ WEBP_SIDE = 16383  # pixels, WebP's own limit
 WEBP_FRAME_MS = 100  # every frame is shown so long, which also tells frames that WebP has merged
 WEBP_QUALITY = 70
 WEBP_METHOD = 3  # of 0, fast, to 6, small
-MOST_PEAK = 100.0  # of a row of `rows`, over its mean magnitude
+MOST_PEAK = 40.0  # of a row of `rows`, over its mean magnitude
 LEVEL = 1  # of zstandard: the levels look like noise, in which higher ones find matches that cost more than they save
 
 _DCT = re.compile(r"dct/([0-9]+(?:\.[0-9]+)?)")
