@@ -50,9 +50,9 @@ def measure(bench: Bench, full: bool) -> report.Result:
 
 def kept_run(bench: Bench, source: Request) -> tuple[dict[float, torch.Tensor], list[float]]:
     """(c of a small-Wan run by σ, as it was, with the final latent at 0; the schedule's σ)."""
-    import comfy.latent_formats
-
     caches = bench.host.host.module("chorus.comfy.caches")
+    import comfy.latent_formats  # once the host has started
+
     cache = caches.open_cache(bench.cache_of(source, "fp32"))
     (entry,) = cache.entries()
     into = comfy.latent_formats.Wan21().process_in

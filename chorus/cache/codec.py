@@ -7,7 +7,8 @@ A coding is a text that says how one tensor is stored:
     rows         [R, ...] floats: 8-bit levels, one scale a row
     webp         [F, H, W, 3] uint8: an animated WebP, lossy
 
-A tensor that a coding does not fit (another type or rank, NaN, infinity) is stored raw: see `fitting`. What is decoded
+A tensor that a coding does not fit (another type or rank, NaN, infinity, a row of words with one value far above the
+others) is stored raw: see `fitting`. What is decoded
 has the shape and type of what was encoded. docs/format.md has the bytes.
 
 The spread of a channel is its standard deviation over T, H and W, but no less than `LEAST_SPREAD` of its largest
@@ -40,6 +41,7 @@ WEBP_SIDE = 16383  # pixels, WebP's own limit
 WEBP_FRAME_MS = 100  # every frame is shown so long, which also tells frames that WebP has merged
 WEBP_QUALITY = 70
 WEBP_METHOD = 3  # of 0, fast, to 6, small
+MOST_PEAK = 40.0  # of a row of `rows`, over its mean magnitude
 LEVEL = 1  # of zstandard: the levels look like noise, in which higher ones find matches that cost more than they save
 
 _DCT = re.compile(r"dct/([0-9]+(?:\.[0-9]+)?)")
@@ -80,7 +82,15 @@ def fitting(tensor: torch.Tensor, coding: str) -> str:
         return RAW
     if tensor.is_floating_point() and not float(tensor.abs().max()) <= MAX_MAGNITUDE[tensor.dtype]:  # NaN, too
         return RAW
+    if coding == "rows" and _has_peaks(tensor):
+        return RAW
     return coding
+
+
+def _has_peaks(tensor: torch.Tensor) -> bool:
+    """Whether a row has a value so far above the others that eight bits would hold little else."""
+    rows = tensor.detach().reshape(len(tensor), -1).float().abs()
+    return bool((rows.amax(dim=1) > MOST_PEAK * rows.mean(dim=1)).any())
 
 
 def _fits(shape: tuple[int, ...], dtype: torch.dtype, coding: str) -> bool:

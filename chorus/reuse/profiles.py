@@ -16,7 +16,7 @@ class Profile:
     """How ChorusCacheStore keeps a run.
 
     states: how many states, None for all that were recorded; between these the clean component is interpolated.
-    spacing: they lie at even distances raised to this power, as the clean component bends most at the start.
+    spacing: they lie at even distances raised to this power, which puts more of them early, where hits start.
     final: step of the final latent in channel spreads, None to keep it as it is.
     state: largest step of a state x, likewise. Its clean component counts 1 − σ in it, so its own step is as much
         larger, up to `coarsest`.

@@ -70,6 +70,9 @@ def test_latents_come_back_within_half_a_step(shape, dtype, kind, step, seed):
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5).map(tuple), dtypes, kinds, st.integers(0, 999))
 def test_rows_come_back_within_half_a_level(shape, dtype, kind, seed):
     tensor = drawn(shape, dtype, kind, seed)
+    if fitting(tensor, "rows") == "raw":
+        assert kind == "outlier"
+        return
     back = coded_and_back(tensor, "rows")
     assert (back.shape, back.dtype) == (tensor.shape, tensor.dtype)
     rows, found = tensor.double().reshape(shape[0], -1), back.double().reshape(shape[0], -1)
@@ -125,6 +128,7 @@ def test_coarser_steps_take_fewer_bytes_and_all_fewer_than_half_precision():
         (torch.zeros(1, 4, 2, 3, 3, dtype=torch.int32), "dct/0.1"),
         (torch.zeros((), dtype=torch.float32), "rows"),
         (torch.zeros(0, 5), "rows"),
+        (torch.nn.functional.pad(torch.ones(3, 400), (1, 0), value=200.0), "rows"),
         (torch.zeros(2, 3, dtype=torch.complex64), "rows"),
         (torch.zeros(2, 8, 8, 3), "webp"),
         (torch.zeros(2, 8, 8, 4, dtype=torch.uint8), "webp"),

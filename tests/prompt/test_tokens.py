@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chorus.cache import codec
 from chorus.prompt.tokens import label_tokens, real_tokens, token_difference
 from small_wan.text_encoder import words
 
@@ -32,6 +33,25 @@ def test_a_changed_word_stands_out_from_its_neighbours(common):
         new = token_difference(with_common_part(encode(target), common), with_common_part(encode(source), common)).new
         for word, other, weight in zip(words(target), words(source), new.tolist(), strict=False):
             assert weight >= 0.8 if word != other else weight <= 0.3, (target, source, word)
+
+
+@pytest.mark.parametrize("outlier", [0.0, 30.0, 300.0])
+@pytest.mark.parametrize("common", [0.0, 4.0])
+def test_words_kept_in_eight_bits_differ_as_the_words_do(common, outlier):
+    """As a stored entry's do, also where a channel of all tokens is far above the others, as in T5-like encoders."""
+    for target, source in caption_pairs(1):
+        here, there = (with_common_part(encode(text), common) for text in (target, source))
+        here[..., 3] += outlier * real_tokens(here)
+        there[..., 3] += outlier * real_tokens(there)
+        there = there[0, real_tokens(there)].half()
+        kept = there
+        if codec.fitting(there, "rows") == "rows":
+            kept = codec.decode(codec.encode(there, "rows"), codec.Coded.of(there, "rows"))
+        assert (kept is there) == (outlier == 300.0)
+        assert torch.equal(real_tokens(kept), real_tokens(there))
+        plain, coded = token_difference(here, there), token_difference(here, kept)
+        assert (plain.new - coded.new).abs().max() < 0.1
+        assert (plain.gone - coded.gone).abs().max() < 0.1
 
 
 def test_the_word_that_came_and_the_word_that_went_are_found_on_their_sides():
