@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ from .catalog import Catalog
 from .entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space, unit_vector
 from .errors import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
 from .eviction import Limits, checked
-from .index import VectorIndex, VectorPool
+from .index import VectorIndex
+from .pool import score
 from .record import write_record
 from .transaction import Removed, Totals, Transaction
 
@@ -107,7 +108,7 @@ class LocalCache:
         except OSError as error:
             raise CacheUnavailable(self.root, str(error), "Choose a folder that can be written to.") from error
         self._catalog = Catalog(self.root, timeout, self._blobs.headers)
-        self._index = VectorIndex()
+        self._index = VectorIndex(self.root / "index")
         self._index_generation = self._catalog.generation
         self._sweep()
 
@@ -117,17 +118,14 @@ class LocalCache:
         """See `Cache.search`. A match that turns out damaged is quarantined and left out."""
         query = unit_vector(vector)
         with self._reading() as transaction:
-            pool = self._index.follow(transaction, embedder, space.key())
-            matches = _matches(transaction, _nearest(pool, query, embedder, k))
+            matches = _served(transaction, self._index.nearest, query, embedder, space.key(), k)
         return [match for match in matches if match.entry.space == space]
 
     def search_elsewhere(self, vector: np.ndarray, embedder: str, space: Space, k: int = 3) -> list[Match]:
         """See `Cache.search_elsewhere`."""
         query = unit_vector(vector)
         with self._reading() as transaction:
-            pool = self._index.follow(transaction, embedder, None)
-            own = transaction.seqs_of_sources(embedder, space.key())
-            matches = _matches(transaction, _nearest(pool, query, embedder, k, exclude=own))
+            matches = _served(transaction, self._index.nearest_elsewhere, query, embedder, space.key(), k)
         return [match for match in matches if match.entry.space != space]
 
     def find_request(self, request: str) -> Entry | None:
@@ -373,14 +371,17 @@ class LocalCache:
             log.warning("Entry %s has lost its file but stays in the catalog for now: %s", row.id, error)
 
 
-def _nearest(
-    pool: VectorPool, query: np.ndarray, embedder: str, k: int, exclude: Collection[int] = ()
-) -> list[tuple[int, float]]:
-    if pool.vector_length not in (None, query.size):
-        raise VectorLengthMismatch(embedder, query.size, pool.vector_length)
-    return pool.nearest(query, k, exclude)
-
-
-def _matches(transaction: Transaction, nearest: list[tuple[int, float]]) -> list[Match]:
-    rows = ((transaction.row_numbered(seq), score) for seq, score in nearest)
-    return [Match(row.entry, score) for row, score in rows if row is not None]
+def _served(
+    transaction: Transaction, nearest: Callable, query: np.ndarray, embedder: str, space: str, k: int
+) -> list[Match]:
+    """The k best sound rows. Their scores are computed from the rows themselves, whatever the index thinks."""
+    bad: set[int] = set()
+    while True:
+        found = nearest(transaction, query, embedder, space, k, bad)
+        rows = [(seq, transaction.row_numbered(seq)) for seq, _ in found]
+        worse = {seq for seq, row in rows if row is None or row.entry.embedder != embedder}
+        if not worse:
+            break
+        bad |= worse
+    matches = [(Match(row.entry, float(score(row.vector, query))), seq) for seq, row in rows if row is not None]
+    return [match for match, _ in sorted(matches, key=lambda one: (-one[0].score, -one[1]))]

@@ -11,8 +11,10 @@ import hashlib
 import math
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -116,20 +118,43 @@ class Transaction:
         (count,) = self._db.execute(f"SELECT count(*) FROM listing WHERE {where}", values).fetchone()
         return count
 
-    def sources_after(self, seq: int, embedder: str, space: str | None) -> Iterator[Row]:
-        """Sources of `embedder` numbered above `seq`, in the space with this key or (None) in all."""
-        where = "e.is_source = 1 AND e.embedder = :embedder AND e.seq > :after"
-        if space is not None:
-            where += " AND e.space = :space"
-        for row in self._rows(where, embedder=embedder, space=space, after=seq):
-            # A damaged SQL index could bring rows that were not asked for; the row itself is right.
-            if row.entry.embedder == embedder and space in (None, row.entry.space.key()):
-                yield row
+    def sources(self, embedder: str, after: int = -1) -> dict[str, np.ndarray]:
+        """Numbers above `after` of this embedder's sources, by their space's key: ascending, [N] int64."""
+        rows = self._db.execute(
+            f"SELECT space, seq FROM entries WHERE {_SOURCES} AND seq > :after ORDER BY seq",
+            {"embedder": embedder, "after": after},
+        )
+        found: dict[str, list[int]] = {}
+        for space, seq in rows:
+            found.setdefault(space, []).append(seq)
+        return {space: np.array(seqs, np.int64) for space, seqs in found.items()}
 
-    def seqs_of_sources(self, embedder: str, space: str) -> set[int]:
-        where = f"{_SOURCES} AND space = :space"
-        rows = self._db.execute(f"SELECT seq FROM entries WHERE {where}", {"embedder": embedder, "space": space})
-        return {seq for (seq,) in rows}
+    def vectors(self, seqs: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of these rows, unverified: numbers, ascending [N] int64, and [N, D] float32.
+
+        length: D, 0 for what most of them have; rows with another are left out, and checked.
+        """
+        marks = ", ".join("?" * len(seqs))
+        rows = self._db.execute(
+            f"SELECT seq, vector FROM entries WHERE seq IN ({marks}) AND state = 'live' ORDER BY seq", seqs
+        ).fetchall()
+        sizes = Counter(len(vector) for _, vector in rows if isinstance(vector, bytes))
+        size = 4 * length if length or not sizes else sizes.most_common(1)[0][0]
+        good = [(seq, vector) for seq, vector in rows if isinstance(vector, bytes) and len(vector) == size]
+        if len(good) < len(rows):
+            for seq in {seq for seq, _ in rows} - {seq for seq, _ in good}:
+                self.row_numbered(seq)
+        found = np.array([seq for seq, _ in good], np.int64)
+        return found, np.frombuffer(b"".join(vector for _, vector in good), "<f4").reshape(len(good), size // 4)
+
+    def ids_of(self, seqs: Sequence[int]) -> dict[int, str]:
+        """The ids of those of these rows that there are."""
+        marks = ", ".join("?" * len(seqs))
+        return dict(self._db.execute(f"SELECT seq, id FROM entries WHERE seq IN ({marks})", seqs).fetchall())
+
+    def catalog(self) -> str:
+        """The name of the catalog's file."""
+        return Path(self._db.execute("PRAGMA database_list").fetchone()[2]).name
 
     def vector_bytes(self, embedder: str) -> int | None:
         """Size of the vectors of this embedder's sources, None when it has none."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from chorus.cache import Cache, CacheUnavailable, EntryMissing, EntryTooLarge, LocalCache, VectorLengthMismatch, index
+from chorus.cache import Cache, CacheUnavailable, EntryMissing, EntryTooLarge, LocalCache, VectorLengthMismatch, pool
 
 from .sample import EMBEDDER, SPACE, assert_is_entry, new_entry, random_vector, unit
 
@@ -298,7 +298,7 @@ def test_without_faiss_the_same_is_found_and_it_is_said_once(cache, monkeypatch,
         cache.put(new_entry(number, vector=random_vector(number % 10)))
     with_faiss = cache.search(random_vector(3), EMBEDDER, SPACE, k=12)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    index._faiss.cache_clear()
+    pool.faiss_or_none.cache_clear()
     try:
         assert cache.search(random_vector(3), EMBEDDER, SPACE, k=12) == with_faiss
         cache.search(random_vector(4), EMBEDDER, SPACE)
@@ -306,7 +306,7 @@ def test_without_faiss_the_same_is_found_and_it_is_said_once(cache, monkeypatch,
             "faiss is not installed: the cache searches with numpy (exact, slower for many entries)"
         ]
     finally:
-        index._faiss.cache_clear()
+        pool.faiss_or_none.cache_clear()
 
 
 def test_leftovers_are_swept_after_an_hour_and_not_before(cache, open_cache, root):
