@@ -30,6 +30,8 @@ TABLES = (
     "transfer",
     "locality",
     "capacity",
+    "eviction",
+    "lookup",
     "overhead",
     "wall",
 )
