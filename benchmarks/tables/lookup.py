@@ -146,31 +146,36 @@ def measured(size: Size, place: Path) -> dict[str, Any]:
 
 def fill(place: Path, size: Size, prompts: Prompts) -> None:
     """Put in the entries that are not there yet; ids are their numbers."""
-    cache = LocalCache(place, max_bytes=2**60)
+    cache, record = LocalCache(place, max_bytes=2**60), records()
     for start in range(cache.count(), size.entries, CHUNK):
         count = min(CHUNK, size.entries - start)
         with cache._catalog.writing() as transaction:
             for number, vector in enumerate(prompts.chunk(start // CHUNK, CHUNK)[:count], start):
-                transaction.insert(record(number, vector), vector, "0" * 64, 1000)
+                transaction.insert(record(number), vector, "0" * 64, 1000)
     cache.close()
 
 
-def record(number: int, vector: np.ndarray) -> str:
-    """As ChorusCacheStore makes one of a 20-step run."""
+def records() -> Callable[[int], str]:
+    """Records by number, as ChorusCacheStore makes them of 20-step runs."""
     new = NewEntry(
         space=SPACE,
-        request=f"{number:064x}",
-        prompt=f"a red ball rolls left over the grass, cinematic, soft light, take {number}",
+        request="REQUEST",
+        prompt="a red ball rolls left over the grass, cinematic, soft light, take NUMBER",
         embedder=EMBEDDER,
-        vector=vector,
+        vector=np.ones(1, np.float32),
         sigmas=SIGMAS,
-        settings={"sampler": "euler", "seed": number, "report": {"outcome": "cold", "note": "x" * 400}},
+        settings={"sampler": "euler", "seed": 5, "report": {"outcome": "cold", "note": "x" * 400}},
         seconds=60.0,
         is_source=True,
         parent=None,
         tensors={f"checkpoint/{sigma:.6f}": torch.zeros(1) for sigma in SIGMAS[1:16]},
     )
-    return write_record(f"{number:032x}", 1.7e9 + number, new)
+    made = write_record("ID", 1.7e9, new)
+
+    def of(number: int) -> str:
+        return made.replace('"ID"', f'"{number:032x}"').replace("REQUEST", f"{number:064x}").replace("NUMBER", str(number))
+
+    return of
 
 
 def started(place: Path, query: np.ndarray) -> tuple[LocalCache, float]:

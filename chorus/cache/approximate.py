@@ -7,6 +7,7 @@ the catalog decides what of it still counts.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -19,14 +20,23 @@ from pathlib import Path
 
 import numpy as np
 
-from .pool import faiss_or_none
-
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 BATCH = 20_000  # vectors assigned to lists at once
 _FOOTER = struct.Struct("<Q8s")  # length of the JSON before it; magic
 _MAGIC = b"CHRSIVF1"
+
+
+@functools.cache
+def faiss_or_none():
+    """The module faiss; None, with a message the first time, where it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        log.warning("faiss is not installed: the cache searches exactly, which takes longer for many entries")
+        return None
+    return faiss
 
 
 def lists_of(count: int) -> int:

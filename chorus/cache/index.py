@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .approximate import ApproximatePool, load_snapshot, train
+from .approximate import ApproximatePool, faiss_or_none, load_snapshot, train
 from .errors import VectorLengthMismatch
-from .pool import ExactPool, faiss_or_none, score
+from .pool import ExactPool, score
 from .transaction import HISTORY, Transaction
 
 log = logging.getLogger(__name__)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-
 import numpy as np
-
-log = logging.getLogger(__name__)
 
 # Two float32 inner products of equal vectors may differ by their order of summation; whatever is this close
 # to the k-th score is scored again in float64 before the order is decided.
@@ -17,17 +12,6 @@ TIE_TOLERANCE = 1e-5
 def score(vectors: np.ndarray, query: np.ndarray):
     """Cosine in float64 of unit vectors [..., D] and a query [D], in [-1, 1]: [...]."""
     return (vectors.astype(np.float64) * query.astype(np.float64)).sum(axis=-1).clip(-1.0, 1.0)
-
-
-@functools.cache
-def faiss_or_none():
-    """The module faiss; None, with a message the first time, where it is not installed."""
-    try:
-        import faiss
-    except ImportError:
-        log.warning("faiss is not installed: the cache searches with numpy (exact, slower for many entries)")
-        return None
-    return faiss
 
 
 class ExactPool:
@@ -88,14 +72,10 @@ class ExactPool:
 
     def candidates(self, query: np.ndarray, ask: int) -> tuple[np.ndarray, np.ndarray]:
         """The `ask` best rows and their scores, best first: [ask] numbers, [ask] float32."""
-        faiss = faiss_or_none()
-        if faiss is None:
-            scores = self.matrix @ query
-            rows = np.argpartition(-scores, ask - 1)[:ask] if ask < len(scores) else np.arange(len(scores))
-            rows = rows[np.argsort(-scores[rows])]
-            return self.seqs[rows], scores[rows]
-        scores, rows = faiss.knn(query[None], self.matrix, ask, metric=faiss.METRIC_INNER_PRODUCT)
-        return self.seqs[rows[0]], scores[0]
+        scores = self.matrix @ query
+        rows = np.argpartition(scores, -ask)[-ask:] if ask < len(scores) else np.arange(len(scores))
+        rows = rows[np.argsort(-scores[rows])]
+        return self.seqs[rows], scores[rows]
 
     def vectors(self, seqs: np.ndarray) -> np.ndarray:
         """The vectors of numbers that are there: [M, D] float32."""

@@ -252,11 +252,11 @@ class Transaction:
                 "checksum": _checksum([columns[name] for name in _CHECKED], stored),
             },
         )
+        use = {"seq": seq, "id": entry.id, "bytes": size, "is_source": int(entry.is_source), "used": entry.used}
+        line = {**use, "tick": self._next_tick(), **listed(entry)}
         self._db.execute(
-            "INSERT INTO listing (seq, id, bytes, is_source, used, tick) VALUES (?, ?, ?, ?, ?, ?)",
-            (seq, entry.id, size, int(entry.is_source), entry.used, self._next_tick()),
+            f"INSERT INTO listing ({', '.join(line)}) VALUES ({', '.join(f':{name}' for name in line)})", line
         )
-        self._list(seq, entry)
         self._prioritise("seq = :seq", seq=seq)
         return entry
 
@@ -265,9 +265,11 @@ class Transaction:
         for (seq,) in self._db.execute("SELECT seq FROM listing").fetchall():
             record = self._db.execute("SELECT record, bytes FROM entries WHERE seq = ?", (seq,)).fetchone()
             try:
-                self._list(seq, read_record(record[0], size=record[1]))
+                line = listed(read_record(record[0], size=record[1]))
             except (ValueError, TypeError, KeyError, OverflowError):
                 continue  # damaged: told and put in quarantine when it is read
+            changes = ", ".join(f"{name} = :{name}" for name in line)
+            self._db.execute(f"UPDATE listing SET {changes} WHERE seq = :seq", {**line, "seq": seq})
         self._prioritise("1")
 
     def start_above(self, version: int) -> None:
@@ -422,11 +424,6 @@ class Transaction:
             " SET hits = hits + 1, seconds_saved = seconds_saved + excluded.seconds_saved",
             (_day(now), saved_seconds),
         )
-
-    def _list(self, seq: int, entry: Entry) -> None:
-        columns = listed(entry)
-        names = ", ".join(f"{name} = :{name}" for name in columns)
-        self._db.execute(f"UPDATE listing SET {names} WHERE seq = :seq", {**columns, "seq": seq})
 
     def _next_tick(self) -> int:
         (tick,) = self._db.execute("UPDATE eviction SET tick = tick + 1 RETURNING tick").fetchone()
