@@ -204,10 +204,11 @@ class LocalCache:
         else:
             self._blobs.path(entry_id)  # is it an id?
         packed = pack(write_record(entry_id, time.time(), new), new.vector, new.tensors)
+        neighbour = self._neighbour(new) if new.is_source else None
         self._reserve(entry_id, packed.size)
         try:
             self._blobs.write(entry_id, packed)
-            return self._publish(entry_id, new, packed)
+            return self._publish(entry_id, new, packed, neighbour)
         except BaseException as error:
             self._abandon(entry_id, wait=not isinstance(error, CacheUnavailable))
             if isinstance(error, OSError):
@@ -302,7 +303,13 @@ class LocalCache:
             advice = "Unpin or forget some, or raise the cache's limit." if kept else "Raise the cache's limit."
             raise CacheUnavailable(self.root, f"{taken}, so that {more:,} more would exceed {limit:,}", advice)
 
-    def _publish(self, entry_id: str, new: NewEntry, packed: Packed) -> Entry:
+    def _neighbour(self, new: NewEntry) -> tuple[int, float] | None:
+        """Number and score of the nearest source in the space."""
+        with self._reading() as transaction:
+            found = self._index.nearest(transaction, new.vector, new.embedder, new.space.key(), 1)
+        return found[0] if found else None
+
+    def _publish(self, entry_id: str, new: NewEntry, packed: Packed, neighbour: tuple[int, float] | None) -> Entry:
         with self._catalog.writing() as transaction:
             if not transaction.release(entry_id):
                 reason = "the catalog was replaced, or minutes passed, while an entry was being written"
@@ -310,7 +317,7 @@ class LocalCache:
             known = transaction.vector_bytes(new.embedder) if new.is_source else None
             if known not in (None, new.vector.nbytes):
                 raise VectorLengthMismatch(new.embedder, new.vector.size, known // 4)
-            return transaction.insert(packed.record, new.vector, packed.digest, packed.size)
+            return transaction.insert(packed.record, new.vector, packed.digest, packed.size, neighbour)
 
     def _abandon(self, entry_id: str, wait: bool) -> None:
         """Undo a reservation and its file. wait: False after having waited for a lock in vain already."""

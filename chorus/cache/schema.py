@@ -65,8 +65,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX sources_by_embedder ON entries (embedder, seq) WHERE state = 'live' AND is_source = 1",
         "CREATE INDEX requests ON entries (request, seq)",
         "CREATE INDEX quarantined ON entries (bytes, id) WHERE state <> 'live'",
-        # One row for each live entry. words: the prompt, folded. tick: number of its last use. neighbour: seq of the
-        # nearest source when it came, and the likeness of the two.
+        # One row for each live entry. words: the prompt, folded. tick: number of its last use. neighbour: the seq of a
+        # later source that is like it, and the likeness of the two.
         """CREATE TABLE listing (
             seq INTEGER PRIMARY KEY,
             id TEXT NOT NULL,

@@ -225,8 +225,13 @@ class Transaction:
 
     # -- writing
 
-    def insert(self, record: str, vector: np.ndarray, digest: str, size: int) -> Entry:
-        """Add a row, visible to searches from the commit on. Arguments as in `blobs.Header`."""
+    def insert(
+        self, record: str, vector: np.ndarray, digest: str, size: int, neighbour: tuple[int, float] | None = None
+    ) -> Entry:
+        """Add a row, visible to searches from the commit on. Arguments as in `blobs.Header`.
+
+        neighbour: number of the nearest source in its space, and how like the two are; it is worth less from now on.
+        """
         entry = read_record(record, size=size)
         stored = vector.astype("<f4").tobytes()
         columns = {
@@ -258,6 +263,12 @@ class Transaction:
             f"INSERT INTO listing ({', '.join(line)}) VALUES ({', '.join(f':{name}' for name in line)})", line
         )
         self._prioritise("seq = :seq", seq=seq)
+        if neighbour is not None:
+            self._db.execute(
+                "UPDATE listing SET neighbour = ?, likeness = ? WHERE seq = ? AND likeness <= ?",
+                (seq, neighbour[1], *neighbour),
+            )
+            self._prioritise("seq = :seq", seq=neighbour[0])
         return entry
 
     def relist(self) -> None:
@@ -311,7 +322,7 @@ class Transaction:
         for row in rows:
             self._bury(row.seq)
             self._db.execute("DELETE FROM entries WHERE seq = ?", (row.seq,))
-            self._db.execute("DELETE FROM listing WHERE seq = ?", (row.seq,))
+            self._unlist(row.seq)
 
     def drop_id(self, entry_id: str) -> list[Removed]:
         """Delete the row of an entry, in whatever state; returns it, or nothing."""
@@ -330,7 +341,7 @@ class Transaction:
     def quarantine(self, row: Removed, reason: str) -> None:
         """Take a row out of use, keeping it for inspection until its room is needed."""
         self._db.execute("UPDATE entries SET state = 'quarantined', reason = ? WHERE seq = ?", (reason, row.seq))
-        self._db.execute("DELETE FROM listing WHERE seq = ?", (row.seq,))
+        self._unlist(row.seq)
         self._bury(row.seq)
 
     def pin(self, entry_id: str, pinned: bool) -> bool:
@@ -410,7 +421,9 @@ class Transaction:
         ]
 
     def record_hit(self, entry_id: str, saved_seconds: float) -> None:
-        """Count a hit, and make the entry the most recently used."""
+        """Count a hit, and make the entry the most recently used. ValueError for what is no time."""
+        if not (math.isfinite(saved_seconds) and saved_seconds >= 0):
+            raise ValueError(f"a hit saves a finite number of seconds of at least 0, not {saved_seconds}")
         now = time.time()
         self._db.execute(
             "UPDATE listing SET used = ?, hits = hits + 1, saved = saved + ?, tick = ?"
@@ -424,6 +437,14 @@ class Transaction:
             " SET hits = hits + 1, seconds_saved = seconds_saved + excluded.seconds_saved",
             (_day(now), saved_seconds),
         )
+
+    def _unlist(self, seq: int) -> None:
+        self._db.execute("DELETE FROM listing WHERE seq = ?", (seq,))
+        freed = self._db.execute(
+            "UPDATE listing SET neighbour = NULL, likeness = 0.0 WHERE neighbour = ? RETURNING seq", (seq,)
+        ).fetchall()
+        for (alone,) in freed:
+            self._prioritise("seq = :seq", seq=alone)
 
     def _next_tick(self) -> int:
         (tick,) = self._db.execute("UPDATE eviction SET tick = tick + 1 RETURNING tick").fetchone()
