@@ -173,7 +173,9 @@ def records() -> Callable[[int], str]:
     made = write_record("ID", 1.7e9, new)
 
     def of(number: int) -> str:
-        return made.replace('"ID"', f'"{number:032x}"').replace("REQUEST", f"{number:064x}").replace("NUMBER", str(number))
+        return (
+            made.replace('"ID"', f'"{number:032x}"').replace("REQUEST", f"{number:064x}").replace("NUMBER", str(number))
+        )
 
     return of
 

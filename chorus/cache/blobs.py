@@ -195,13 +195,16 @@ class Blobs:
             path.unlink(missing_ok=True)
 
     def ids_older_than(self, age: float) -> set[str]:
-        """Ids of entries of which any file, in any state, was last written more than `age` seconds ago."""
-        before = time.time() - age
+        """Ids of entries of which any file, in any state, was last written more than `age` seconds ago.
+
+        Or so far in the future: by a clock that was set back since.
+        """
+        now = time.time()
         ids = set()
         for folder in (self._committed, self._partial, self._quarantine):
             for path in self._files(folder):
                 try:
-                    if _ID.fullmatch(path.stem) and path.stat().st_mtime < before:
+                    if _ID.fullmatch(path.stem) and abs(now - path.stat().st_mtime) > age:
                         ids.add(path.stem)
                 except FileNotFoundError:
                     continue

@@ -27,11 +27,11 @@ _WORTH = f"""(CASE is_source
     WHEN 1 THEN (saved + seconds / 2) * (1 - max(0, likeness - {ALIKE}) / (1 - {ALIKE}))
     ELSE seconds / 20 END)"""
 
-# Name → priority as SQL over `listing`, with :clock, the priority of the last one that was evicted.
+# Name → priority as SQL over `listing`. There, clock is what the priority of the last evicted was at the last use.
 POLICIES: dict[str, str] = {
     # Worth for the room it takes, with a clock that ages whatever is not used (Greedy-Dual-Size-Frequency: Cherkasova,
     # HPL-98-69R1). In seconds a gigabyte.
-    "worth": f":clock + 1e9 * {_WORTH} / max(bytes, 1)",
+    "worth": f"clock + 1e9 * {_WORTH} / max(bytes, 1)",
     # Least recently used: the number of the last use.
     "lru": "tick",
     # NIRVANA's least computational benefit and frequency used (arXiv 2312.04429), of whole entries: an entry's benefit

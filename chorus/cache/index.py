@@ -303,4 +303,3 @@ def _best(found: list[tuple[int, float]], k: int) -> list[tuple[int, float]]:
 
 def _name(embedder: str, space: str) -> str:
     return hashlib.sha256(f"{space} {embedder}".encode()).hexdigest()[:32] + ".ivf"
-

@@ -232,10 +232,13 @@ class LocalCache:
     def forget(self, entry_id: str) -> None:
         """See `Cache.forget`. CacheUnavailable when a file is in use and cannot be deleted yet (Windows)."""
         with self._catalog.writing() as transaction:
+            places = transaction.places_of(entry_id)
             rows = transaction.drop_id(entry_id)
         with self._deleting():
             for row in rows:
                 self._blobs.remove(row.id)
+            for embedder, space in places:  # a snapshot holds the prompt's vector
+                self._index.forget(embedder, space)
         self._catalog.shrink_journal()
 
     def clear(self) -> int:
@@ -246,6 +249,7 @@ class LocalCache:
         self._remove_files(row.id for row in rows)
         with self._deleting():
             self._blobs.empty_quarantine()
+            self._index.forget()
         self._catalog.shrink_journal()
         return entries
 
@@ -261,6 +265,7 @@ class LocalCache:
 
     def close(self) -> None:
         """See `Cache.close`."""
+        self._index.clear()
         self._catalog.close()
 
     def _sweep(self) -> None:

@@ -152,6 +152,10 @@ class Transaction:
         marks = ", ".join("?" * len(seqs))
         return dict(self._db.execute(f"SELECT seq, id FROM entries WHERE seq IN ({marks})", seqs).fetchall())
 
+    def places_of(self, entry_id: str) -> list[tuple[str, str]]:
+        """(embedder, key of the space) of an entry, in whatever state; nothing when it is not there."""
+        return self._db.execute("SELECT embedder, space FROM entries WHERE id = ?", (entry_id,)).fetchall()
+
     def catalog(self) -> str:
         """The name of the catalog's file."""
         return Path(self._db.execute("PRAGMA database_list").fetchone()[2]).name
@@ -258,12 +262,13 @@ class Transaction:
             },
         )
         use = {"seq": seq, "id": entry.id, "bytes": size, "is_source": int(entry.is_source), "used": entry.used}
-        line = {**use, "tick": self._next_tick(), **listed(entry)}
+        tick, clock = self._next_use()
+        line = {**use, "tick": tick, "clock": clock, **listed(entry)}
         self._db.execute(
             f"INSERT INTO listing ({', '.join(line)}) VALUES ({', '.join(f':{name}' for name in line)})", line
         )
         self._prioritise("seq = :seq", seq=seq)
-        if neighbour is not None:
+        if neighbour is not None and neighbour[1] >= eviction.ALIKE:
             self._db.execute(
                 "UPDATE listing SET neighbour = ?, likeness = ? WHERE seq = ? AND likeness <= ?",
                 (seq, neighbour[1], *neighbour),
@@ -310,6 +315,7 @@ class Transaction:
         eviction.checked(policy)
         if policy != self.policy():
             self._db.execute("UPDATE eviction SET policy = ?, clock = 0.0", (policy,))
+            self._db.execute("UPDATE listing SET clock = 0.0")
             self._prioritise("1")
 
     def policy(self) -> str:
@@ -412,13 +418,15 @@ class Transaction:
         return self._db.execute("DELETE FROM reservations WHERE id = ?", (entry_id,)).rowcount == 1
 
     def release_older_than(self, age: float) -> list[str]:
-        """Give back what writers that must be dead had reserved; returns the ids of their entries."""
-        return [
-            entry_id
-            for (entry_id,) in self._db.execute(
-                "DELETE FROM reservations WHERE made < ? RETURNING id", (time.time() - age,)
-            ).fetchall()
-        ]
+        """Give back what writers that must be dead had reserved; returns the ids of their entries.
+
+        Made in the future means that the clock was set back since: nobody knows how long ago.
+        """
+        now = time.time()
+        released = self._db.execute(
+            "DELETE FROM reservations WHERE made NOT BETWEEN ? AND ? RETURNING id", (now - age, now + age)
+        )
+        return [entry_id for (entry_id,) in released.fetchall()]
 
     def record_hit(self, entry_id: str, saved_seconds: float) -> None:
         """Count a hit, and make the entry the most recently used. ValueError for what is no time."""
@@ -426,9 +434,9 @@ class Transaction:
             raise ValueError(f"a hit saves a finite number of seconds of at least 0, not {saved_seconds}")
         now = time.time()
         self._db.execute(
-            "UPDATE listing SET used = ?, hits = hits + 1, saved = saved + ?, tick = ?"
+            "UPDATE listing SET used = ?, hits = hits + 1, saved = saved + ?, tick = ?, clock = ?"
             " WHERE seq = (SELECT seq FROM entries WHERE id = ?)",
-            (now, saved_seconds, self._next_tick(), entry_id),
+            (now, saved_seconds, *self._next_use(), entry_id),
         )
         self._prioritise("seq = (SELECT seq FROM entries WHERE id = :id)", id=entry_id)
         self._db.execute("UPDATE usage SET hits = hits + 1, seconds_saved = seconds_saved + ?", (saved_seconds,))
@@ -446,14 +454,13 @@ class Transaction:
         for (alone,) in freed:
             self._prioritise("seq = :seq", seq=alone)
 
-    def _next_tick(self) -> int:
-        (tick,) = self._db.execute("UPDATE eviction SET tick = tick + 1 RETURNING tick").fetchone()
-        return tick
+    def _next_use(self) -> tuple[int, float]:
+        """The number of a use, and the clock of eviction at it."""
+        return self._db.execute("UPDATE eviction SET tick = tick + 1 RETURNING tick, clock").fetchone()
 
     def _prioritise(self, where: str, **values) -> None:
-        policy, clock = self._db.execute("SELECT policy, clock FROM eviction").fetchone()
-        formula = eviction.priority(policy)
-        self._db.execute(f"UPDATE listing SET priority = {formula} WHERE {where}", {**values, "clock": clock})
+        formula = eviction.priority(self.policy())
+        self._db.execute(f"UPDATE listing SET priority = {formula} WHERE {where}", values)
 
     def _removed(self, where: str, *values) -> list[Removed]:
         return [Removed(*row) for row in self._db.execute(f"SELECT seq, id FROM entries WHERE {where}", values)]
