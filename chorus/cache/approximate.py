@@ -89,6 +89,10 @@ class ApproximatePool:
         found = seqs[0] >= 0
         return seqs[0][found], scores[0][found]
 
+    def ceiling(self, query: np.ndarray) -> float:
+        """See `ExactPool.ceiling`: not known before it is searched."""
+        return np.inf
+
     def save(self, file: Path, about: dict) -> None:
         """Write a snapshot with `about` (JSON-able) in it, in one step. OSError as the file system does."""
         faiss = faiss_or_none()

@@ -202,10 +202,11 @@ class Blobs:
         now = time.time()
         ids = set()
         for folder in (self._committed, self._partial, self._quarantine):
-            for path in self._files(folder):
+            for file in _scanned(folder):
+                name = file.name.split(".", 1)[0]
                 try:
-                    if _ID.fullmatch(path.stem) and abs(now - path.stat().st_mtime) > age:
-                        ids.add(path.stem)
+                    if _ID.fullmatch(name) and abs(now - file.stat().st_mtime) > age:
+                        ids.add(name)
                 except FileNotFoundError:
                     continue
         return ids
@@ -213,6 +214,16 @@ class Blobs:
     @staticmethod
     def _files(folder: Path) -> Iterator[Path]:
         return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _scanned(folder: Path | str) -> Iterator[os.DirEntry]:
+    """All files below a folder: several times faster than pathlib, which counts where there are 100,000."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.is_dir():
+                yield from _scanned(entry.path)
+            else:
+                yield entry
 
 
 def _header_length(content: memoryview | bytes) -> int:

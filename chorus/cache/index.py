@@ -12,7 +12,7 @@ import numpy as np
 
 from .approximate import ApproximatePool, faiss_or_none, load_snapshot, train
 from .errors import VectorLengthMismatch
-from .pool import ExactPool, score
+from .pool import TIE_TOLERANCE, ExactPool, score
 from .transaction import HISTORY, Transaction
 
 log = logging.getLogger(__name__)
@@ -66,13 +66,14 @@ class VectorIndex:
         """As `nearest`, in all spaces but this one."""
         family = self._follow(transaction, embedder)
         family.check_length(query.size)
-        found = [
-            match
-            for key, pool in family.pools.items()
-            if key != space
-            for match in family.nearest(transaction, pool, query, k, exclude)
-        ]
-        return _best(found, k)
+        pools = [pool for key, pool in family.pools.items() if key != space]
+        found: list[tuple[int, float]] = []
+        # There may be thousands of small spaces, one for each start image: only those that could answer are asked.
+        for ceiling, pool in sorted(((pool.ceiling(query), pool) for pool in pools), key=lambda one: -one[0]):
+            if len(found) == k and ceiling < found[-1][1] - TIE_TOLERANCE:
+                break
+            found = _best(found + family.nearest(transaction, pool, query, k, exclude), k)
+        return found
 
     def clear(self) -> None:
         """Forget all vectors, when the catalog they followed was replaced."""

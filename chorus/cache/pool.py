@@ -77,6 +77,10 @@ class ExactPool:
         rows = rows[np.argsort(-scores[rows])]
         return self.seqs[rows], scores[rows]
 
+    def ceiling(self, query: np.ndarray) -> float:
+        """What no score here exceeds, but for rounding."""
+        return float((self.matrix @ query).max(initial=-np.inf))
+
     def vectors(self, seqs: np.ndarray) -> np.ndarray:
         """The vectors of numbers that are there: [M, D] float32."""
         return self._matrix[np.searchsorted(self.seqs, seqs)]
