@@ -28,7 +28,7 @@ from chorus.cache.record import write_record
 
 from .. import report
 from ..prompts import stream, vectors, vidprom
-from ..samples import KEPT, Bench
+from ..samples import KEPT, Bench, digest
 
 SEED = 7
 QUERIES = 400
@@ -86,17 +86,17 @@ def measure(bench: Bench, full: bool) -> report.Result:
     )
 
 
-def kept(size: Size) -> dict[str, Any]:
-    """The row of a size, measured now or by an earlier run of the same code that was stopped later."""
-    folder = KEPT / "lookup"
-    file = folder / f"{size.entries}x{size.length}.json"
-    if file.exists() and (row := json.loads(file.read_text(encoding="utf-8")))["commit"] == report.commit():
-        return row["row"]
-    place = folder / f"{size.entries}x{size.length}"
-    row = measured(size, place)
-    shutil.rmtree(place, ignore_errors=True)
-    file.write_text(json.dumps({"commit": report.commit(), "row": row}), encoding="utf-8")
-    return row
+def kept(size: Size, folder: Path = KEPT / "lookup") -> dict[str, Any]:
+    """The row of a size: measured now, or by an earlier run of the same code that was stopped later."""
+    code = digest("chorus/cache/*.py", "benchmarks/tables/lookup.py")
+    name = f"{size.entries}x{size.length}-{code[:12]}"
+    file = folder / f"{name}.json"
+    if not file.exists():
+        row = measured(size, folder / name)
+        shutil.rmtree(folder / name, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(row), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def measured(size: Size, place: Path) -> dict[str, Any]:
@@ -147,10 +147,11 @@ def measured(size: Size, place: Path) -> dict[str, Any]:
 def fill(place: Path, size: Size, prompts: Prompts) -> None:
     """Put in the entries that are not there yet; ids are their numbers."""
     cache, record = LocalCache(place, max_bytes=2**60), records()
-    for start in range(cache.count(), size.entries, CHUNK):
-        count = min(CHUNK, size.entries - start)
+    there = cache.count()
+    for start in range(there - there % CHUNK, size.entries, CHUNK):
+        first, last = max(there, start), min(size.entries, start + CHUNK)
         with cache._catalog.writing() as transaction:
-            for number, vector in enumerate(prompts.chunk(start // CHUNK, CHUNK)[:count], start):
+            for number, vector in enumerate(prompts.chunk(start // CHUNK, CHUNK)[first - start : last - start], first):
                 transaction.insert(record(number), vector, "0" * 64, 1000)
     cache.close()
 

@@ -163,6 +163,7 @@ def train(seqs: np.ndarray, matrix: np.ndarray, probes: int, should_stop=lambda:
         quantizer, length, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
     )
     index.cp.niter = 8
+    index.cp.spherical = True  # the vectors have norm 1, and so have the centroids they are compared with
     index.cp.min_points_per_centroid = 1
     index.train(matrix[np.sort(chosen)])
     index.nprobe = min(probes, lists)
