@@ -32,6 +32,8 @@ TABLES = (
     "capacity",
     "states",
     "size",
+    "eviction",
+    "lookup",
     "overhead",
     "wall",
     "crash",

@@ -82,7 +82,7 @@ class InProcess:
 
 
 @cache
-def _digest(*patterns: str) -> str:
+def digest(*patterns: str) -> str:
     """Of the files of the checkout that match."""
     found = sorted(file for pattern in patterns for file in CHECKOUT.glob(pattern))
     return hashlib.sha256(b"".join(file.read_bytes() for file in found)).hexdigest()[:16]
@@ -91,12 +91,12 @@ def _digest(*patterns: str) -> str:
 def measured_digest() -> str:
     """Of everything but Chorus that a sample depends on: weights, the model's files, the measures, the templates."""
     tests = "tests/small_wan"
-    return _digest(f"{tests}/weights/*", f"{tests}/[cjnst]*.py", "benchmarks/metrics.py", "workflows/api/*")
+    return digest(f"{tests}/weights/*", f"{tests}/[cjnst]*.py", "benchmarks/metrics.py", "workflows/api/*")
 
 
 def code_digest() -> str:
     """Of everything that a sample from the cache depends on."""
-    return measured_digest() + _digest("chorus/**/*.py", "chorus/**/*.json", "nodes/*.py")
+    return measured_digest() + digest("chorus/**/*.py", "chorus/**/*.json", "nodes/*.py")
 
 
 def _shaped_by(request: Request, system: System, source: Request | None) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
-from chorus.cache import Entry, LocalCache, NewEntry, Space
+from chorus.cache import Entry, LocalCache, NewEntry, Space, eviction
 from chorus.reuse.plan import calibration_of
 
 from .. import report
@@ -122,12 +122,15 @@ class ChorusCache:
         if best is None or best.score < self._calibration.threshold or best.entry.prompt == prompt:
             self.put(number, prompt, vector, parent=None)
             return 0.0
-        self.put(number, prompt, vector, parent=best.entry.id)
-        self.cache.record_hit(best.entry.id, saved_seconds=0.0)
-        return self._calibration.reuse(best.score).of(STEPS)
+        saved = self._calibration.reuse(best.score).of(STEPS)
+        self.put(number, prompt, vector, parent=best.entry.id, seconds=(1 - saved) * STEPS)
+        self.cache.record_hit(best.entry.id, saved_seconds=saved * STEPS)
+        return saved
 
-    def put(self, number: int, prompt: str, vector: np.ndarray, parent: str | None) -> Entry:
-        """Store a finished run: all states of a cold one, only the result of a hit."""
+    def put(
+        self, number: int, prompt: str, vector: np.ndarray, parent: str | None, seconds: float = float(STEPS)
+    ) -> Entry:
+        """Store a finished run: all states of a cold one, only the result of a hit. A step is taken for a second."""
         tensors = {"final": torch.zeros(FINAL_BYTES, dtype=torch.uint8)}
         if parent is None:
             tensors["checkpoints"] = torch.zeros(STATES_BYTES, dtype=torch.uint8)
@@ -139,7 +142,7 @@ class ChorusCache:
             vector=vector,
             sigmas=(1.0, 0.0),
             settings={},
-            seconds=0.0,
+            seconds=seconds,
             is_source=parent is None,
             parent=parent,
             tensors=tensors,
@@ -156,10 +159,13 @@ def bytes_of(capacity: int, vector: np.ndarray) -> int:
     return capacity * size
 
 
-def serve_with_chorus(requests: Sequence[Request], points: np.ndarray, capacity: int | None) -> np.ndarray:
+def serve_with_chorus(
+    requests: Sequence[Request], points: np.ndarray, capacity: int | None, evict: str = "lru"
+) -> np.ndarray:
     """The share of the steps that each request skips: [N]. capacity in cold runs."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        cache = LocalCache(Path(folder), max_bytes=2**40 if capacity is None else bytes_of(capacity, points[0]))
+        limit = 2**40 if capacity is None else bytes_of(capacity, points[0])
+        cache = LocalCache(Path(folder), max_bytes=limit, eviction=evict)
         system = ChorusCache(cache)
         saved = [system.serve(i, r.caption.text, points[i]) for i, r in enumerate(requests)]
         cache.close()
@@ -177,6 +183,7 @@ def serve_with_nirvana(
 
 # Requests, their vectors [N, D], capacity in cold runs → share of the steps that each request skips [N].
 POLICIES: dict[str, Callable[[Sequence[Request], np.ndarray, int | None], np.ndarray]] = {
+    "Chorus": partial(serve_with_chorus, evict=eviction.DEFAULT),
     "Chorus, LRU": serve_with_chorus,
     "NIRVANA, LCBFU": serve_with_nirvana,
     "NIRVANA, LRU": partial(serve_with_nirvana, evict="LRU"),

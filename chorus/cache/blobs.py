@@ -93,14 +93,18 @@ class Blobs:
             path.unlink(missing_ok=True)
 
     def ids_older_than(self, age: float) -> set[str]:
-        """Ids of entries of which any file, in any state, was last written more than `age` seconds ago."""
-        before = time.time() - age
+        """Ids of entries of which any file, in any state, was last written more than `age` seconds ago.
+
+        Or so far in the future: by a clock that was set back since.
+        """
+        now = time.time()
         ids = set()
         for folder in (self._committed, self._partial, self._quarantine):
-            for path in self._files(folder):
+            for file in _scanned(folder):
+                name = file.name.split(".", 1)[0]
                 try:
-                    if _ID.fullmatch(path.stem) and path.stat().st_mtime < before:
-                        ids.add(path.stem)
+                    if _ID.fullmatch(name) and abs(now - file.stat().st_mtime) > age:
+                        ids.add(name)
                 except FileNotFoundError:
                     continue
         return ids
@@ -108,6 +112,16 @@ class Blobs:
     @staticmethod
     def _files(folder: Path) -> Iterator[Path]:
         return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _scanned(folder: Path | str) -> Iterator[os.DirEntry]:
+    """All files below a folder: several times faster than pathlib, which counts where there are 100,000."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.is_dir():
+                yield from _scanned(entry.path)
+            else:
+                yield entry
 
 
 def _read_header(path: Path) -> Header:

@@ -44,7 +44,8 @@ class Catalog:
 
     One connection, one lock: any number of threads may use it, one transaction at a time. A thread that waits for
     another process to write does not keep the others from reading. Other processes are noticed at every transaction,
-    a replaced catalog too. All failures are CacheUnavailable.
+    a replaced catalog too. All failures are CacheUnavailable. In a folder that cannot be written to, a catalog that
+    nobody has open is read as it is.
     """
 
     def __init__(self, root: Path, timeout: float, refill: Callable[[], Iterable[Header]]):
@@ -178,6 +179,10 @@ class Catalog:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Only one process at a time opens, migrates or rebuilds. The lock ends with the process."""
+        if not _writable(self._root):  # nothing is migrated or rebuilt there, and so nobody to wait for
+            with self._explained():
+                yield
+            return
         with self._explained():
             self._root.mkdir(parents=True, exist_ok=True)
             guard = sqlite3.connect(self._root / "opening.lock", timeout=self._timeout, isolation_level=None)
@@ -193,7 +198,11 @@ class Catalog:
     def _open(self, number: int) -> sqlite3.Connection:
         self._path = self._root / f"catalog-{number}.sqlite"
         self._successor = self._root / f"catalog-{number + 1}.sqlite"
-        db = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
+        target, uri = str(self._path), False
+        if not _writable(self._root) and not self._path.with_name(f"{self._path.name}-wal").exists():
+            # SQLite cannot make the files that it shares with others; without a journal there is nothing in them.
+            target, uri = f"{self._path.absolute().as_uri()}?immutable=1", True
+        db = sqlite3.connect(target, uri=uri, timeout=self._timeout, isolation_level=None, check_same_thread=False)
         try:
             # Flipped bits may not be UTF-8; they are for the row's checksum to find.
             db.text_factory = lambda raw: raw.decode("utf-8", "replace")
@@ -221,6 +230,11 @@ class Catalog:
         if version > len(MIGRATIONS):
             reason = f"a newer Chorus made it (catalog version {version}, this one knows {len(MIGRATIONS)})"
             raise CacheUnavailable(self._path, reason, "Update Chorus, or choose another cache folder.")
+        if not _writable(self._root):
+            if version < len(MIGRATIONS) or self._suspect:
+                reason = "it is damaged or of an earlier Chorus, and its folder cannot be written to"
+                raise CacheUnavailable(self._path, reason, "Give permission to write, or choose another cache folder.")
+            return
         if self._suspect and (found := pragma("integrity_check(1)")) != "ok":
             raise _Damaged(found)
         if pragma("journal_mode = WAL") != "wal":
@@ -287,6 +301,11 @@ def _number(path: Path) -> int:
     """The n of a catalog's files, 0 for any other file."""
     found = _NAME.fullmatch(path.name)
     return int(found[1]) if found else 0
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made there, or the folder itself where there is none yet."""
+    return os.access(folder, os.W_OK) or not folder.exists()
 
 
 def _inode(path: Path) -> int | None:

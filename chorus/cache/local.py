@@ -20,7 +20,8 @@ from .errors import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge,
 from .eviction import Limits, checked
 from .foreign import unpack
 from .format import BlobDamaged, BlobNewer, EntryFile, Packed, pack
-from .index import VectorIndex, VectorPool
+from .index import VectorIndex
+from .pool import score
 from .record import write_record
 from .transaction import Removed, Totals, Transaction
 
@@ -111,7 +112,7 @@ class LocalCache:
         except OSError as error:
             raise CacheUnavailable(self.root, str(error), "Choose a folder that can be written to.") from error
         self._catalog = Catalog(self.root, timeout, self._blobs.headers)
-        self._index = VectorIndex()
+        self._index = VectorIndex(self.root / "index")
         self._index_generation = self._catalog.generation
         self._sweep()
 
@@ -121,17 +122,14 @@ class LocalCache:
         """See `Cache.search`. A match that turns out damaged is quarantined and left out."""
         query = unit_vector(vector)
         with self._reading() as transaction:
-            pool = self._index.follow(transaction, embedder, space.key())
-            matches = _matches(transaction, _nearest(pool, query, embedder, k))
+            matches = _served(transaction, self._index.nearest, query, embedder, space.key(), k)
         return [match for match in matches if match.entry.space == space]
 
     def search_elsewhere(self, vector: np.ndarray, embedder: str, space: Space, k: int = 3) -> list[Match]:
         """See `Cache.search_elsewhere`."""
         query = unit_vector(vector)
         with self._reading() as transaction:
-            pool = self._index.follow(transaction, embedder, None)
-            own = transaction.seqs_of_sources(embedder, space.key())
-            matches = _matches(transaction, _nearest(pool, query, embedder, k, exclude=own))
+            matches = _served(transaction, self._index.nearest_elsewhere, query, embedder, space.key(), k)
         return [match for match in matches if match.entry.space != space]
 
     def find_request(self, request: str) -> Entry | None:
@@ -241,10 +239,11 @@ class LocalCache:
         return self._keep(entry_id, new, packed)
 
     def _keep(self, entry_id: str, new: NewEntry, packed: Packed) -> Entry:
+        neighbour = self._neighbour(new) if new.is_source else None
         self._reserve(entry_id, packed.size)
         try:
             self._blobs.write(entry_id, packed)
-            return self._publish(entry_id, new, packed)
+            return self._publish(entry_id, new, packed, neighbour)
         except BaseException as error:
             self._abandon(entry_id, wait=not isinstance(error, CacheUnavailable))
             if isinstance(error, OSError):
@@ -268,10 +267,13 @@ class LocalCache:
     def forget(self, entry_id: str) -> None:
         """See `Cache.forget`. CacheUnavailable when a file is in use and cannot be deleted yet (Windows)."""
         with self._catalog.writing() as transaction:
+            places = transaction.places_of(entry_id)
             rows = transaction.drop_id(entry_id)
         with self._deleting():
             for row in rows:
                 self._blobs.remove(row.id)
+            for embedder, space in places:  # a snapshot holds the prompt's vector
+                self._index.forget(embedder, space)
         self._catalog.shrink_journal()
 
     def clear(self) -> int:
@@ -282,6 +284,7 @@ class LocalCache:
         self._remove_files(row.id for row in rows)
         with self._deleting():
             self._blobs.empty_quarantine()
+            self._index.forget()
         self._catalog.shrink_journal()
         return entries
 
@@ -297,6 +300,7 @@ class LocalCache:
 
     def close(self) -> None:
         """See `Cache.close`."""
+        self._index.clear()
         self._catalog.close()
 
     def _sweep(self) -> None:
@@ -339,7 +343,13 @@ class LocalCache:
             advice = "Unpin or forget some, or raise the cache's limit." if kept else "Raise the cache's limit."
             raise CacheUnavailable(self.root, f"{taken}, so that {more:,} more would exceed {limit:,}", advice)
 
-    def _publish(self, entry_id: str, new: NewEntry, packed: Packed) -> Entry:
+    def _neighbour(self, new: NewEntry) -> tuple[int, float] | None:
+        """Number and score of the nearest source in the space."""
+        with self._reading() as transaction:
+            found = self._index.nearest(transaction, new.vector, new.embedder, new.space.key(), 1)
+        return found[0] if found else None
+
+    def _publish(self, entry_id: str, new: NewEntry, packed: Packed, neighbour: tuple[int, float] | None) -> Entry:
         with self._catalog.writing() as transaction:
             if not transaction.release(entry_id):
                 reason = "the catalog was replaced, or minutes passed, while an entry was being written"
@@ -347,7 +357,7 @@ class LocalCache:
             known = transaction.vector_bytes(new.embedder) if new.is_source else None
             if known not in (None, new.vector.nbytes):
                 raise VectorLengthMismatch(new.embedder, new.vector.size, known // 4)
-            return transaction.insert(packed.record, new.vector, packed.digest, packed.size)
+            return transaction.insert(packed.record, new.vector, packed.digest, packed.size, neighbour)
 
     def _abandon(self, entry_id: str, wait: bool) -> None:
         """Undo a reservation and its file. wait: False after having waited for a lock in vain already."""
@@ -408,14 +418,17 @@ class LocalCache:
             log.warning("Entry %s has lost its file but stays in the catalog for now: %s", row.id, error)
 
 
-def _nearest(
-    pool: VectorPool, query: np.ndarray, embedder: str, k: int, exclude: Collection[int] = ()
-) -> list[tuple[int, float]]:
-    if pool.vector_length not in (None, query.size):
-        raise VectorLengthMismatch(embedder, query.size, pool.vector_length)
-    return pool.nearest(query, k, exclude)
-
-
-def _matches(transaction: Transaction, nearest: list[tuple[int, float]]) -> list[Match]:
-    rows = ((transaction.row_numbered(seq), score) for seq, score in nearest)
-    return [Match(row.entry, score) for row, score in rows if row is not None]
+def _served(
+    transaction: Transaction, nearest: Callable, query: np.ndarray, embedder: str, space: str, k: int
+) -> list[Match]:
+    """The k best sound rows. Their scores are computed from the rows themselves, whatever the index thinks."""
+    bad: set[int] = set()
+    while True:
+        found = nearest(transaction, query, embedder, space, k, bad)
+        rows = [(seq, transaction.row_numbered(seq)) for seq, _ in found]
+        worse = {seq for seq, row in rows if row is None or row.entry.embedder != embedder}
+        if not worse:
+            break
+        bad |= worse
+    matches = [(Match(row.entry, float(score(row.vector, query))), seq) for seq, row in rows if row is not None]
+    return [match for match, _ in sorted(matches, key=lambda one: (-one[0].score, -one[1]))]

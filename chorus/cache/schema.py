@@ -65,8 +65,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX sources_by_embedder ON entries (embedder, seq) WHERE state = 'live' AND is_source = 1",
         "CREATE INDEX requests ON entries (request, seq)",
         "CREATE INDEX quarantined ON entries (bytes, id) WHERE state <> 'live'",
-        # One row for each live entry. words: the prompt, folded. tick: number of its last use. neighbour: seq of the
-        # nearest source when it came, and the likeness of the two.
+        # One row for each live entry. words: the prompt, folded. tick: number of its last use. clock: that of eviction
+        # then. neighbour: the seq of a later source that is like it, and the likeness of the two.
         """CREATE TABLE listing (
             seq INTEGER PRIMARY KEY,
             id TEXT NOT NULL,
@@ -77,6 +77,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             hits INTEGER NOT NULL DEFAULT 0,
             saved REAL NOT NULL DEFAULT 0.0,
             tick INTEGER NOT NULL,
+            clock REAL NOT NULL DEFAULT 0.0,
             priority REAL NOT NULL DEFAULT 0.0,
             neighbour INTEGER,
             likeness REAL NOT NULL DEFAULT 0.0,

@@ -11,8 +11,10 @@ import hashlib
 import math
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -116,20 +118,47 @@ class Transaction:
         (count,) = self._db.execute(f"SELECT count(*) FROM listing WHERE {where}", values).fetchone()
         return count
 
-    def sources_after(self, seq: int, embedder: str, space: str | None) -> Iterator[Row]:
-        """Sources of `embedder` numbered above `seq`, in the space with this key or (None) in all."""
-        where = "e.is_source = 1 AND e.embedder = :embedder AND e.seq > :after"
-        if space is not None:
-            where += " AND e.space = :space"
-        for row in self._rows(where, embedder=embedder, space=space, after=seq):
-            # A damaged SQL index could bring rows that were not asked for; the row itself is right.
-            if row.entry.embedder == embedder and space in (None, row.entry.space.key()):
-                yield row
+    def sources(self, embedder: str, after: int = -1) -> dict[str, np.ndarray]:
+        """Numbers above `after` of this embedder's sources, by their space's key: ascending, [N] int64."""
+        rows = self._db.execute(
+            f"SELECT space, seq FROM entries WHERE {_SOURCES} AND seq > :after ORDER BY seq",
+            {"embedder": embedder, "after": after},
+        )
+        found: dict[str, list[int]] = {}
+        for space, seq in rows:
+            found.setdefault(space, []).append(seq)
+        return {space: np.array(seqs, np.int64) for space, seqs in found.items()}
 
-    def seqs_of_sources(self, embedder: str, space: str) -> set[int]:
-        where = f"{_SOURCES} AND space = :space"
-        rows = self._db.execute(f"SELECT seq FROM entries WHERE {where}", {"embedder": embedder, "space": space})
-        return {seq for (seq,) in rows}
+    def vectors(self, seqs: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of these rows, unverified: numbers, ascending [N] int64, and [N, D] float32.
+
+        length: D, 0 for what most of them have; rows with another are left out, and checked.
+        """
+        marks = ", ".join("?" * len(seqs))
+        rows = self._db.execute(
+            f"SELECT seq, vector FROM entries WHERE seq IN ({marks}) AND state = 'live' ORDER BY seq", seqs
+        ).fetchall()
+        sizes = Counter(len(vector) for _, vector in rows if isinstance(vector, bytes))
+        size = 4 * length if length or not sizes else sizes.most_common(1)[0][0]
+        good = [(seq, vector) for seq, vector in rows if isinstance(vector, bytes) and len(vector) == size]
+        if len(good) < len(rows):
+            for seq in {seq for seq, _ in rows} - {seq for seq, _ in good}:
+                self.row_numbered(seq)
+        found = np.array([seq for seq, _ in good], np.int64)
+        return found, np.frombuffer(b"".join(vector for _, vector in good), "<f4").reshape(len(good), size // 4)
+
+    def ids_of(self, seqs: Sequence[int]) -> dict[int, str]:
+        """The ids of those of these rows that there are."""
+        marks = ", ".join("?" * len(seqs))
+        return dict(self._db.execute(f"SELECT seq, id FROM entries WHERE seq IN ({marks})", seqs).fetchall())
+
+    def places_of(self, entry_id: str) -> list[tuple[str, str]]:
+        """(embedder, key of the space) of an entry, in whatever state; nothing when it is not there."""
+        return self._db.execute("SELECT embedder, space FROM entries WHERE id = ?", (entry_id,)).fetchall()
+
+    def catalog(self) -> str:
+        """The name of the catalog's file."""
+        return Path(self._db.execute("PRAGMA database_list").fetchone()[2]).name
 
     def vector_bytes(self, embedder: str) -> int | None:
         """Size of the vectors of this embedder's sources, None when it has none."""
@@ -200,8 +229,13 @@ class Transaction:
 
     # -- writing
 
-    def insert(self, record: str, vector: np.ndarray, digest: str, size: int) -> Entry:
-        """Add a row, visible to searches from the commit on. Arguments as in `blobs.Header`."""
+    def insert(
+        self, record: str, vector: np.ndarray, digest: str, size: int, neighbour: tuple[int, float] | None = None
+    ) -> Entry:
+        """Add a row, visible to searches from the commit on. Arguments as in `blobs.Header`.
+
+        neighbour: number of the nearest source in its space, and how like the two are; it is worth less from now on.
+        """
         entry = read_record(record, size=size)
         stored = vector.astype("<f4").tobytes()
         columns = {
@@ -227,12 +261,19 @@ class Transaction:
                 "checksum": _checksum([columns[name] for name in _CHECKED], stored),
             },
         )
+        use = {"seq": seq, "id": entry.id, "bytes": size, "is_source": int(entry.is_source), "used": entry.used}
+        tick, clock = self._next_use()
+        line = {**use, "tick": tick, "clock": clock, **listed(entry)}
         self._db.execute(
-            "INSERT INTO listing (seq, id, bytes, is_source, used, tick) VALUES (?, ?, ?, ?, ?, ?)",
-            (seq, entry.id, size, int(entry.is_source), entry.used, self._next_tick()),
+            f"INSERT INTO listing ({', '.join(line)}) VALUES ({', '.join(f':{name}' for name in line)})", line
         )
-        self._list(seq, entry)
         self._prioritise("seq = :seq", seq=seq)
+        if neighbour is not None and neighbour[1] >= eviction.ALIKE:
+            self._db.execute(
+                "UPDATE listing SET neighbour = ?, likeness = ? WHERE seq = ? AND likeness <= ?",
+                (seq, neighbour[1], *neighbour),
+            )
+            self._prioritise("seq = :seq", seq=neighbour[0])
         return entry
 
     def relist(self) -> None:
@@ -240,9 +281,11 @@ class Transaction:
         for (seq,) in self._db.execute("SELECT seq FROM listing").fetchall():
             record = self._db.execute("SELECT record, bytes FROM entries WHERE seq = ?", (seq,)).fetchone()
             try:
-                self._list(seq, read_record(record[0], size=record[1]))
+                line = listed(read_record(record[0], size=record[1]))
             except (ValueError, TypeError, KeyError, OverflowError):
                 continue  # damaged: told and put in quarantine when it is read
+            changes = ", ".join(f"{name} = :{name}" for name in line)
+            self._db.execute(f"UPDATE listing SET {changes} WHERE seq = :seq", {**line, "seq": seq})
         self._prioritise("1")
 
     def start_above(self, version: int) -> None:
@@ -272,6 +315,7 @@ class Transaction:
         eviction.checked(policy)
         if policy != self.policy():
             self._db.execute("UPDATE eviction SET policy = ?, clock = 0.0", (policy,))
+            self._db.execute("UPDATE listing SET clock = 0.0")
             self._prioritise("1")
 
     def policy(self) -> str:
@@ -284,7 +328,7 @@ class Transaction:
         for row in rows:
             self._bury(row.seq)
             self._db.execute("DELETE FROM entries WHERE seq = ?", (row.seq,))
-            self._db.execute("DELETE FROM listing WHERE seq = ?", (row.seq,))
+            self._unlist(row.seq)
 
     def drop_id(self, entry_id: str) -> list[Removed]:
         """Delete the row of an entry, in whatever state; returns it, or nothing."""
@@ -303,7 +347,7 @@ class Transaction:
     def quarantine(self, row: Removed, reason: str) -> None:
         """Take a row out of use, keeping it for inspection until its room is needed."""
         self._db.execute("UPDATE entries SET state = 'quarantined', reason = ? WHERE seq = ?", (reason, row.seq))
-        self._db.execute("DELETE FROM listing WHERE seq = ?", (row.seq,))
+        self._unlist(row.seq)
         self._bury(row.seq)
 
     def pin(self, entry_id: str, pinned: bool) -> bool:
@@ -374,21 +418,25 @@ class Transaction:
         return self._db.execute("DELETE FROM reservations WHERE id = ?", (entry_id,)).rowcount == 1
 
     def release_older_than(self, age: float) -> list[str]:
-        """Give back what writers that must be dead had reserved; returns the ids of their entries."""
-        return [
-            entry_id
-            for (entry_id,) in self._db.execute(
-                "DELETE FROM reservations WHERE made < ? RETURNING id", (time.time() - age,)
-            ).fetchall()
-        ]
+        """Give back what writers that must be dead had reserved; returns the ids of their entries.
+
+        Made in the future means that the clock was set back since: nobody knows how long ago.
+        """
+        now = time.time()
+        released = self._db.execute(
+            "DELETE FROM reservations WHERE made NOT BETWEEN ? AND ? RETURNING id", (now - age, now + age)
+        )
+        return [entry_id for (entry_id,) in released.fetchall()]
 
     def record_hit(self, entry_id: str, saved_seconds: float) -> None:
-        """Count a hit, and make the entry the most recently used."""
+        """Count a hit, and make the entry the most recently used. ValueError for what is no time."""
+        if not (math.isfinite(saved_seconds) and saved_seconds >= 0):
+            raise ValueError(f"a hit saves a finite number of seconds of at least 0, not {saved_seconds}")
         now = time.time()
         self._db.execute(
-            "UPDATE listing SET used = ?, hits = hits + 1, saved = saved + ?, tick = ?"
+            "UPDATE listing SET used = ?, hits = hits + 1, saved = saved + ?, tick = ?, clock = ?"
             " WHERE seq = (SELECT seq FROM entries WHERE id = ?)",
-            (now, saved_seconds, self._next_tick(), entry_id),
+            (now, saved_seconds, *self._next_use(), entry_id),
         )
         self._prioritise("seq = (SELECT seq FROM entries WHERE id = :id)", id=entry_id)
         self._db.execute("UPDATE usage SET hits = hits + 1, seconds_saved = seconds_saved + ?", (saved_seconds,))
@@ -398,19 +446,21 @@ class Transaction:
             (_day(now), saved_seconds),
         )
 
-    def _list(self, seq: int, entry: Entry) -> None:
-        columns = listed(entry)
-        names = ", ".join(f"{name} = :{name}" for name in columns)
-        self._db.execute(f"UPDATE listing SET {names} WHERE seq = :seq", {**columns, "seq": seq})
+    def _unlist(self, seq: int) -> None:
+        self._db.execute("DELETE FROM listing WHERE seq = ?", (seq,))
+        freed = self._db.execute(
+            "UPDATE listing SET neighbour = NULL, likeness = 0.0 WHERE neighbour = ? RETURNING seq", (seq,)
+        ).fetchall()
+        for (alone,) in freed:
+            self._prioritise("seq = :seq", seq=alone)
 
-    def _next_tick(self) -> int:
-        (tick,) = self._db.execute("UPDATE eviction SET tick = tick + 1 RETURNING tick").fetchone()
-        return tick
+    def _next_use(self) -> tuple[int, float]:
+        """The number of a use, and the clock of eviction at it."""
+        return self._db.execute("UPDATE eviction SET tick = tick + 1 RETURNING tick, clock").fetchone()
 
     def _prioritise(self, where: str, **values) -> None:
-        policy, clock = self._db.execute("SELECT policy, clock FROM eviction").fetchone()
-        formula = eviction.priority(policy)
-        self._db.execute(f"UPDATE listing SET priority = {formula} WHERE {where}", {**values, "clock": clock})
+        formula = eviction.priority(self.policy())
+        self._db.execute(f"UPDATE listing SET priority = {formula} WHERE {where}", values)
 
     def _removed(self, where: str, *values) -> list[Removed]:
         return [Removed(*row) for row in self._db.execute(f"SELECT seq, id FROM entries WHERE {where}", values)]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from chorus.cache import Cache, CacheUnavailable, EntryMissing, EntryTooLarge, LocalCache, VectorLengthMismatch, index
+from chorus.cache import Cache, CacheUnavailable, EntryMissing, EntryTooLarge, LocalCache, VectorLengthMismatch
 
 from .sample import EMBEDDER, SPACE, assert_is_entry, new_entry, random_vector, unit
 
@@ -291,22 +291,6 @@ def test_a_reader_that_lags_behind_the_kept_history_starts_over(cache, open_cach
     for entry in made[:5]:
         cache.forget(entry.id)
     assert [match.entry for match in other.search(random_vector(1), EMBEDDER, SPACE, k=9)] == [made[5]]
-
-
-def test_without_faiss_the_same_is_found_and_it_is_said_once(cache, monkeypatch, caplog):
-    for number in range(30):
-        cache.put(new_entry(number, vector=random_vector(number % 10)))
-    with_faiss = cache.search(random_vector(3), EMBEDDER, SPACE, k=12)
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    index._faiss.cache_clear()
-    try:
-        assert cache.search(random_vector(3), EMBEDDER, SPACE, k=12) == with_faiss
-        cache.search(random_vector(4), EMBEDDER, SPACE)
-        assert [record.message for record in caplog.records if "faiss" in record.message] == [
-            "faiss is not installed: the cache searches with numpy (exact, slower for many entries)"
-        ]
-    finally:
-        index._faiss.cache_clear()
 
 
 def test_leftovers_are_swept_after_an_hour_and_not_before(cache, open_cache, root):

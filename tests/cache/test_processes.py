@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -134,3 +136,22 @@ def test_a_full_disk_is_a_message_and_leaves_nothing(root, start):
     assert_is_entry(1, cache.load(cache.find_request("request-1").id))
     cache.put(new_entry(500))
     cache.close()
+
+
+@posix
+def test_a_folder_that_cannot_be_written_to_is_still_read(start):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own cannot be entered by another user
+        Path(folder).chmod(0o755)
+        root = Path(folder, "cache")
+        cache = LocalCache(root)
+        cache.put(new_entry(1))
+        cache.close()
+        before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        lines = finish(start("read_only.py", root)).splitlines()
+        refused = [line for line in lines if line.startswith("The cache at")]
+        for path in (root, *root.rglob("*")):
+            path.chmod(0o755)
+        assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    assert len(refused) == 6
+    assert "changed" not in lines
+    assert all("unavailable" in line and "permissions" in line for line in refused)
