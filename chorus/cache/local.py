@@ -73,7 +73,7 @@ class LocalCache:
     """A cache in the folder `root`, shared by all threads and processes that open it. Implements `Cache`.
 
     max_bytes: limit for the entries' files, quarantined ones included; it holds while they are written, too.
-        The catalog (about 6 kB an entry) comes on top.
+        The catalog (about 7 kB an entry) and the snapshots of the search index come on top.
     max_entries: limit for how many there are; None for as many as fit.
     eviction: which of `eviction.POLICIES` decides what goes first, for all who open this cache from now on; None
         leaves it as it is.
