@@ -31,12 +31,21 @@ def cache_folder(name: str) -> Path:
 
 
 def open_cache(name: str) -> Cache:
-    """The cache called `name`; raises CacheUnavailable when it cannot be had."""
+    """The cache called `name`, the fleet's where one is set; raises CacheUnavailable when it cannot be had."""
     folder = cache_folder(name)
     with _lock:
         if folder not in _open:
-            _open[folder] = LocalCache(folder, max_bytes=max_bytes())
+            _open[folder] = _opened(name, folder)
         return _open[folder]
+
+
+def _opened(name: str, folder: Path) -> Cache:
+    if not os.environ.get("CHORUS_CACHE_URL", "").strip():
+        return LocalCache(folder, max_bytes=max_bytes())
+    from ..cache.shared import SharedCache, from_environment  # what it imports costs a local cache nothing
+
+    limit = max_bytes() if "CHORUS_CACHE_GB" in os.environ else None
+    return SharedCache(from_environment(), name, tier=folder / "shared", max_bytes=limit)
 
 
 def close_caches() -> None:
