@@ -183,8 +183,6 @@ class SharedCache:
         Runs by itself every minute. CacheUnavailable where that is not possible now.
         """
         self._keep_limit()
-        while batch := self._read(lambda catalog: catalog.garbage()):
-            self._remove_files(batch)
         copies = self._tier.ids()
         known = self._read(lambda catalog: catalog.live_ids(copies)) if copies else set()
         for entry_id in set(copies) - known:
@@ -199,9 +197,12 @@ class SharedCache:
         self._objects.close()
 
     def _keep_limit(self) -> None:
-        """Evict what is above a limit that was lowered, and give back the room of dead writers."""
+        """Give back the room of dead writers, delete what is garbage, and evict what is then above the limit."""
         with self._changing() as catalog:
             catalog.abandon(None, RESERVED_FOR)
+        while batch := self._read(lambda catalog: catalog.garbage()):
+            self._remove_files(batch)
+        with self._changing() as catalog:
             room = catalog.room()
             gone = catalog.evict(room.used - room.limit, None) if room.used > room.limit else None
         self._remove_files(gone or [])
@@ -299,7 +300,6 @@ class SharedCache:
 
     def _reserve(self, entry_id: str, size: int) -> None:
         with self._changing() as catalog:
-            catalog.abandon(None, RESERVED_FOR)
             room = catalog.room()
             if size > room.limit:
                 raise EntryTooLarge(size, room.limit)

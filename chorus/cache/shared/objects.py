@@ -37,8 +37,7 @@ SLOWEST = 1_000_000  # bytes a second; a slower store counts as away
 PAUSE = 5.0  # seconds in which nobody asks after a fault
 PIECE = 2**20  # bytes read at once
 
-_KEY = re.compile(r"[0-9a-f]{2}/([0-9a-f]{32})\.safetensors")
-_MARK = "store"
+_KEY = re.compile(r"[^/]+/[0-9a-f]{2}/([0-9a-f]{32})\.safetensors")
 
 
 class ObjectStore:
@@ -56,6 +55,7 @@ class ObjectStore:
         self._stores: tuple[Any, Any] | None = None  # for reading, for writing
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._mark = f"{settings.tenant}/store"
 
     def check(self) -> None:
         """CacheUnavailable while the store is known to be away."""
@@ -64,20 +64,20 @@ class ObjectStore:
 
     def path(self, entry_id: str) -> str:
         """Where an entry's file lies, for people."""
-        return f"{self.place}/{_key(entry_id)}"
+        return f"{self._settings.blobs.rstrip('/')}/{self._key(entry_id)}"
 
     def write(self, entry_id: str, content: bytes) -> None:
         """Put a whole file there; nobody sees a part of it."""
         seconds = PART + len(content) / SLOWEST
-        self._finish(seconds, lambda stores: obstore.put_async(stores[1], _key(entry_id), content))
+        self._finish(seconds, lambda stores: obstore.put_async(stores[1], self._key(entry_id), content))
 
     def read(self, entry_id: str) -> bytes:
         """A file's bytes. FileNotFoundError when it is not there."""
-        return self._finish(None, lambda stores: _read(stores[0], _key(entry_id)))
+        return self._finish(None, lambda stores: _read(stores[0], self._key(entry_id)))
 
     def remove(self, ids: Iterable[str]) -> None:
         """Delete files; those that are gone already are no error."""
-        keys = [_key(entry_id) for entry_id in ids]
+        keys = [self._key(entry_id) for entry_id in ids]
         for first in range(0, len(keys), 100):
             batch = keys[first : first + 100]
             self._finish(DELETE, lambda stores, batch=batch: _delete(stores[1], batch))
@@ -85,18 +85,18 @@ class ObjectStore:
     def mark(self) -> str | None:
         """The mark of this location, None where there is none."""
         try:
-            return self._finish(None, lambda stores: _read(stores[0], _MARK)).decode("ascii", "replace")
+            return self._finish(None, lambda stores: _read(stores[0], self._mark)).decode("ascii", "replace")
         except FileNotFoundError:
             return None
 
     def set_mark(self, mark: str) -> None:
         """Mark this location as a catalog's."""
-        self._finish(PART, lambda stores: obstore.put_async(stores[1], _MARK, mark.encode("ascii")))
+        self._finish(PART, lambda stores: obstore.put_async(stores[1], self._mark, mark.encode("ascii")))
 
     def ids_older_than(self, age: float) -> set[str]:
         """Ids of all files that were last written more than `age` seconds ago."""
         self._remove_partial(age)
-        return self._finish(None, lambda stores: _ids_before(stores[1], time.time() - age))
+        return self._finish(None, lambda stores: _ids_before(stores[1], self._settings.tenant, time.time() - age))
 
     def close(self) -> None:
         """Let go of all connections; whatever follows is CacheUnavailable."""
@@ -105,6 +105,9 @@ class ObjectStore:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._loop = None
+
+    def _key(self, entry_id: str) -> str:
+        return f"{self._settings.tenant}/{entry_id[:2]}/{entry_id}.safetensors"
 
     # -- one call
 
@@ -155,10 +158,6 @@ class ObjectStore:
                     path.unlink()
 
 
-def _key(entry_id: str) -> str:
-    return f"{entry_id[:2]}/{entry_id}.safetensors"
-
-
 async def _read(store: Any, key: str) -> bytes:
     found = await asyncio.wait_for(obstore.get_async(store, key), ANSWER)
     content = bytearray()
@@ -179,9 +178,9 @@ async def _delete(store: Any, keys: list[str]) -> None:
                 await obstore.delete_async(store, key)
 
 
-async def _ids_before(store: Any, before: float) -> set[str]:
+async def _ids_before(store: Any, tenant: str, before: float) -> set[str]:
     ids = set()
-    pages = aiter(obstore.list(store))
+    pages = aiter(obstore.list(store, prefix=tenant))
     while True:
         try:
             page = await asyncio.wait_for(anext(pages), DELETE)
@@ -206,12 +205,12 @@ def _open(settings: Settings) -> tuple[Any, Any]:
     if folder is not None:
         if not folder.is_dir():
             raise CacheUnavailable(folder, "there is no such folder", "Mount the share, or make the folder.")
-        store = LocalStore(prefix=folder / settings.tenant, mkdir=True)
+        store = LocalStore(prefix=folder)
         return store, store
 
     def remote(answer: float, retries: int) -> Any:
         return from_url(
-            f"{settings.blobs.rstrip('/')}/{settings.tenant}",
+            settings.blobs.rstrip("/"),
             client_options={
                 **_client_options(),
                 "connect_timeout": timedelta(seconds=CONNECT),
