@@ -29,7 +29,8 @@ class Result:
     columns: Sequence[str]
     rows: list[dict[str, Any]]
     seeds: Sequence[int] = ()
-    summary: dict[str, Any] = field(default_factory=dict)  # this table's part of summary.json
+    summary: dict[str, Any] = field(default_factory=dict)  # this table's part of the summary
+    summary_file: str = "summary.json"  # "cache.json" for figures of the cache itself
     draw: Callable[[Any], None] | None = None  # draws the plot on a matplotlib Axes
 
 
@@ -136,8 +137,8 @@ def _plot(result: Result, file: Path) -> None:
 
 
 def summarise(result: Result, folder: Path = RESULTS) -> Path:
-    """Bring one table's part of summary.json up to date; the others stay."""
-    file = folder / "summary.json"
+    """Bring one table's part of its summary file up to date; the others stay."""
+    file = folder / result.summary_file
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for key, value in result.summary.items():
         if isinstance(value, dict) and "mean" not in value:  # by steps

@@ -48,3 +48,10 @@ def test_files_and_summary(tmp_path):
     assert set(summary["ratio"]) == {"4", "20"}
     assert summary["loss"]["mean"] == 0.1
     assert "| cold | 0.750 ±" in report.markdown(content)
+
+
+def test_a_table_of_the_cache_has_a_summary_of_its_own(tmp_path):
+    result = report.Result("made_up", "", [], [], summary={"load": {"lost": 0}}, summary_file="cache.json")
+    assert report.summarise(result, tmp_path) == tmp_path / "cache.json"
+    assert json.loads((tmp_path / "cache.json").read_text()) == {"load": {"lost": 0}}
+    assert not (tmp_path / "summary.json").exists()

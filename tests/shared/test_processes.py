@@ -64,10 +64,10 @@ def used(db, tenant):
 def test_many_writers_and_evictors_keep_the_limit_and_lose_nothing(
     open_cache, start_worker, share, db, tenant, dropped
 ):
-    kilobytes, limit = 30, 1_000_000
+    kilobytes, limit = 30, 700_000
     cache = open_cache(max_bytes=limit)
     cache.version()
-    workers = [start_worker(1000 * n, 25, kilobytes) for n in range(4)]
+    workers = [start_worker(1000 * n, 24, kilobytes) for n in range(3)]
     let_go(workers)
     samples = largest = 0
     while any(worker.poll() is None for worker in workers):
@@ -85,17 +85,17 @@ def test_many_writers_and_evictors_keep_the_limit_and_lose_nothing(
     put = {entry_id: int(number) for kind, entry_id, number in said if kind == "put"}
     forgotten = {entry_id for kind, entry_id, _ in said if kind == "forgot"}
     gone, kept = dropped(), {entry.id: entry for entry in cache.entries(limit=1000)}
-    assert len(put) == 100 and forgotten
+    assert len(put) == 72 and forgotten
     assert set(gone.values()) == {1}  # evicted or forgotten, once
     assert put.keys() == gone.keys() | kept.keys()  # none is lost
     assert not gone.keys() & kept.keys() and forgotten <= gone.keys()
-    assert len(gone) > 50
+    assert len(gone) > 40
     for entry_id, entry in kept.items():
         assert entry.settings["number"] == put[entry_id]
         assert_is_entry(put[entry_id], open_cache().load(entry_id), kilobytes=kilobytes)
     assert set(stored_files(share)) == kept.keys()
     served = sum(int(line[1]) for line in said if line[0] == "done")
-    assert served == cache.stats().hits > 100
+    assert served == cache.stats().hits > 50
 
 
 def test_killed_workers_lose_no_entry_and_what_they_left_is_swept(
@@ -104,13 +104,13 @@ def test_killed_workers_lose_no_entry_and_what_they_left_is_swept(
     limit, put = 2_000_000, {}
     cache = open_cache(max_bytes=limit)
     cache.version()
-    for n in range(5):
+    for n in range(3):
         worker = start_worker(1000 * n, 1000, 100)
         let_go([worker])
-        for _ in range(3 + 2 * n):  # die at various moments after the last line
+        for _ in range(3 + 4 * n):  # die at various moments after the last line
             kind, entry_id, number = worker.stdout.readline().split()
             put[entry_id] = int(number)
-        time.sleep(0.007 * n)
+        time.sleep(0.01 * n)
         worker.kill()
         for line in worker.stdout.read().splitlines():
             if line.startswith("put ") and len(line.split()) == 3:

@@ -20,7 +20,7 @@ from ..entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space
 from ..errors import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
 from ..record import write_record
 from .catalog import Catalog, Found, Row
-from .database import Database
+from .database import CHANGE, DEADLINE, Database
 from .file import packed_file, unpacked
 from .objects import ObjectStore
 from .settings import Settings
@@ -36,7 +36,7 @@ DEFAULT_BYTES = 20 * 2**30  # limit of a cache for which nobody has set one
 RESERVED_FOR = 900.0  # seconds after which a writer is taken for dead; one that lives loses its entry, nothing else
 ORPHANED_AFTER = 6 * 3600.0  # seconds after which a file that nobody knows is deleted
 UPKEEP = 60.0  # seconds between two rounds of tidying
-EXACT = 5000  # sources among which every search is exact
+EXACT = 2000  # sources among which every search is exact
 TIE_TOLERANCE = 1e-5  # float32 inner products this close are scored again in float64 before the order is decided
 
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -75,7 +75,7 @@ class SharedCache:
     # -- finding
 
     def search(self, vector: np.ndarray, embedder: str, space: Space, k: int = 3) -> list[Match]:
-        """See `Cache.search`. Exact among 5,000 sources of a space, nearly so (HNSW) among more."""
+        """See `Cache.search`. Exact among up to `EXACT` sources of a space, nearly so (HNSW) among more."""
         return self._search(vector, embedder, space, k, same=True)
 
     def search_elsewhere(self, vector: np.ndarray, embedder: str, space: Space, k: int = 3) -> list[Match]:
@@ -370,13 +370,13 @@ class SharedCache:
     @contextmanager
     def _changing(self) -> Iterator[Catalog]:
         self._prepare()
-        with self._catalog() as catalog:
+        with self._catalog(CHANGE) as catalog:
             catalog.lock()
             yield catalog
 
     @contextmanager
-    def _catalog(self) -> Iterator[Catalog]:
-        with self._database.transaction() as connection:
+    def _catalog(self, seconds: float = DEADLINE) -> Iterator[Catalog]:
+        with self._database.transaction(seconds) as connection:
             yield Catalog(connection, self._settings.tenant, self._name)
 
     def _prepare(self) -> None:

@@ -119,16 +119,15 @@ class Catalog:
             f" (SELECT 1 FROM chorus.vectors WHERE {where} LIMIT %(exact)s) counted",
             **values,
         )
-        kind = "vector" if few or query.size <= LARGEST_INDEXED else "halfvec"
-        distance = f"vector::{kind}({query.size:d}) <#> %(query)s::{kind}({query.size:d})"
-        if few or query.size > LARGEST_HALF_INDEXED:
+        if few:
             distance = "vector <#> %(query)s::vector"
             # Materialised, so that no index is asked for what it may not find.
             near = f"WITH near_by AS MATERIALIZED (SELECT seq, vector FROM chorus.vectors WHERE {where})"
             near += f" SELECT seq, vector FROM near_by ORDER BY {distance} LIMIT %(ask)s"
         else:
             near = f"SELECT seq, vector FROM chorus.vectors WHERE {where} AND dims = %(dims)s"
-            near += f" ORDER BY {distance} LIMIT %(ask)s"
+            near += f" ORDER BY {_indexed('vector', query.size)} <#> {_indexed('%(query)s::vector', query.size)}"
+            near += " LIMIT %(ask)s"
         rows = self._checked(
             f"SELECT {_ROW}, checksum, near.vector::text AS vector FROM ({near}) near"
             f" JOIN chorus.entries USING (seq) WHERE state = 'live'",
@@ -232,8 +231,11 @@ class Catalog:
 
     def room(self) -> Room:
         """Of the cache, or of the whole tenant where that leaves less."""
-        limit, used = self._one(f"SELECT max_bytes, (bytes + {_USED})::bigint FROM chorus.caches WHERE {_MINE}")
-        (whole,) = self._one("SELECT max_bytes FROM chorus.tenants WHERE tenant = %(tenant)s")
+        limit, used, whole = self._one(
+            f"SELECT max_bytes, (bytes + {_USED})::bigint,"
+            " (SELECT t.max_bytes FROM chorus.tenants t WHERE t.tenant = %(tenant)s)"
+            f" FROM chorus.caches WHERE {_MINE}"
+        )
         if whole is None:
             return Room(limit, used)
         everything = _USED.replace(_MINE, "tenant = %(tenant)s")
@@ -432,6 +434,13 @@ class Catalog:
 
     def _execute(self, statement: str, **values: Any) -> psycopg.Cursor:
         return self._connection.execute(statement, {**self._mine, **values})  # type: ignore[arg-type]
+
+
+def _indexed(vector: str, length: int) -> str:
+    """What `chorus.index_embedder` indexes of a vector of this length, as SQL."""
+    if length > LARGEST_HALF_INDEXED:
+        return f"subvector({vector}, 1, {LARGEST_HALF_INDEXED})::halfvec({LARGEST_HALF_INDEXED})"
+    return f"({vector})::{'vector' if length <= LARGEST_INDEXED else 'halfvec'}({length:d})"
 
 
 def _conditions(query: Query) -> tuple[str, dict[str, Any]]:

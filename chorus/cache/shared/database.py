@@ -19,9 +19,10 @@ from .schema import MIGRATIONS
 from .settings import Settings
 
 WAIT = 1.0  # seconds for a connection
-LOCK = 1.5  # seconds for another worker's lock
-STATEMENT = 1.5  # seconds for a statement, kept by the server
-DEADLINE = 2.0  # seconds for a transaction, kept here: a server that is stopped keeps no promises
+DEADLINE = 2.0  # seconds for a look-up, kept here: a server that is stopped keeps no promises
+CHANGE = 8.0  # seconds for a transaction that changes what can be found, once it has begun
+LOCK = 5.0  # seconds for another worker's lock, kept by the server; look-ups need none
+STATEMENT = 6.0  # seconds for a statement, kept by the server
 PAUSE = 5.0  # seconds in which nobody asks after a fault
 _MIGRATION_LOCK = 0x43485253  # "CHRS": one worker at a time makes tables
 
@@ -134,7 +135,7 @@ class Database:
                 " set_config('idle_in_transaction_session_timeout', %s, false),"
                 " set_config('hnsw.iterative_scan', 'strict_order', false), set_config('hnsw.ef_search', '100', false),"
                 " set_config('timezone', 'UTC', false)",
-                (self._settings.tenant, f"{STATEMENT}s", f"{LOCK}s", f"{2 * DEADLINE}s"),
+                (self._settings.tenant, f"{STATEMENT}s", f"{LOCK}s", f"{CHANGE}s"),
             )
 
     def _note_attempt(self, refusal: str) -> None:
@@ -156,7 +157,7 @@ class Database:
                 _migrate(connection, _version(connection))
             except psycopg.errors.InsufficientPrivilege as error:
                 reason = f"its tables are missing or old and this role may not make them ({error.diag.message_primary})"
-                advice = "Open the cache once as the tables' owner; docs/shared_cache.md says how."
+                advice = "Let their owner open the cache once; docs/shared_cache.md says how."
                 raise CacheUnavailable(self.place, reason, advice) from None
             connection.execute("COMMIT")
             connection.execute("BEGIN")

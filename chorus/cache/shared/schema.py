@@ -18,7 +18,7 @@ from __future__ import annotations
 TABLES = ("tenants", "caches", "entries", "vectors", "reservations", "garbage", "days")  # with a column `tenant`
 
 LARGEST_INDEXED = 2000  # numbers in a vector that pgvector's HNSW can index as float32
-LARGEST_HALF_INDEXED = 4000  # and as float16; longer ones are searched exactly
+LARGEST_HALF_INDEXED = 4000  # and as float16; of longer ones, as of UMT5's 4096, the first 4000 are indexed
 MOST_INDEXES = 64  # of all tenants; embedders beyond are searched exactly
 
 _POLICIES = tuple(
@@ -126,20 +126,22 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
             DECLARE
                 kind text := CASE WHEN dims <= {LARGEST_INDEXED} THEN 'vector' ELSE 'halfvec' END;
+                indexed integer := least(dims, {LARGEST_HALF_INDEXED});
                 found text := 'hnsw_' || left(encode(sha256(convert_to(embedder || ' ' || dims, 'UTF8')), 'hex'), 24);
                 home text := (SELECT nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
                               WHERE extname = 'vector');
             BEGIN
-                IF dims NOT BETWEEN 1 AND {LARGEST_HALF_INDEXED}
-                    OR to_regclass('chorus.' || found) IS NOT NULL
+                IF to_regclass('chorus.' || found) IS NOT NULL
                     OR (SELECT count(*) FROM pg_indexes WHERE schemaname = 'chorus' AND indexname LIKE 'hnsw\\_%')
                         >= {MOST_INDEXES} THEN
                     RETURN;
                 END IF;
                 EXECUTE format(
-                    'CREATE INDEX IF NOT EXISTS %I ON chorus.vectors USING hnsw ((vector::%I.%I(%s)) %I.%I)'
+                    'CREATE INDEX IF NOT EXISTS %I ON chorus.vectors USING hnsw ((%s::%I.%I(%s)) %I.%I)'
                     ' WHERE embedder = %L AND dims = %s',
-                    found, home, kind, dims, home, kind || '_ip_ops', embedder, dims);
+                    found,
+                    CASE WHEN dims = indexed THEN 'vector' ELSE format('%I.subvector(vector, 1, %s)', home, indexed) END,
+                    home, kind, indexed, home, kind || '_ip_ops', embedder, dims);
             END $$""",
         """CREATE FUNCTION chorus.admit(worker name, namespace text) RETURNS void LANGUAGE plpgsql AS $$
             BEGIN
