@@ -50,7 +50,10 @@ CREATE TRIGGER audit AFTER DELETE ON chorus.entries FOR EACH ROW EXECUTE FUNCTIO
 def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by operation, in milliseconds. Needs no sampling: `bench` is not asked."""
     entries, seconds = (10_000, 300.0) if full else (320, 20.0)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, Postgres({"max_connections": 120}) as server:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        Postgres({"max_connections": 120}) as server,
+    ):
         lines, found = run(server, Path(folder), entries, seconds)
     rows = []
     for what in sorted({line[0] for line in lines} - {"wrong"}):
@@ -76,7 +79,9 @@ def run(server: Postgres, folder: Path, entries: int, seconds: float) -> tuple[l
     """(what the workers noted after the fill, what was found of it)."""
     share = folder / "share"
     share.mkdir()
-    packed = pack(write_record("0" * 32, time.time(), load_worker.new(0)), load_worker.vector(0), load_worker.new(0).tensors)
+    packed = pack(
+        write_record("0" * 32, time.time(), load_worker.new(0)), load_worker.vector(0), load_worker.new(0).tensors
+    )
     limit = entries * (packed.size + 64)  # the header's length may differ by a few bytes
     settings = Settings(server.url(), share.as_uri(), TENANT, 0)
     cache = SharedCache(settings, "load", tier=folder / "tier", max_bytes=limit)

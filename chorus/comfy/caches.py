@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..cache import Cache, Entry, LocalCache
+from ..cache import Cache, CacheUnavailable, Entry, LocalCache
 from ..cache.local import max_bytes
 from ..reuse.trajectory import Trajectory
 
@@ -42,8 +42,11 @@ def open_cache(name: str) -> Cache:
 def _opened(name: str, folder: Path) -> Cache:
     if not os.environ.get("CHORUS_CACHE_URL", "").strip():
         return LocalCache(folder, max_bytes=max_bytes())
-    from ..cache.shared import SharedCache, from_environment  # what it imports costs a local cache nothing
-
+    try:  # here: what it imports costs a local cache nothing
+        from ..cache.shared import SharedCache, from_environment
+    except ImportError as error:
+        advice = "In ComfyUI's Python: pip install -r requirements.txt"
+        raise CacheUnavailable("CHORUS_CACHE_URL", f"a package is missing ({error})", advice) from error
     limit = max_bytes() if "CHORUS_CACHE_GB" in os.environ else None
     return SharedCache(from_environment(), name, tier=folder / "shared", max_bytes=limit)
 

@@ -34,9 +34,7 @@ def open_cache(postgres, share: Path, tenant: str, tmp_path: Path) -> Iterator[C
     opened: list[SharedCache] = []
 
     def open_one(name="default", *, url="", blobs="", tier=None, tier_bytes=10**9, **options) -> SharedCache:
-        settings = Settings(
-            url or postgres.url(), blobs or share.as_uri(), options.pop("tenant", tenant), tier_bytes
-        )
+        settings = Settings(url or postgres.url(), blobs or share.as_uri(), options.pop("tenant", tenant), tier_bytes)
         tier = tier or tmp_path / f"machine-{len(opened)}"
         opened.append(SharedCache(settings, name, tier=tier, **{"upkeep": False, **options}))
         return opened[-1]

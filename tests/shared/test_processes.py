@@ -108,7 +108,7 @@ def test_killed_workers_lose_no_entry_and_what_they_left_is_swept(
         worker = start_worker(1000 * n, 1000, 100)
         let_go([worker])
         for _ in range(3 + 4 * n):  # die at various moments after the last line
-            kind, entry_id, number = worker.stdout.readline().split()
+            _, entry_id, number = worker.stdout.readline().split()
             put[entry_id] = int(number)
         time.sleep(0.01 * n)
         worker.kill()

@@ -10,6 +10,7 @@ import pytest
 
 from chorus.cache import CacheError, CacheUnavailable
 from chorus.cache.shared import Settings, SharedCache, from_environment
+from chorus.cache.shared.settings import is_set
 from tools.s3 import SECRET
 
 from ..cache.sample import EMBEDDER, SPACE, new_entry, random_vector
@@ -19,8 +20,9 @@ QUOTED = "sesame%2F%C3%B6ffne%25dich"
 
 
 def test_without_a_url_the_cache_is_local():
-    assert from_environment({}) is None
-    assert from_environment({"CHORUS_CACHE_URL": "  ", "CHORUS_CACHE_BLOBS": "s3://bucket"}) is None
+    assert not is_set({})
+    assert not is_set({"CHORUS_CACHE_URL": "  ", "CHORUS_CACHE_BLOBS": "s3://bucket"})
+    assert is_set({"CHORUS_CACHE_URL": "postgresql:///db"})
 
 
 def test_the_environment_says_all():

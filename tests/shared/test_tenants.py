@@ -131,7 +131,7 @@ def test_a_role_without_rights_is_told_what_is_missing(postgres, tenant, open_ca
     postgres.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'pass-word'", f"CREATE DATABASE db_{tenant}")
     try:
         cache = open_cache(url=postgres.url(f"db_{tenant}", role, "pass-word"))
-        with pytest.raises(CacheUnavailable, match="may not make them.*owner"):
+        with pytest.raises(CacheUnavailable, match=r"may not make them.*owner"):
             cache.version()
         cache.close()
     finally:

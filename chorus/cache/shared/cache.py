@@ -56,9 +56,7 @@ class SharedCache:
         cache = SharedCache(from_environment(), "default", tier=Path("copies"))
     """
 
-    def __init__(
-        self, settings: Settings, name: str, *, tier: Path, max_bytes: int | None = None, upkeep: bool = True
-    ):
+    def __init__(self, settings: Settings, name: str, *, tier: Path, max_bytes: int | None = None, upkeep: bool = True):
         self._settings = settings
         self._name = name
         self._max_bytes = max_bytes
@@ -223,7 +221,8 @@ class SharedCache:
         old = sorted(self._objects.ids_older_than(ORPHANED_AFTER))
         for first in range(0, len(old), 1000):
             ids = old[first : first + 1000]
-            known = self._read(lambda catalog, ids=ids: catalog.known_ids(ids))
+            with self._reading() as catalog:
+                known = catalog.known_ids(ids)
             self._objects.remove(set(ids) - known)
 
     # -- parts of a search

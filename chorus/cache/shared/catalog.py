@@ -96,7 +96,9 @@ class Catalog:
 
     def count(self, query: Query) -> int:
         where, values = _conditions(query)
-        return self._one(f"SELECT count(*) FROM chorus.entries WHERE {_MINE} AND state = 'live' AND {where}", **values)[0]
+        return self._one(f"SELECT count(*) FROM chorus.entries WHERE {_MINE} AND state = 'live' AND {where}", **values)[
+            0
+        ]
 
     def vector_length(self, embedder: str) -> int | None:
         """Of the vectors of this embedder's sources, None when it has none."""
@@ -104,7 +106,7 @@ class Catalog:
             f"SELECT dims FROM chorus.vectors WHERE {_MINE} AND embedder = %(embedder)s LIMIT 1",
             embedder=text(embedder),
         ).fetchone()
-        return found and found[0]
+        return None if found is None else int(found[0])
 
     def nearest(self, query: np.ndarray, embedder: str, space: Space, same: bool, ask: int, exact: int) -> list[Found]:
         """About the `ask` nearest sources inside the space, or (not same) outside it, in no order.
@@ -257,9 +259,7 @@ class Catalog:
 
     def release(self, entry_id: str) -> bool:
         """Give a reservation back for its entry's sake; False when there is none any more."""
-        released = self._execute(
-            f"DELETE FROM chorus.reservations WHERE {_MINE} AND id = %(id)s", id=entry_id
-        )
+        released = self._execute(f"DELETE FROM chorus.reservations WHERE {_MINE} AND id = %(id)s", id=entry_id)
         return released.rowcount == 1
 
     def abandon(self, entry_id: str | None, age: float = 0.0) -> list[str]:
@@ -319,9 +319,7 @@ class Catalog:
 
     def index(self, embedder: str, length: int) -> None:
         """Make the search index of an embedder, where it is missing."""
-        self._execute(
-            "SELECT chorus.index_embedder(%(embedder)s, %(length)s)", embedder=text(embedder), length=length
-        )
+        self._execute("SELECT chorus.index_embedder(%(embedder)s, %(length)s)", embedder=text(embedder), length=length)
 
     def evict(self, excess: int, room_for: str | None) -> list[str] | None:
         """Drop entries worth `excess` bytes: quarantined ones first, then the least recently used; None if too few.
@@ -335,7 +333,9 @@ class Catalog:
                 " ORDER BY state DESC, used, seq LIMIT %(ask)s FOR UPDATE SKIP LOCKED",
                 ask=ask,
             ).fetchall()
-            enough = next((n for n, freed in enumerate(accumulate(size for _, size in oldest), 1) if freed >= excess), 0)
+            enough = next(
+                (n for n, freed in enumerate(accumulate(size for _, size in oldest), 1) if freed >= excess), 0
+            )
             if enough:
                 return self.drop("seq = ANY(%(seqs)s)", room_for=room_for, seqs=[seq for seq, _ in oldest[:enough]])
             if len(oldest) < ask:
@@ -357,9 +357,7 @@ class Catalog:
 
     def garbage(self, limit: int = 1000) -> list[str]:
         """Ids of files to be deleted, the oldest first."""
-        rows = self._execute(
-            f"SELECT id FROM chorus.garbage WHERE {_MINE} ORDER BY since LIMIT %(limit)s", limit=limit
-        )
+        rows = self._execute(f"SELECT id FROM chorus.garbage WHERE {_MINE} ORDER BY since LIMIT %(limit)s", limit=limit)
         return [entry_id for (entry_id,) in rows]
 
     def discard(self, ids: list[str]) -> None:

@@ -181,9 +181,11 @@ class Database:
 
 def _version(connection: psycopg.Connection) -> int:
     """Of the tables, 0 where there are none."""
-    if connection.execute("SELECT to_regclass('chorus.version') IS NULL").fetchone()[0]:
+    ((missing,),) = connection.execute("SELECT to_regclass('chorus.version') IS NULL").fetchall()
+    if missing:
         return 0
-    return connection.execute("SELECT number FROM chorus.version").fetchone()[0]
+    ((number,),) = connection.execute("SELECT number FROM chorus.version").fetchall()
+    return number
 
 
 def _migrate(connection: psycopg.Connection, version: int) -> None:

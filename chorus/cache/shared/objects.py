@@ -1,7 +1,7 @@
 """The entries' files in an object store: whole or not there, and every wait has an end.
 
-    <location>/<tenant>/<2 hex>/<id>.safetensors    the same bytes as in a local cache
-    <location>/<tenant>/store                       the mark by which a catalog knows its location
+<location>/<tenant>/<2 hex>/<id>.safetensors    the same bytes as in a local cache
+<location>/<tenant>/store                       the mark by which a catalog knows its location
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -80,7 +81,7 @@ class ObjectStore:
         keys = [self._key(entry_id) for entry_id in ids]
         for first in range(0, len(keys), 100):
             batch = keys[first : first + 100]
-            self._finish(DELETE, lambda stores, batch=batch: _delete(stores[1], batch))
+            self._finish(DELETE, partial(_delete, batch))
 
     def mark(self) -> str | None:
         """The mark of this location, None where there is none."""
@@ -169,17 +170,17 @@ async def _read(store: Any, key: str) -> bytes:
             return bytes(content)
 
 
-async def _delete(store: Any, keys: list[str]) -> None:
+async def _delete(keys: list[str], stores: tuple[Any, Any]) -> None:
     try:
-        await obstore.delete_async(store, keys)
+        await obstore.delete_async(stores[1], keys)
     except FileNotFoundError:  # a folder minds; one by one, so that the others go too
         for key in keys:
             with suppress(FileNotFoundError):
-                await obstore.delete_async(store, key)
+                await obstore.delete_async(stores[1], key)
 
 
 async def _ids_before(store: Any, tenant: str, before: float) -> set[str]:
-    ids = set()
+    ids: set[str] = set()
     pages = aiter(obstore.list(store, prefix=tenant))
     while True:
         try:

@@ -140,7 +140,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
                     'CREATE INDEX IF NOT EXISTS %I ON chorus.vectors USING hnsw ((%s::%I.%I(%s)) %I.%I)'
                     ' WHERE embedder = %L AND dims = %s',
                     found,
-                    CASE WHEN dims = indexed THEN 'vector' ELSE format('%I.subvector(vector, 1, %s)', home, indexed) END,
+                    CASE WHEN dims = indexed THEN 'vector'
+                         ELSE format('%I.subvector(vector, 1, %s)', home, indexed) END,
                     home, kind, indexed, home, kind || '_ip_ops', embedder, dims);
             END $$""",
         """CREATE FUNCTION chorus.admit(worker name, namespace text) RETURNS void LANGUAGE plpgsql AS $$

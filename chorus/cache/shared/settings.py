@@ -36,7 +36,9 @@ class Settings:
 
     def __post_init__(self):
         if not self.url.startswith(("postgresql://", "postgres://")):
-            raise CacheUnavailable(URL, "it is not a postgresql:// URL", f"Correct {URL}, or unset it to cache locally.")
+            raise CacheUnavailable(
+                URL, "it is not a postgresql:// URL", f"Correct {URL}, or unset it to cache locally."
+            )
         if not self.blobs:
             raise CacheUnavailable(URL, f"{BLOBS} is not set", "Set it to a bucket (s3://…) or a folder (file:///…).")
         try:
@@ -45,8 +47,10 @@ class Settings:
             raise CacheUnavailable(BLOBS, "it is not a URL", f"Expected one of {', '.join(SCHEMES)}.") from None
         if parts.scheme not in SCHEMES:
             reason = f"{parts.scheme + '://' if parts.scheme else 'a path without a scheme'} is no location for blobs"
-            raise CacheUnavailable(BLOBS, reason, f"Expected one of {', '.join(SCHEMES)}, for example file:///mnt/share.")
-        if "@" in parts.netloc and parts.scheme != "abfss" or parts.query:
+            raise CacheUnavailable(
+                BLOBS, reason, f"Expected one of {', '.join(SCHEMES)}, for example file:///mnt/share."
+            )
+        if ("@" in parts.netloc and parts.scheme != "abfss") or parts.query:
             reason = "it carries credentials or options"
             raise CacheUnavailable(BLOBS, reason, "Give them in the environment variables of the object store.")
         if not _TENANT.fullmatch(self.tenant):
@@ -83,11 +87,14 @@ class Settings:
         return {secret for secret in found if len(secret) >= _SHORTEST_SECRET}
 
 
-def from_environment(environment: Mapping[str, str] = os.environ) -> Settings | None:
-    """The settings, or None where `CHORUS_CACHE_URL` is not set: the cache is local then."""
+def is_set(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether there is a shared cache: `CHORUS_CACHE_URL`. Without it the cache is local."""
+    return bool(environment.get(URL, "").strip())
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
+    """The settings where `is_set`. CacheUnavailable or ValueError names the variable that is wrong."""
     url = environment.get(URL, "").strip()
-    if not url:
-        return None
     text = environment.get(LOCAL_GB, "10")
     try:
         tier_bytes = int(float(text) * 2**30)
