@@ -264,3 +264,25 @@ def test_a_reader_survives_an_entry_evicted_under_it(open_cache, monkeypatch):
     with pytest.raises(EntryMissing):
         reader.load(entry.id)
     assert reader.stats().bytes == 0
+
+
+def test_closing_ends_what_waits_for_a_silent_store(open_cache, s3_server, s3_environment):
+    with Proxy(s3_server.port) as proxy:
+        s3_environment(proxy.port)
+        cache = open_cache(blobs=f"s3://{s3_server.bucket}/closing")
+        cache.version()
+        proxy.set("stall")
+        failed = []
+
+        def put():
+            try:
+                cache.put(new_entry(1))
+            except CacheUnavailable as error:
+                failed.append(error)
+
+        writer = threading.Thread(target=put)
+        writer.start()
+        time.sleep(0.3)
+        cache.close()
+        writer.join(10)
+        assert not writer.is_alive() and len(failed) == 1

@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -104,7 +105,7 @@ class ObjectStore:
         with self._lock:
             self._closed = True
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._loop.stop)
+                asyncio.run_coroutine_threadsafe(_end(self._loop), self._loop)
                 self._loop = None
 
     def _key(self, entry_id: str) -> str:
@@ -126,6 +127,8 @@ class ObjectStore:
         except FileNotFoundError:
             self._breaker.closed()
             raise
+        except CancelledError:
+            raise CacheUnavailable(self.place, "it was closed", "Open it again.") from None
         except TimeoutError:
             raise self._away("it does not answer in time", trip=True) from None
         except (BaseError, OSError, ValueError) as error:  # whose text may quote what it was given
@@ -157,6 +160,13 @@ class ObjectStore:
             with suppress(OSError):
                 if path.stat().st_mtime < time.time() - age:
                     path.unlink()
+
+
+async def _end(loop: asyncio.AbstractEventLoop) -> None:
+    """Stop the loop, whose callers get a CancelledError."""
+    for task in asyncio.all_tasks(loop) - {asyncio.current_task()}:
+        task.cancel()
+    loop.call_soon(loop.call_soon, loop.stop)  # once the tasks have taken note
 
 
 async def _read(store: Any, key: str) -> bytes:
