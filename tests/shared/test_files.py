@@ -134,6 +134,24 @@ def test_a_location_of_another_database_is_refused(open_cache, share, postgres, 
     assert set(stored_files(share)) == {entry.id}
 
 
+def test_a_bucket_that_is_not_there_is_a_message(open_cache, s3_environment):
+    cache = open_cache(blobs="s3://no-such-bucket/at-all")
+    with pytest.raises(CacheUnavailable, match="s3://no-such-bucket"):
+        cache.put(new_entry(1))
+
+
+def test_a_share_lost_in_the_middle_is_a_message(open_cache, share):
+    cache = open_cache()
+    cache.version()
+    mounted = share.rename(share.with_name("elsewhere"))
+    share.write_text("in the way")
+    with pytest.raises(CacheUnavailable):
+        cache.put(new_entry(1))
+    share.unlink()
+    mounted.rename(share)
+    assert cache.stats().bytes == 0
+
+
 def test_what_is_forgotten_is_in_no_file_and_no_row(open_cache, share, tmp_path, db):
     cache, other = open_cache(), open_cache()
     entry = cache.put(new_entry(1, prompt="the lighthouse keeper's secret"))

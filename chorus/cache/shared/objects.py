@@ -75,7 +75,10 @@ class ObjectStore:
 
     def read(self, entry_id: str) -> bytes:
         """A file's bytes. FileNotFoundError when it is not there."""
-        return self._finish(None, lambda stores: _read(stores[0], self._key(entry_id)))
+        content = self._finish(None, lambda stores: _read(stores[0], self._key(entry_id)))
+        if content is None:
+            raise FileNotFoundError(self.path(entry_id))
+        return content
 
     def remove(self, ids: Iterable[str]) -> None:
         """Delete files; those that are gone already are no error."""
@@ -86,10 +89,8 @@ class ObjectStore:
 
     def mark(self) -> str | None:
         """The mark of this location, None where there is none."""
-        try:
-            return self._finish(None, lambda stores: _read(stores[0], self._mark)).decode("ascii", "replace")
-        except FileNotFoundError:
-            return None
+        content = self._finish(None, lambda stores: _read(stores[0], self._mark))
+        return None if content is None else content.decode("ascii", "replace")
 
     def set_mark(self, mark: str) -> None:
         """Mark this location as a catalog's."""
@@ -124,9 +125,6 @@ class ObjectStore:
         try:
             stores, loop = self._opened()
             result = asyncio.run_coroutine_threadsafe(finish(stores), loop).result()
-        except FileNotFoundError:
-            self._breaker.closed()
-            raise
         except CancelledError:
             raise CacheUnavailable(self.place, "it was closed", "Open it again.") from None
         except TimeoutError:
@@ -169,8 +167,12 @@ async def _end(loop: asyncio.AbstractEventLoop) -> None:
     loop.call_soon(loop.call_soon, loop.stop)  # once the tasks have taken note
 
 
-async def _read(store: Any, key: str) -> bytes:
-    found = await asyncio.wait_for(obstore.get_async(store, key), ANSWER)
+async def _read(store: Any, key: str) -> bytes | None:
+    """The bytes under a key, None where there are none."""
+    try:
+        found = await asyncio.wait_for(obstore.get_async(store, key), ANSWER)
+    except FileNotFoundError:
+        return None
     content = bytearray()
     pieces = aiter(found.stream(min_chunk_size=PIECE))
     while True:
