@@ -37,6 +37,7 @@ TABLES = (
     "overhead",
     "wall",
     "crash",
+    "load",
 )
 
 

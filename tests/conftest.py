@@ -25,6 +25,8 @@ _launch.expose_packages()
 
 if TYPE_CHECKING:
     from tools.inprocess import ComfyHost
+    from tools.postgres import Postgres
+    from tools.s3 import S3Server
     from tools.server import ComfyServer
 
 
@@ -53,6 +55,24 @@ def fresh_comfy_server() -> Iterator[ComfyServer]:
     from tools.server import ComfyServer
 
     with ComfyServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL with pgvector, one for all tests; leave it running."""
+    from tools.postgres import Postgres
+
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """An S3 protocol endpoint, one for all tests; leave it running."""
+    from tools.s3 import S3Server
+
+    with S3Server() as server:
         yield server
 
 

@@ -27,7 +27,7 @@ class EntryMissing(CacheError):
 class EntryDamaged(CacheError):
     """The entry's bytes are not the bytes that were stored; it has been quarantined."""
 
-    def __init__(self, entry_id: str, path: Path, reason: str):
+    def __init__(self, entry_id: str, path: Path | str, reason: str):
         super().__init__(entry_id, path, reason)
         self.entry_id = entry_id
         self.path = path
@@ -74,7 +74,7 @@ class VectorLengthMismatch(CacheError):
 class CacheUnavailable(CacheError):
     """The cache cannot be read or written now: locked, disk full, no permission, made by a newer Chorus."""
 
-    def __init__(self, path: Path, reason: str, advice: str):
+    def __init__(self, path: Path | str, reason: str, advice: str):
         super().__init__(path, reason, advice)
         self.path = path
         self.reason = reason

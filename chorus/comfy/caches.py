@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..cache import Cache, Entry, LocalCache, WriteBehind
-from ..cache.local import limits
+from ..cache import Cache, CacheUnavailable, Entry, LocalCache, WriteBehind
+from ..cache.local import limits, max_bytes
 from ..reuse.trajectory import Trajectory
 
 _open: dict[Path, Cache] = {}
@@ -31,12 +31,24 @@ def cache_folder(name: str) -> Path:
 
 
 def open_cache(name: str) -> Cache:
-    """The cache called `name`; raises CacheUnavailable when it cannot be had."""
+    """The cache called `name`, the fleet's where one is set; raises CacheUnavailable when it cannot be had."""
     folder = cache_folder(name)
     with _lock:
         if folder not in _open:
-            _open[folder] = WriteBehind(LocalCache(folder, **limits()), folder, _not_stored)
+            _open[folder] = WriteBehind(_opened(name, folder), folder, _not_stored)
         return _open[folder]
+
+
+def _opened(name: str, folder: Path) -> Cache:
+    if not os.environ.get("CHORUS_CACHE_URL", "").strip():
+        return LocalCache(folder, **limits())
+    try:  # here: what it imports costs a local cache nothing
+        from ..cache.shared import SharedCache, from_environment
+    except ImportError as error:
+        advice = "In ComfyUI's Python: pip install -r requirements.txt"
+        raise CacheUnavailable("CHORUS_CACHE_URL", f"a package is missing ({error})", advice) from error
+    limit = max_bytes() if "CHORUS_CACHE_GB" in os.environ else None
+    return SharedCache(from_environment(), name, tier=folder / "shared", max_bytes=limit)
 
 
 def close_caches() -> None:

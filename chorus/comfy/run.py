@@ -314,6 +314,8 @@ class Run:
     def _call_digest(self, guider, conds, sampler, latent_image) -> str:
         """Everything that shapes this sampler call's result."""
         options = dict(guider.model_options)
+        # The host's copy of the wrappers, ours among them, whose names hold this machine's path.
+        options.pop("to_load_options", None)
         inner = {k: v for k, v in options.pop("transformer_options", {}).items() if k not in (KEY, "wrappers")}
         wrappers = guider.model_options.get("transformer_options", {}).get("wrappers", {})
         others = {kind: {k: v for k, v in kinds.items() if k != KEY} for kind, kinds in wrappers.items()}

@@ -18,7 +18,7 @@ from chorus.cache.record import write_record
 from .sample import EMBEDDER, SPACE, new_entry, random_vector, unit
 
 MANY, LENGTH = 700, 32
-TEMPLATE = new_entry(0, tensors={"final": None})
+TEMPLATE = new_entry(0)
 CROWDED = replace(SPACE, task="i2v:crowded")
 
 

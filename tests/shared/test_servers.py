@@ -1,0 +1,73 @@
+"""Two real ComfyUI servers share a cache: what the first has made, the second reuses."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tools import demo_graph
+from tools.demo_requests import SEED, SOURCE, TARGET
+from tools.s3 import SECRET
+from tools.server import ComfyServer
+
+PASSWORD = "open-sesame-42"
+
+
+@pytest.fixture(scope="module")
+def environment(postgres, s3_server):
+    """What an operator sets on every machine: a database of its own, with a role and a password."""
+    postgres.execute(f"CREATE ROLE fleet LOGIN PASSWORD '{PASSWORD}'", "CREATE DATABASE fleet OWNER fleet")
+    postgres.execute("CREATE EXTENSION vector", database="fleet")
+    yield {
+        **s3_server.environment(),
+        "CHORUS_CACHE_URL": postgres.url("fleet", "fleet", PASSWORD),
+        "CHORUS_CACHE_BLOBS": f"s3://{s3_server.bucket}/fleet",
+        "CHORUS_CACHE_TENANT": "studio",
+    }
+    postgres.execute("DROP DATABASE fleet WITH (FORCE)", "DROP ROLE fleet")
+
+
+@pytest.fixture(scope="module")
+def machines(environment):
+    """Two servers, each with a base directory, and so local copies, of its own."""
+    servers = [ComfyServer(environment=environment, arguments=["--cache-none"]) for _ in range(2)]
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(ComfyServer.start, servers))
+        yield servers
+    finally:
+        for server in servers:
+            server.__exit__(None, None, None)
+
+
+def render(server, caption, seed=SEED):
+    graph = demo_graph.build(demo_graph.load_template(), caption.text, seed)
+    outputs = server.client().queue(graph.nodes)["outputs"]
+    return outputs[graph.store]["chorus"][0], outputs[graph.store]["text"][0]
+
+
+def test_a_video_made_by_the_first_is_a_hit_on_the_second(machines, environment, postgres):
+    first, second = machines
+    made, text = render(first, SOURCE)
+    assert made["outcome"] == "miss" and "\nstored " in text, text
+
+    hit, text = render(second, TARGET)
+    assert (hit["outcome"], hit["source_prompt"]) == ("hit", SOURCE.text), hit["reason"]
+    assert hit["step_equivalents"] < made["step_equivalents"]
+    assert "\nstored " in text, text
+
+    same, _ = render(second, SOURCE)
+    assert (same["outcome"], same["steps_computed"]) == ("identical", 0)
+    back, _ = render(first, TARGET)
+    assert (back["outcome"], back["steps_computed"]) == ("identical", 0)
+
+    rows = postgres.execute("SELECT tenant, cache, hits FROM chorus.entries ORDER BY seq", database="fleet")
+    assert [row[:2] for row in rows] == [("studio", "default")] * 2
+    assert rows[0][2] == 1
+
+    for server in machines:
+        assert not list((server.base / "user").rglob("catalog-*.sqlite"))
+        assert len(list((server.base / "user" / "__chorus" / "default" / "shared").rglob("*.safetensors"))) == 2
+        everything = server.log() + str(server.client().get("/history"))
+        assert PASSWORD not in everything and SECRET not in everything
