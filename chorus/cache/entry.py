@@ -128,8 +128,10 @@ class NewEntry:
             raise ValueError(f"sigmas must be finite, not {self.sigmas}")
         if not (math.isfinite(self.seconds) and self.seconds >= 0):
             raise ValueError(f"seconds must be a finite number of at least 0, not {self.seconds}")
-        if not self.request or not self.embedder:
-            raise ValueError("request and embedder must not be empty: they are what the entry is found by")
+        for name in ("request", "embedder"):
+            text = getattr(self, name)
+            if not text or not text.isprintable():
+                raise ValueError(f"{name} {text!r} must be printable text: it is what the entry is found by")
         if not self.tensors or not all(isinstance(name, str) and name for name in self.tensors):
             raise ValueError(f"an entry has at least one tensor, each with a name, not {list(self.tensors)}")
         if unknown := set(self.coding) - set(self.tensors):

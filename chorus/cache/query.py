@@ -60,8 +60,8 @@ def folded(text: str) -> str:
 
 
 def storable(text: str) -> str:
-    """`text` without the lone surrogates that UTF-8 cannot say."""
-    return text.encode("utf-8", "replace").decode()
+    """`text` without the lone surrogates that UTF-8 cannot say, and without NUL, where SQLite ends a text."""
+    return text.encode("utf-8", "replace").decode().replace("\x00", "?")
 
 
 def written_shape(shape: tuple[int, ...]) -> str:
