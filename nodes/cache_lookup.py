@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..chorus.comfy import embed, lookup
+from ..chorus.comfy.shown import plan_figures
 from .sockets import CATEGORY, LATENT_TOOLTIP, PROMPT_TOOLTIP, Chorus
 
 
@@ -144,5 +145,5 @@ class ChorusCacheLookup(io.ComfyNode):
             plan.source.entry.prompt if plan.source else "",
             plan.explanation,
             lookup.source_preview(plan),
-            ui={"text": (plan.explanation,)},
+            ui={"text": (plan.explanation,), "chorus_lookup": (plan_figures(plan),)},
         )

@@ -62,6 +62,11 @@ class Space:
         """The space as 64 hex digits: SHA-256 of its canonical JSON."""
         return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()
 
+    def differing(self, other: Space) -> tuple[str, ...]:
+        """The names of the fields in which `other` differs."""
+        here, there = asdict(self), asdict(other)
+        return tuple(name for name in here if here[name] != there[name])
+
     def differences(self, other: Space) -> tuple[str, ...]:
         """In which respects `other` differs from this space ("here" is this one), in plain words."""
         words = []

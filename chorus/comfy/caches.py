@@ -12,22 +12,35 @@ from pathlib import Path
 import torch
 
 from ..cache import Cache, Entry, LocalCache
-from ..cache.local import max_bytes
 from ..reuse.trajectory import Trajectory
+from .limit import choose_limit, limit_bytes
 
 _open: dict[Path, Cache] = {}
 _lock = threading.Lock()
 _NAME = re.compile(r"[\w][\w .-]{0,63}")
 
 
-def cache_folder(name: str) -> Path:
-    """The folder of a cache: `CHORUS_CACHE_DIR`, else ComfyUI's private user folder, then the cache's name."""
+def caches_root() -> Path:
+    """The folder of all caches: `CHORUS_CACHE_DIR`, else ComfyUI's private user folder."""
     import folder_paths
 
+    return Path(os.environ.get("CHORUS_CACHE_DIR") or folder_paths.get_system_user_directory("chorus"))
+
+
+def cache_names() -> list[str]:
+    """The caches that exist, by name."""
+    try:
+        folders = [p for p in caches_root().iterdir() if _NAME.fullmatch(p.name)]
+        return sorted(p.name for p in folders if any(p.glob("catalog-*.sqlite")))
+    except FileNotFoundError:
+        return []
+
+
+def cache_folder(name: str) -> Path:
+    """The folder of a cache, below `caches_root`. ValueError for a name that is none."""
     if not _NAME.fullmatch(name) or name.endswith((".", " ")):
         raise ValueError(f"cache name {name!r}: use letters, digits, spaces, '.', '_' and '-', at most 64 of them")
-    root = os.environ.get("CHORUS_CACHE_DIR") or folder_paths.get_system_user_directory("chorus")
-    return Path(root) / name
+    return caches_root() / name
 
 
 def open_cache(name: str) -> Cache:
@@ -35,8 +48,17 @@ def open_cache(name: str) -> Cache:
     folder = cache_folder(name)
     with _lock:
         if folder not in _open:
-            _open[folder] = LocalCache(folder, max_bytes=max_bytes())
+            _open[folder] = LocalCache(folder, max_bytes=limit_bytes(folder.parent))
         return _open[folder]
+
+
+def limit_caches(gigabytes: float) -> None:
+    """Give every cache, those in use too, another limit. ValueError when it cannot be chosen."""
+    chosen = choose_limit(caches_root(), gigabytes)
+    with _lock:
+        for cache in _open.values():
+            if isinstance(cache, LocalCache):
+                cache.max_bytes = chosen
 
 
 def close_caches() -> None:

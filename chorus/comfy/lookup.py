@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ..cache import Cache, CacheError, Match, Space
+from ..cache import Cache, CacheError, Space
 from ..prompt.embedding import PromptVector
-from ..reuse.plan import Plan, Source, calibration_of
+from ..reuse.plan import Plan, Refused, Source, calibration_of
 from .caches import open_cache, warn
 from .embed import EmbeddedPrompt, embed
 from .space import expert, space_of, start_latent
@@ -51,11 +51,11 @@ def look_up(
     vector = embedded.vector
     threshold = settings.threshold or calibration_of(vector.embedder).threshold
     reads = settings.mode in MODES[:2]
-    source, score, explanation = None, -1.0, f"mode is {settings.mode}"
+    source, score, explanation, nearest = None, -1.0, f"mode is {settings.mode}", ()
     if reads:
         try:
             cache = open_cache(settings.cache_name)
-            source, score, explanation = _search(cache, vector, space, threshold, embedded)
+            source, score, explanation, nearest = _search(cache, vector, space, threshold)
         except CacheError as error:
             explanation = f"the cache could not be read: {error}"
             warn(explanation)
@@ -73,6 +73,8 @@ def look_up(
         source=source,
         score=score,
         explanation=explanation,
+        threshold=threshold,
+        nearest=nearest,
         tokens=embedded.encoding,
         token_labels=embedded.labels,
         lookup_seconds=time.perf_counter() - began,
@@ -82,25 +84,24 @@ def look_up(
 
 
 def _search(
-    cache: Cache, vector: PromptVector, space: Space, threshold: float, embedded: EmbeddedPrompt
-) -> tuple[Source | None, float, str]:
+    cache: Cache, vector: PromptVector, space: Space, threshold: float
+) -> tuple[Source | None, float, str, tuple[Refused, ...]]:
     found = cache.search(vector.vector, vector.embedder, space, k=3)
     best = found[0] if found else None
     if best is not None and best.score >= threshold:
         tensors = cache.load(best.entry.id, {"tokens", "attention"} & set(best.entry.tensor_names))
         source = Source(best.entry, best.score, tensors.get("tokens"), tensors.get("attention"))
-        return source, best.score, f"hit {best.score:.2f} ≥ {threshold:.2f}: {best.entry.prompt!r}"
-    lines = [f"{m.score:.2f} {m.entry.prompt!r}: score below {threshold:.2f}" for m in found]
-    lines += _refused_elsewhere(cache, vector, space)
-    if not lines:
-        return None, -1.0, "the cache is empty for this way of embedding"
-    score = best.score if best else -1.0
-    return None, score, "no entry to start from; nearest: " + "; ".join(lines[:4])
+        return source, best.score, f"hit {best.score:.2f} ≥ {threshold:.2f}: {best.entry.prompt!r}", ()
+    elsewhere = cache.search_elsewhere(vector.vector, vector.embedder, space, k=2)
+    nearest = tuple(Refused(m.entry, m.score, space.differing(m.entry.space)) for m in [*found, *elsewhere])
+    if not nearest:
+        return None, -1.0, "the cache is empty for this way of embedding", ()
+    lines = [f"{r.score:.2f} {r.entry.prompt!r}: {_reason(r, space, threshold)}" for r in nearest[:4]]
+    return None, best.score if best else -1.0, "no entry to start from; nearest: " + "; ".join(lines), nearest
 
 
-def _refused_elsewhere(cache: Cache, vector: PromptVector, space: Space) -> list[str]:
-    found: list[Match] = cache.search_elsewhere(vector.vector, vector.embedder, space, k=2)
-    return [f"{m.score:.2f} {m.entry.prompt!r}: {', '.join(space.differences(m.entry.space))}" for m in found]
+def _reason(refused: Refused, space: Space, threshold: float) -> str:
+    return ", ".join(space.differences(refused.entry.space)) or f"score below {threshold:.2f}"
 
 
 def source_preview(plan: Plan) -> torch.Tensor:

@@ -23,6 +23,7 @@ from ..reuse.trajectory import SIGMA_TOLERANCE, Trajectory
 from .blocks import CrossAttention, TokenDrop, coarse_attention, override_attention, patch_blocks
 from .caches import load_trajectory, open_cache, warn
 from .digest import digest, tensor_digest
+from .events import run_started
 from .recording import FinishedRun, Recording, Report, finished_runs
 from .space import expert, image_conditioning, prediction_of, start_latent
 
@@ -151,6 +152,7 @@ def outer_sample(
     options["transformer_options"][KEY] = run
     try:
         answered = run.answer_without_sampling()
+        run.announce()
         if answered is not None:
             latent, x0 = answered
             if callback is not None:
@@ -499,6 +501,23 @@ class Run:
             return self.patcher.model.process_latent_out(x0), x0
         return None
 
+    def announce(self) -> None:
+        """Tell the open pages which steps are skipped, selective and full."""
+        report = self.report
+        whole = report.k1 == self.steps
+        try:
+            run_started(
+                {
+                    "outcome": report.outcome,
+                    "match_score": report.match_score,
+                    "steps": self.steps,
+                    "k1": self.steps if whole else self.k1,
+                    "k2": self.steps if whole else self.k2,
+                }
+            )
+        except Exception as error:  # nobody's render fails for want of a progress bar
+            warn(f"the pages could not be told of this run: {type(error).__name__}: {error}")
+
     # -- sampling -----------------------------------------------------------------------------------------------
 
     def guard_against_in_place_caches(self, options: dict) -> None:
@@ -663,6 +682,7 @@ class Run:
         report.steps_computed = sum(1 for k in self.steps_run if shares.get(k, 1.0) > 0)
         report.step_equivalents = round(sum(shares.get(k, 1.0) for k in self.steps_run), 4)
         report.token_share = [round(shares.get(k, 1.0), 4) for k in range(self.k1, self.k2) if k in self.steps_run]
+        report.source_id = self.identical.id if self.identical else self._parent()
         if self.before is not None:
             report.add(self.before.report)
         return FinishedRun(
