@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from . import CacheError, Entry, EntryDamaged, EntryMissing, LocalCache
-from .local import max_bytes
+from .local import limits
 
 DAY = 86_400.0  # seconds
 PAGE = 200  # entries read from the catalog at once
@@ -43,7 +43,7 @@ def opened(folder: Path) -> Iterator[LocalCache]:
         raise typer.Exit(2)
     cache = None
     try:
-        cache = LocalCache(folder, max_bytes=max_bytes())
+        cache = LocalCache(folder, **limits())
         yield cache
     except (CacheError, ValueError) as error:
         err.print(str(error), markup=False)

@@ -2,7 +2,8 @@
 
 The file is `catalog-<n>.sqlite`, and the highest n counts. A damaged one is never renamed over or rebuilt in
 place, because another process may still have it open and SQLite finds a database's journal by its name; its
-successor gets the next number, and is filled from the headers of the blobs.
+successor gets the next number, and is filled from the headers of the blobs and what the old one still tells of
+pins and hits.
 """
 
 from __future__ import annotations
@@ -19,45 +20,14 @@ from pathlib import Path
 
 from .blobs import Header
 from .errors import CacheUnavailable
+from .recollection import Recollection, recollect
+from .schema import MIGRATIONS, expected_tables, tables
 from .transaction import Transaction
 
 log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x43485253  # "CHRS", so that no other program's database is taken for a catalog
 _NAME = re.compile(r"catalog-(\d+)\.sqlite(-wal|-shm)?")
-
-# MIGRATIONS[v] leads from schema version v to v + 1; a released step is never edited.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        """CREATE TABLE entries (
-            seq INTEGER PRIMARY KEY,
-            id TEXT NOT NULL UNIQUE,
-            state TEXT NOT NULL DEFAULT 'live',
-            reason TEXT,
-            used REAL NOT NULL,
-            hits INTEGER NOT NULL DEFAULT 0,
-            space TEXT NOT NULL,
-            embedder TEXT NOT NULL,
-            is_source INTEGER NOT NULL,
-            request TEXT NOT NULL,
-            bytes INTEGER NOT NULL,
-            digest TEXT NOT NULL,
-            record TEXT NOT NULL,
-            vector BLOB NOT NULL,
-            checksum TEXT NOT NULL)""",
-        """CREATE INDEX sources_by_space ON entries (embedder, space, seq)
-            WHERE state = 'live' AND is_source = 1""",
-        "CREATE INDEX sources_by_embedder ON entries (embedder, seq) WHERE state = 'live' AND is_source = 1",
-        "CREATE INDEX requests ON entries (request, seq)",
-        "CREATE INDEX eviction_order ON entries (state DESC, used, seq, bytes, id)",
-        "CREATE TABLE tombstones (change INTEGER PRIMARY KEY, entry INTEGER)",
-        "CREATE TABLE reservations (id TEXT PRIMARY KEY, bytes INTEGER NOT NULL, made REAL NOT NULL)",
-        "CREATE TABLE usage (hits INTEGER NOT NULL, seconds_saved REAL NOT NULL)",
-        "INSERT INTO usage VALUES (0, 0.0)",
-        # A new catalog's numbers start at the time in milliseconds: above those of the one it replaces.
-        "INSERT INTO tombstones VALUES (CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER), NULL)",
-    ),
-)
 
 
 class _Damaged(Exception):
@@ -84,6 +54,7 @@ class Catalog:
         self._successor = root
         self._inode: int | None = None
         self._suspect = False
+        self._past = Recollection()  # of the catalog that is being replaced
         self._closed = False
         self.generation = 0  # changes whenever another file became the catalog
         with self._lock:
@@ -107,7 +78,7 @@ class Catalog:
             self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def rebuild(self) -> None:
-        """Begin a new catalog from the blobs, whatever the state of this one. Hit counts start at zero."""
+        """Begin a new catalog from the blobs, whatever the state of this one; pins and hits that it tells stay."""
         with self._lock:
             self._connection()
             self._disconnect()
@@ -237,7 +208,7 @@ class Catalog:
         db.execute(f"PRAGMA journal_size_limit = {4 * 2**20}")
         if empty or version < len(MIGRATIONS):
             self._migrate(db, version, empty)
-        if _schema(db) != _expected_schema():
+        if tables(db) != expected_tables():
             raise _Damaged("its tables are not those of this version")
 
     def _migrate(self, db: sqlite3.Connection, version: int, empty: bool) -> None:
@@ -248,13 +219,18 @@ class Catalog:
                     db.execute(statement)
             db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            transaction = Transaction(db)
             if empty:
-                transaction = Transaction(db)
                 headers = sorted(self._refill(), key=lambda header: json.loads(header.record)["created"])
+                if self._past.version:
+                    transaction.start_above(self._past.version)
                 for header in headers:
                     transaction.insert(header.record, header.vector, header.digest, header.size)
+                transaction.recall(self._past)
                 if headers:
                     log.warning("The catalog %s was rebuilt from %d cached files", self._path, len(headers))
+            else:
+                transaction.relist()
             db.execute("COMMIT")
         finally:
             if db.in_transaction:
@@ -263,7 +239,11 @@ class Catalog:
     def _replace(self) -> sqlite3.Connection:
         """Begin the next catalog; only while `_alone`."""
         self._suspect = False
-        return self._open(_number(self._path) + 1)
+        self._past = recollect(self._path, self._timeout)
+        try:
+            return self._open(_number(self._path) + 1)
+        finally:
+            self._past = Recollection()
 
     def _set_aside_older(self) -> None:
         current = _number(self._path)
@@ -298,18 +278,3 @@ def _is_damage(error: sqlite3.Error | UnicodeDecodeError) -> bool:
         return True
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _schema(db: sqlite3.Connection) -> set[str]:
-    return {sql for (sql,) in db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
-
-
-def _expected_schema() -> set[str]:
-    db = sqlite3.connect(":memory:")
-    try:
-        for statements in MIGRATIONS:
-            for statement in statements:
-                db.execute(statement)
-        return _schema(db)
-    finally:
-        db.close()

@@ -9,17 +9,18 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .blobs import BlobDamaged, Blobs, Packed, pack
 from .catalog import Catalog
-from .entry import CacheStats, Entry, Match, NewEntry, Space, unit_vector
+from .entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space, unit_vector
 from .errors import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
+from .eviction import Limits, checked
 from .index import VectorIndex, VectorPool
 from .record import write_record
-from .transaction import Removed, Transaction
+from .transaction import Removed, Totals, Transaction
 
 if TYPE_CHECKING:
     import torch
@@ -41,11 +42,36 @@ def max_bytes() -> int:
         raise ValueError(f"CHORUS_CACHE_GB={text!r}: expected a number of gigabytes") from error
 
 
+def max_entries() -> int | None:
+    """The limit of entries of a cache: `CHORUS_CACHE_ENTRIES`, else None, as many as fit."""
+    text = os.environ.get("CHORUS_CACHE_ENTRIES", "")
+    try:
+        return int(text) if text else None
+    except ValueError as error:
+        raise ValueError(f"CHORUS_CACHE_ENTRIES={text!r}: expected a whole number") from error
+
+
+def limits() -> dict[str, Any]:
+    """What the environment says of a `LocalCache`'s limits and eviction, as its arguments.
+
+    ValueError names the variable that cannot be read.
+    """
+    policy = os.environ.get("CHORUS_CACHE_EVICTION", "")
+    try:
+        checked(policy)
+    except ValueError as error:
+        raise ValueError(f"CHORUS_CACHE_EVICTION: {error}") from error
+    return {"max_bytes": max_bytes(), "max_entries": max_entries(), "eviction": policy or None}
+
+
 class LocalCache:
     """A cache in the folder `root`, shared by all threads and processes that open it. Implements `Cache`.
 
     max_bytes: limit for the entries' files, quarantined ones included; it holds while they are written, too.
         The catalog (about 6 kB an entry) comes on top.
+    max_entries: limit for how many there are; None for as many as fit.
+    eviction: which of `eviction.POLICIES` decides what goes first, for all who open this cache from now on; None
+        leaves it as it is.
     timeout: longest wait for another process's lock, in seconds.
 
     The catalog (SQLite) is the truth and the files follow it: room is reserved in the catalog, evicted files
@@ -60,9 +86,22 @@ class LocalCache:
             tensors = cache.load(match.entry.id, ["checkpoint/0.937500"])
     """
 
-    def __init__(self, root: Path, *, max_bytes: int = 20 * 2**30, timeout: float = 2.0):
+    def __init__(
+        self,
+        root: Path,
+        *,
+        max_bytes: int = 20 * 2**30,
+        max_entries: int | None = None,
+        eviction: str | None = None,
+        timeout: float = 2.0,
+    ):
+        if max_entries is not None and max_entries < 1:
+            raise ValueError(f"max_entries {max_entries}: expected at least 1, or None for as many as fit")
         self.root = Path(root)
         self.max_bytes = max_bytes
+        self.max_entries = max_entries
+        self._limits = Limits(max_bytes, max_entries)
+        self._policy = None if eviction is None else checked(eviction)
         try:
             self._blobs = Blobs(self.root)
         except OSError as error:
@@ -103,16 +142,31 @@ class LocalCache:
             row = transaction.row(entry_id)
         return row.entry if row else None
 
-    def entries(self, limit: int = 100, offset: int = 0) -> list[Entry]:
+    def entries(self, limit: int = 100, offset: int = 0, query: Query = EVERYTHING) -> list[Entry]:
         """See `Cache.entries`."""
         with self._reading() as transaction:
-            return [row.entry for row in transaction.newest(limit, offset)]
+            return [row.entry for row in transaction.page(query, limit, offset)]
+
+    def count(self, query: Query = EVERYTHING) -> int:
+        """See `Cache.count`."""
+        with self._reading() as transaction:
+            return transaction.count(query)
 
     def stats(self) -> CacheStats:
         """See `Cache.stats`. bytes includes what is in quarantine."""
         with self._reading() as transaction:
-            entries, size, hits, seconds = transaction.totals()
-        return CacheStats(entries, size, self.max_bytes, hits, seconds)
+            totals, models, days = transaction.totals(), transaction.models(), transaction.days()
+        return CacheStats(
+            entries=totals.entries,
+            bytes=totals.bytes + totals.quarantined,
+            max_bytes=self.max_bytes,
+            hits=totals.hits,
+            seconds_saved=totals.seconds_saved,
+            max_entries=self.max_entries,
+            pinned_bytes=totals.pinned_bytes,
+            models=models,
+            days=days,
+        )
 
     def version(self) -> int:
         """See `Cache.version`."""
@@ -145,9 +199,12 @@ class LocalCache:
             advice = "Check the disk and the file's permissions."
             raise CacheUnavailable(self._blobs.path(entry_id), str(error), advice) from error
 
-    def put(self, new: NewEntry) -> Entry:
-        """See `Cache.put`. Evicts the least recently used."""
-        entry_id = uuid.uuid4().hex
+    def put(self, new: NewEntry, entry_id: str | None = None) -> Entry:
+        """See `Cache.put`. Evicts by the cache's policy. CacheUnavailable where pinned entries leave no room."""
+        if entry_id is None:
+            entry_id = uuid.uuid4().hex
+        else:
+            self._blobs.path(entry_id)  # is it an id?
         packed = pack(write_record(entry_id, time.time(), new), new.vector, new.tensors)
         self._reserve(entry_id, packed.size)
         try:
@@ -165,6 +222,12 @@ class LocalCache:
         with self._catalog.writing() as transaction:
             transaction.record_hit(entry_id, saved_seconds)
 
+    def pin(self, entry_id: str, pinned: bool = True) -> None:
+        """See `Cache.pin`."""
+        with self._catalog.writing() as transaction:
+            if not transaction.pin(entry_id, pinned):
+                raise EntryMissing(entry_id)
+
     # -- deleting
 
     def forget(self, entry_id: str) -> None:
@@ -179,7 +242,7 @@ class LocalCache:
     def clear(self) -> int:
         """See `Cache.clear`. Counts of hits and saved seconds stay."""
         with self._catalog.writing() as transaction:
-            entries, *_ = transaction.totals()
+            entries = transaction.totals().entries
             rows = transaction.drop_all()
         self._remove_files(row.id for row in rows)
         with self._deleting():
@@ -207,7 +270,10 @@ class LocalCache:
             old = self._blobs.ids_older_than(ORPHANED_AFTER)
             with self._catalog.writing() as transaction:
                 abandoned = transaction.release_older_than(RESERVED_FOR)
-                evicted = transaction.make_room(0, self.max_bytes)
+                transaction.recount()
+                if self._policy is not None:
+                    transaction.choose_policy(self._policy)
+                evicted = transaction.make_room(self._limits)
                 orphans = old - transaction.known_ids()
         except (CacheUnavailable, OSError) as error:  # locked or full: what can be read can still be served
             log.warning("Leftovers in the cache are not cleared away this time: %s", error)
@@ -219,13 +285,24 @@ class LocalCache:
             raise EntryTooLarge(size, self.max_bytes)
         with self._catalog.writing() as transaction:
             abandoned = transaction.release_older_than(RESERVED_FOR)
-            reserved = transaction.reserved()
-            if reserved + size > self.max_bytes:
-                reason = f"other runs are storing {reserved:,} bytes, and {size:,} more exceed {self.max_bytes:,}"
-                raise CacheUnavailable(self.root, reason, "Raise the cache's size limit.")
-            evicted = transaction.make_room(size, self.max_bytes)
+            if transaction.knows(entry_id):
+                raise ValueError(f"there is an entry with the id {entry_id} already")
+            self._check_room(transaction.totals(), size)
+            evicted = transaction.make_room(self._limits, size, 1)
             transaction.reserve(entry_id, size)
         self._remove_files([*abandoned, *(row.id for row in evicted)])
+
+    def _check_room(self, totals: Totals, size: int) -> None:
+        """CacheUnavailable where no eviction makes room for one more entry of `size` bytes."""
+        for kept, unit, reserved, more, limit in (
+            (totals.pinned_bytes, "bytes", totals.reserved, size, self.max_bytes),
+            (totals.pinned, "entries", totals.writers, 1, self.max_entries),
+        ):
+            if limit is None or kept + reserved + more <= limit:
+                continue
+            taken = f"{reserved:,} {unit} are being stored" + (f" and {kept:,} are pinned" if kept else "")
+            advice = "Unpin or forget some, or raise the cache's limit." if kept else "Raise the cache's limit."
+            raise CacheUnavailable(self.root, f"{taken}, so that {more:,} more would exceed {limit:,}", advice)
 
     def _publish(self, entry_id: str, new: NewEntry, packed: Packed) -> Entry:
         with self._catalog.writing() as transaction:

@@ -28,10 +28,13 @@ def write_record(entry_id: str, created: float, new: NewEntry) -> str:
     )
 
 
-def read_record(record: str, *, used: float | None = None, hits: int = 0, size: int) -> Entry:
+def read_record(
+    record: str, *, used: float | None = None, hits: int = 0, saved: float = 0.0, pinned: bool = False, size: int
+) -> Entry:
     """The entry of a record; without `used`, as it was created. ValueError, KeyError or TypeError if bad."""
     fields = json.loads(record)
     fields["space"] = Space(**{**fields["space"], "shape": tuple(fields["space"]["shape"])})
     fields["sigmas"] = tuple(fields["sigmas"])
     fields["tensor_names"] = tuple(fields["tensor_names"])
-    return Entry(**fields, used=float(fields["created"] if used is None else used), hits=int(hits), bytes=int(size))
+    used = float(fields["created"] if used is None else used)
+    return Entry(**fields, used=used, hits=int(hits), bytes=int(size), saved=float(saved), pinned=pinned)

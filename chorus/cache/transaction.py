@@ -8,6 +8,7 @@ the catalog's version; whoever has seen version v catches up by reading what is 
 from __future__ import annotations
 
 import hashlib
+import math
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -15,13 +16,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .entry import Entry, canonical_json
+from . import eviction
+from .entry import EVERYTHING, Entry, ModelStats, Query, canonical_json
+from .eviction import Limits
+from .query import conditions, listed, order
+from .recollection import Recollection
 from .record import read_record
 
 HISTORY = 10_000  # changes for which tombstones are kept; whoever lags further behind starts over
+DAYS = 90  # of hits that are told by day
 
-_ROW = "seq, id, used, hits, space, embedder, is_source, request, bytes, digest, record, vector, checksum"
 _CHECKED = ("id", "space", "embedder", "is_source", "request", "bytes", "digest", "record")
+_CHANGING = ("used", "hits", "saved", "pinned")
+# A live row without its line in the listing shows as damaged, so the join must not lose it.
+_ROW = ", ".join(["e.seq", "e.checksum", "e.vector", *(f"e.{c}" for c in _CHECKED), *(f"l.{c}" for c in _CHANGING)])
+_LIVE = f"SELECT {_ROW} FROM entries e LEFT JOIN listing l ON l.seq = e.seq WHERE e.state = 'live'"
 _SOURCES = "state = 'live' AND is_source = 1 AND embedder = :embedder"
 
 
@@ -41,6 +50,22 @@ class Removed:
 
     seq: int
     id: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """entries, bytes, pinned (how many) and pinned_bytes: of live entries. quarantined and reserved: in bytes.
+    writers: entries for which room is reserved. hits, seconds_saved: since the cache was made."""
+
+    entries: int
+    bytes: int
+    pinned: int
+    pinned_bytes: int
+    quarantined: int
+    reserved: int
+    writers: int
+    hits: int
+    seconds_saved: float
 
 
 def _checksum(columns: list, vector: bytes) -> str:
@@ -64,23 +89,38 @@ class Transaction:
         return version
 
     def row(self, entry_id: str) -> Row | None:
-        return next((row for row in self._rows("id = :id", id=entry_id) if row.entry.id == entry_id), None)
+        return next((row for row in self._rows("e.id = :id", id=entry_id) if row.entry.id == entry_id), None)
 
     def row_numbered(self, seq: int) -> Row | None:
-        return next(self._rows("seq = :seq", seq=seq), None)
+        return next(self._rows("e.seq = :seq", seq=seq), None)
 
     def newest_of_request(self, request: str) -> Row | None:
-        rows = self._rows("request = :request ORDER BY seq DESC", request=request)
+        rows = self._rows("e.request = :request ORDER BY e.seq DESC", request=request)
         return next((row for row in rows if row.entry.request == request), None)
 
-    def newest(self, limit: int, offset: int) -> list[Row]:
-        return list(self._rows("1 ORDER BY seq DESC LIMIT :limit OFFSET :offset", limit=limit, offset=offset))
+    def page(self, query: Query, limit: int, offset: int) -> list[Row]:
+        """At most `limit` rows that answer the query, in its order, after the first `offset`."""
+        where, values = conditions(query)
+        # The seqs first, from narrow rows and indices alone: an offset costs no look at what is passed over.
+        seqs = self._db.execute(
+            f"SELECT seq FROM listing WHERE {where} ORDER BY {order(query)} LIMIT :limit OFFSET :offset",
+            {**values, "limit": limit, "offset": offset},
+        ).fetchall()
+        return [row for (seq,) in seqs if (row := self.row_numbered(seq)) is not None]
+
+    def count(self, query: Query) -> int:
+        """How many rows answer the query."""
+        if query == EVERYTHING:
+            return self.totals().entries
+        where, values = conditions(query)
+        (count,) = self._db.execute(f"SELECT count(*) FROM listing WHERE {where}", values).fetchone()
+        return count
 
     def sources_after(self, seq: int, embedder: str, space: str | None) -> Iterator[Row]:
         """Sources of `embedder` numbered above `seq`, in the space with this key or (None) in all."""
-        where = "is_source = 1 AND embedder = :embedder AND seq > :after"
+        where = "e.is_source = 1 AND e.embedder = :embedder AND e.seq > :after"
         if space is not None:
-            where += " AND space = :space"
+            where += " AND e.space = :space"
         for row in self._rows(where, embedder=embedder, space=space, after=seq):
             # A damaged SQL index could bring rows that were not asked for; the row itself is right.
             if row.entry.embedder == embedder and space in (None, row.entry.space.key()):
@@ -110,22 +150,49 @@ class Transaction:
             entry_id for (entry_id,) in self._db.execute("SELECT id FROM entries UNION SELECT id FROM reservations")
         }
 
-    def totals(self) -> tuple[int, int, int, float]:
-        """(live entries, their bytes with quarantined ones, hits, seconds saved)."""
-        entries, size = self._db.execute(
-            "SELECT count(*) FILTER (WHERE state = 'live'), total(bytes) FROM entries"
-        ).fetchone()
-        hits, seconds = self._db.execute("SELECT hits, seconds_saved FROM usage").fetchone()
-        return entries, int(size), hits, seconds
+    def totals(self) -> Totals:
+        """How much there is, without counting it."""
+        one = self._db.execute
+        (quarantined,) = one("SELECT total(bytes) FROM entries WHERE state <> 'live'").fetchone()
+        reserved, writers = one("SELECT total(bytes), count(*) FROM reservations").fetchone()
+        entries, size, pinned, pinned_bytes = one("SELECT entries, bytes, pinned, pinned_bytes FROM totals").fetchone()
+        hits, seconds = one("SELECT hits, seconds_saved FROM usage").fetchone()
+        return Totals(
+            entries, int(size), pinned, int(pinned_bytes), int(quarantined), int(reserved), writers, hits, seconds
+        )
+
+    def models(self) -> tuple[ModelStats, ...]:
+        """What is kept for each model, the largest first."""
+        rows = self._db.execute(
+            "SELECT weights, latent_format, count(*), CAST(total(bytes) AS INTEGER), CAST(total(hits) AS INTEGER),"
+            " total(saved) FROM listing GROUP BY weights, latent_format ORDER BY total(bytes) DESC, weights"
+        )
+        return tuple(ModelStats(*row) for row in rows)
+
+    def days(self) -> tuple[tuple[str, int, float], ...]:
+        """(day, hits, seconds saved) of the days with hits among the last 90, the oldest first."""
+        now = time.time()
+        rows = self._db.execute(
+            "SELECT day, hits, seconds_saved FROM days WHERE day BETWEEN ? AND ? ORDER BY day",
+            (_day(now - (DAYS - 1) * 86_400), _day(now)),
+        )
+        return tuple(rows.fetchall())
 
     def _rows(self, where: str, **values) -> Iterator[Row]:
-        rows = self._db.execute(f"SELECT {_ROW} FROM entries WHERE state = 'live' AND {where}", values)
+        rows = self._db.execute(f"{_LIVE} AND {where}", values)
         rows.row_factory = sqlite3.Row
         for raw in rows:
             try:
                 if _checksum([raw[name] for name in _CHECKED], raw["vector"]) != raw["checksum"]:
                     raise ValueError("checksum")
-                entry = read_record(raw["record"], used=raw["used"], hits=raw["hits"], size=raw["bytes"])
+                entry = read_record(
+                    raw["record"],
+                    used=_finite(raw["used"]),
+                    hits=raw["hits"],
+                    saved=_finite(raw["saved"]),
+                    pinned=raw["pinned"] == 1,
+                    size=raw["bytes"],
+                )
             except (ValueError, TypeError, KeyError, OverflowError):
                 self.damaged.append(Removed(raw["seq"], raw["id"]))
                 continue
@@ -147,26 +214,77 @@ class Transaction:
             "digest": digest,
             "record": record,
         }
+        seq = self.version() + 1
         self._db.execute(
-            "INSERT INTO entries (seq, used, vector, checksum,"
+            "INSERT INTO entries (seq, checksum, vector,"
             " id, space, embedder, is_source, request, bytes, digest, record)"
-            " VALUES (:seq, :used, :vector, :checksum,"
+            " VALUES (:seq, :checksum, :vector,"
             " :id, :space, :embedder, :is_source, :request, :bytes, :digest, :record)",
             {
                 **columns,
-                "seq": self.version() + 1,
-                "used": entry.used,
+                "seq": seq,
                 "vector": stored,
                 "checksum": _checksum([columns[name] for name in _CHECKED], stored),
             },
         )
+        self._db.execute(
+            "INSERT INTO listing (seq, id, bytes, is_source, used, tick) VALUES (?, ?, ?, ?, ?, ?)",
+            (seq, entry.id, size, int(entry.is_source), entry.used, self._next_tick()),
+        )
+        self._list(seq, entry)
+        self._prioritise("seq = :seq", seq=seq)
         return entry
+
+    def relist(self) -> None:
+        """Write anew what the listing keeps of the records, after a migration."""
+        for (seq,) in self._db.execute("SELECT seq FROM listing").fetchall():
+            record = self._db.execute("SELECT record, bytes FROM entries WHERE seq = ?", (seq,)).fetchone()
+            try:
+                self._list(seq, read_record(record[0], size=record[1]))
+            except (ValueError, TypeError, KeyError, OverflowError):
+                continue  # damaged: told and put in quarantine when it is read
+        self._prioritise("1")
+
+    def start_above(self, version: int) -> None:
+        """Number this catalog's changes from above `version`."""
+        self._db.execute("INSERT INTO tombstones VALUES (?, NULL)", (max(version, self.version()) + 1,))
+
+    def recall(self, past: Recollection) -> None:
+        """Take over what another catalog knew of the use of its entries."""
+        self._db.execute("UPDATE usage SET hits = ?, seconds_saved = ?", (past.hits, past.seconds_saved))
+        self._db.executemany("INSERT OR REPLACE INTO days VALUES (?, ?, ?)", past.days)
+        self._db.execute("UPDATE eviction SET policy = ?", (past.policy,))
+        self._db.executemany(
+            "UPDATE listing SET used = ?, hits = ?, saved = ?, pinned = ?"
+            " WHERE seq = (SELECT seq FROM entries WHERE id = ?)",
+            [(*values, entry_id) for entry_id, values in past.uses.items()],
+        )
+        # Uses are counted in the order of their times, as the tick of the last is all that a policy asks for.
+        self._db.execute(
+            "UPDATE listing SET tick = ranked.tick FROM"
+            " (SELECT seq, row_number() OVER (ORDER BY used, seq) AS tick FROM listing) AS ranked"
+            " WHERE ranked.seq = listing.seq"
+        )
+        self._prioritise("1")
+
+    def choose_policy(self, policy: str) -> None:
+        """From now on evict by this policy, one of `eviction.POLICIES`; all priorities are computed anew."""
+        eviction.checked(policy)
+        if policy != self.policy():
+            self._db.execute("UPDATE eviction SET policy = ?, clock = 0.0", (policy,))
+            self._prioritise("1")
+
+    def policy(self) -> str:
+        """The chosen policy's name, "" for the default."""
+        (policy,) = self._db.execute("SELECT policy FROM eviction").fetchone()
+        return policy
 
     def drop(self, rows: list[Removed]) -> None:
         """Delete rows, leaving tombstones."""
         for row in rows:
             self._bury(row.seq)
             self._db.execute("DELETE FROM entries WHERE seq = ?", (row.seq,))
+            self._db.execute("DELETE FROM listing WHERE seq = ?", (row.seq,))
 
     def drop_id(self, entry_id: str) -> list[Removed]:
         """Delete the row of an entry, in whatever state; returns it, or nothing."""
@@ -179,32 +297,73 @@ class Transaction:
         rows = self._removed("1")
         self._bury(None)
         self._db.execute("DELETE FROM entries")
+        self._db.execute("DELETE FROM listing")
         return rows
 
     def quarantine(self, row: Removed, reason: str) -> None:
         """Take a row out of use, keeping it for inspection until its room is needed."""
         self._db.execute("UPDATE entries SET state = 'quarantined', reason = ? WHERE seq = ?", (reason, row.seq))
+        self._db.execute("DELETE FROM listing WHERE seq = ?", (row.seq,))
         self._bury(row.seq)
 
-    def make_room(self, size: int, max_bytes: int) -> list[Removed]:
-        """Drop rows until `size` more bytes fit: quarantined ones first, then the least recently used."""
+    def pin(self, entry_id: str, pinned: bool) -> bool:
+        """Whether there is such an entry; it is pinned, or no longer."""
+        changed = self._db.execute(
+            "UPDATE listing SET pinned = ? WHERE seq = (SELECT seq FROM entries WHERE id = ? AND state = 'live')",
+            (int(pinned), entry_id),
+        )
+        return changed.rowcount == 1
+
+    def make_room(self, limits: Limits, size: int = 0, entries: int = 0) -> list[Removed]:
+        """Drop rows until so many more bytes and entries fit: quarantined ones first, then by priority.
+
+        Pinned ones stay, even where the limits then do not hold.
+        """
         # Only a damaged row, or one from before the limit was lowered, has such a size.
-        victims = self._removed("bytes NOT BETWEEN 0 AND ?", max_bytes)
+        victims = self._removed("state <> 'live' AND bytes NOT BETWEEN 0 AND ?", limits.bytes)
+        victims += [
+            Removed(*row)
+            for row in self._db.execute(
+                "SELECT seq, id FROM listing WHERE (bytes < 0 OR bytes > ?) AND pinned = 0", (limits.bytes,)
+            )
+        ]
         self.drop(victims)
-        (excess,) = self._db.execute(
-            "SELECT (SELECT total(bytes) FROM entries) + (SELECT total(bytes) FROM reservations) + ? - ?",
-            (size, max_bytes),
-        ).fetchone()
-        oldest = []
-        for seq, entry_id, freed in self._db.execute(
-            "SELECT seq, id, bytes FROM entries ORDER BY state DESC, used, seq"
-        ):
+        totals = self.totals()
+        excess = totals.bytes + totals.quarantined + totals.reserved + size - limits.bytes
+        surplus = 0 if limits.entries is None else totals.entries + totals.writers + entries - limits.entries
+        chosen: list[Removed] = []
+        for seq, entry_id, freed in self._db.execute("SELECT seq, id, bytes FROM entries WHERE state <> 'live'"):
             if excess <= 0:
                 break
-            oldest.append(Removed(seq, entry_id))
+            chosen.append(Removed(seq, entry_id))
             excess -= freed
-        self.drop(oldest)
-        return victims + oldest
+        clock = None
+        for seq, entry_id, freed, priority in self._db.execute(
+            "SELECT seq, id, bytes, priority FROM listing WHERE pinned = 0 ORDER BY priority, tick"
+        ):
+            if excess <= 0 and surplus <= 0:
+                break
+            chosen.append(Removed(seq, entry_id))
+            excess, surplus, clock = excess - freed, surplus - 1, priority
+        if clock is not None:
+            self._db.execute("UPDATE eviction SET clock = max(clock, ?)", (clock,))
+        self.drop(chosen)
+        return victims + chosen
+
+    def recount(self) -> None:
+        """Set right the totals, should flipped bits have changed them."""
+        self._db.execute(
+            "UPDATE totals SET (entries, bytes, pinned, pinned_bytes) ="
+            " (SELECT count(*), CAST(total(bytes) AS INTEGER), CAST(total(pinned) AS INTEGER),"
+            " CAST(total(pinned * bytes) AS INTEGER) FROM listing)"
+        )
+
+    def knows(self, entry_id: str) -> bool:
+        """Whether there is such a row, in any state, or a reservation for it."""
+        found = self._db.execute(
+            "SELECT 1 FROM entries WHERE id = :id UNION SELECT 1 FROM reservations WHERE id = :id", {"id": entry_id}
+        )
+        return found.fetchone() is not None
 
     def reserve(self, entry_id: str, size: int) -> None:
         """Count `size` bytes as taken, before they are written."""
@@ -223,14 +382,35 @@ class Transaction:
             ).fetchall()
         ]
 
-    def reserved(self) -> int:
-        (size,) = self._db.execute("SELECT total(bytes) FROM reservations").fetchone()
-        return int(size)
-
     def record_hit(self, entry_id: str, saved_seconds: float) -> None:
         """Count a hit, and make the entry the most recently used."""
-        self._db.execute("UPDATE entries SET used = ?, hits = hits + 1 WHERE id = ?", (time.time(), entry_id))
+        now = time.time()
+        self._db.execute(
+            "UPDATE listing SET used = ?, hits = hits + 1, saved = saved + ?, tick = ?"
+            " WHERE seq = (SELECT seq FROM entries WHERE id = ?)",
+            (now, saved_seconds, self._next_tick(), entry_id),
+        )
+        self._prioritise("seq = (SELECT seq FROM entries WHERE id = :id)", id=entry_id)
         self._db.execute("UPDATE usage SET hits = hits + 1, seconds_saved = seconds_saved + ?", (saved_seconds,))
+        self._db.execute(
+            "INSERT INTO days VALUES (?, 1, ?) ON CONFLICT (day) DO UPDATE"
+            " SET hits = hits + 1, seconds_saved = seconds_saved + excluded.seconds_saved",
+            (_day(now), saved_seconds),
+        )
+
+    def _list(self, seq: int, entry: Entry) -> None:
+        columns = listed(entry)
+        names = ", ".join(f"{name} = :{name}" for name in columns)
+        self._db.execute(f"UPDATE listing SET {names} WHERE seq = :seq", {**columns, "seq": seq})
+
+    def _next_tick(self) -> int:
+        (tick,) = self._db.execute("UPDATE eviction SET tick = tick + 1 RETURNING tick").fetchone()
+        return tick
+
+    def _prioritise(self, where: str, **values) -> None:
+        policy, clock = self._db.execute("SELECT policy, clock FROM eviction").fetchone()
+        formula = eviction.priority(policy)
+        self._db.execute(f"UPDATE listing SET priority = {formula} WHERE {where}", {**values, "clock": clock})
 
     def _removed(self, where: str, *values) -> list[Removed]:
         return [Removed(*row) for row in self._db.execute(f"SELECT seq, id FROM entries WHERE {where}", values)]
@@ -240,3 +420,14 @@ class Transaction:
         change = self.version() + 1
         self._db.execute("INSERT INTO tombstones (change, entry) VALUES (?, ?)", (change, seq))
         self._db.execute("DELETE FROM tombstones WHERE change <= ?", (change - HISTORY,))
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is not finite")
+    return value
+
+
+def _day(seconds: float) -> str:
+    """The day of a Unix time in UTC, as YYYY-MM-DD."""
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..cache import Cache, Entry, LocalCache
+from ..cache.local import limits
 from ..reuse.trajectory import Trajectory
 from .limit import choose_limit, limit_bytes
 
@@ -48,7 +49,7 @@ def open_cache(name: str) -> Cache:
     folder = cache_folder(name)
     with _lock:
         if folder not in _open:
-            _open[folder] = LocalCache(folder, max_bytes=limit_bytes(folder.parent))
+            _open[folder] = LocalCache(folder, **limits() | {"max_bytes": limit_bytes(folder.parent)})
         return _open[folder]
 
 

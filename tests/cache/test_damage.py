@@ -100,13 +100,15 @@ def test_an_entry_without_its_file_is_missing_and_leaves_the_catalog(cache, root
         "checksum = ''",
         "hits = 'many'",
         "used = 9e999, hits = 9e999",
+        "saved = 'much'",
     ],
 )
 def test_a_changed_row_is_quarantined_and_the_others_served(open_cache, root, change):
     cache = open_cache()
     entry, other = cache.put(new_entry(1)), cache.put(new_entry(2))
     cache.close()
-    edit(root, f"UPDATE entries SET {change} WHERE id = '{entry.id}'")
+    table = "listing" if change.startswith(("hits", "used", "saved")) else "entries"
+    edit(root, f"UPDATE {table} SET {change} WHERE id = '{entry.id}'")
 
     cache = open_cache()
     assert cache.get(entry.id) is None
@@ -133,7 +135,7 @@ def test_quarantined_entries_make_room_first(open_cache, root):
 def test_a_row_that_claims_an_absurd_size_does_not_stop_the_cache(open_cache, root):
     cache = open_cache(max_bytes=100_000)
     good, bad = cache.put(new_entry(1)), cache.put(new_entry(2))
-    edit(root, f"UPDATE entries SET bytes = {2**62} WHERE id = '{bad.id}'")
+    edit(root, f"UPDATE listing SET bytes = {2**62} WHERE id = '{bad.id}'")
     new = cache.put(new_entry(3))
     assert {entry.id for entry in cache.entries()} == {good.id, new.id}
 
@@ -196,6 +198,36 @@ def test_a_rebuild_keeps_the_order_and_can_be_asked_for(cache):
     assert cache.rebuild() == 3
     assert cache.version() > version
     assert cache.find_request("same") == made[2]
+
+
+def test_a_rebuilt_catalog_remembers_pins_and_hits(cache, open_cache, root):
+    made = [cache.put(new_entry(n)) for n in range(3)]
+    cache.pin(made[1].id)
+    cache.record_hit(made[0].id, 4.0)
+    before = cache.stats()
+    entries = cache.entries()
+    assert cache.rebuild() == 3
+    assert cache.entries() == entries
+    assert cache.stats() == before
+    cache.close()
+    edit(root, "DROP INDEX requests")
+    again = open_cache()
+    assert again.entries() == entries
+    assert again.stats() == before
+    assert catalog(root).name == "catalog-3.sqlite"
+
+
+def test_what_a_damaged_catalog_still_tells_is_remembered(open_cache, root):
+    cache = open_cache()
+    made = [cache.put(new_entry(n)) for n in range(3)]
+    for entry in made:
+        cache.pin(entry.id)
+        cache.record_hit(entry.id, 1.0)
+    cache.close()
+    edit(root, f"UPDATE listing SET hits = 'many' WHERE id = '{made[1].id}'", "DROP TABLE days")
+    cache = open_cache()
+    assert [(entry.hits, entry.pinned) for entry in cache.entries()] == [(1, True), (0, False), (1, True)]
+    assert (cache.stats().hits, cache.stats().days) == (3, ())
 
 
 @pytest.mark.parametrize(

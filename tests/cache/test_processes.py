@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from chorus.cache import LocalCache, local
+from chorus.cache import LocalCache, Query, local
 
 from .sample import EMBEDDER, SPACE, assert_is_entry, new_entry, random_vector
 
@@ -38,17 +38,22 @@ def finish(process):
     return output
 
 
-def test_two_writers_never_exceed_the_limit_and_are_seen_by_a_third(open_cache, root, start):
-    limit = 1_000_000
-    cache = open_cache(max_bytes=limit, timeout=20)
-    assert cache.search(random_vector(113), EMBEDDER, SPACE) == []
-    version = cache.version()
-    writers = [start("writer.py", root, first, first + 14, 150, limit) for first in (0, 100)]
+def let_go(writers):
+    """Start writers at the same moment."""
     for writer in writers:
         assert writer.stdout.readline() == "ready\n"
     for writer in writers:
         writer.stdin.write("go\n")
         writer.stdin.flush()
+    return writers
+
+
+def test_two_writers_never_exceed_the_limit_and_are_seen_by_a_third(open_cache, root, start):
+    limit = 1_000_000
+    cache = open_cache(max_bytes=limit, timeout=20)
+    assert cache.search(random_vector(113), EMBEDDER, SPACE) == []
+    version = cache.version()
+    writers = let_go([start("writer.py", root, first, first + 14, 150, limit, 0) for first in (0, 100)])
     largest = samples = 0
     while any(writer.poll() is None for writer in writers):
         assert cache.stats().bytes <= limit
@@ -69,6 +74,26 @@ def test_two_writers_never_exceed_the_limit_and_are_seen_by_a_third(open_cache, 
     for entry in cache.entries():
         assert_is_entry(entry.settings["number"], cache.load(entry.id), kilobytes=150)
     assert sum(tensor_files(root).values()) == cache.stats().bytes
+
+
+def test_three_writers_never_exceed_the_limit_of_entries_and_lose_no_pin(open_cache, root, start):
+    cache = open_cache(max_entries=20, timeout=20)
+    writers = let_go([start("writer.py", root, first, first + 20, 4, 10**9, 20) for first in (0, 100, 200)])
+    most = samples = 0
+    while any(writer.poll() is None for writer in writers):
+        count = cache.count()
+        assert count <= 20
+        if (found := tensor_files(root)) is not None:
+            assert len(found) <= 20
+        most, samples = max(most, count), samples + 1
+        time.sleep(0.005)
+    for writer in writers:
+        finish(writer)
+
+    assert samples > 10
+    assert most == 20 == cache.count()
+    pinned = {entry.settings["number"] for entry in cache.entries(query=Query(pinned=True))}
+    assert pinned == {first + number for first in (0, 100, 200) for number in (0, 5, 10, 15)}
 
 
 @posix
@@ -94,7 +119,7 @@ def test_killed_writers_lose_no_committed_entry_and_leave_nothing(root, start, o
     assert {path.stem for path in tensor_files(root)} == entries.keys()
     assert sum(tensor_files(root).values()) == swept.stats().bytes
     with swept._catalog.reading() as transaction:
-        assert transaction.reserved() == 0
+        assert transaction.totals().reserved == 0
 
 
 @posix

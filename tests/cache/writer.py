@@ -1,4 +1,7 @@
-"""Waits for a line on its input, then puts the entries FIRST … LAST−1 of KILOBYTES each into ROOT."""
+"""Waits for a line on its input, then puts the entries FIRST … LAST−1 of KILOBYTES each into ROOT.
+
+Every fifth is pinned. MAX_ENTRIES 0 is no limit.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ from sample import new_entry
 from chorus.cache import LocalCache
 
 if __name__ == "__main__":
-    root, first, last, kilobytes, max_bytes = sys.argv[1:]
+    root, *numbers = sys.argv[1:]
+    first, last, kilobytes, max_bytes, max_entries = map(int, numbers)
     print("ready", flush=True)
     sys.stdin.readline()
-    cache = LocalCache(Path(root), max_bytes=int(max_bytes), timeout=20)
-    for number in range(int(first), int(last)):
-        cache.put(new_entry(number, kilobytes=int(kilobytes)))
+    cache = LocalCache(Path(root), max_bytes=max_bytes, max_entries=max_entries or None, timeout=20)
+    for number in range(first, last):
+        entry = cache.put(new_entry(number, kilobytes=kilobytes))
+        if max_entries and number % 5 == 0:
+            cache.pin(entry.id)
