@@ -59,7 +59,7 @@ def limit_caches(gigabytes: float) -> None:
     with _lock:
         for cache in _open.values():
             if isinstance(cache, LocalCache):
-                cache.max_bytes = chosen
+                cache.limit_to(chosen)
 
 
 def close_caches() -> None:

@@ -513,10 +513,18 @@ class Run:
                     "steps": self.steps,
                     "k1": self.steps if whole else self.k1,
                     "k2": self.steps if whole else self.k2,
+                    "token_share": [] if whole else self._expected_shares(),
                 }
             )
         except Exception as error:  # nobody's render fails for want of a progress bar
             warn(f"the pages could not be told of this run: {type(error).__name__}: {error}")
+
+    def _expected_shares(self) -> list[float]:
+        """The share of the tokens that each step of stage 2 will compute; its first is a full one."""
+        if self.k2 == self.k1:
+            return []
+        visible = float(self.plan.regions.visible.float().mean())
+        return [1.0] + [round(visible, 4)] * (self.k2 - self.k1 - 1)
 
     # -- sampling -----------------------------------------------------------------------------------------------
 

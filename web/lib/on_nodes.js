@@ -7,7 +7,9 @@ import { Result } from "./result.js"
 const LOOKUPS = new Set(["ChorusCacheLookup", "Chorus"])
 const STORE = "ChorusCacheStore"
 const IDLE_HEIGHT = 44
-const SHOWN_HEIGHT = 230
+const [LEAST_HEIGHT, MOST_HEIGHT] = [110, 400]
+const LEAST_WIDTH = 320
+const MARGIN = 6
 
 const results = new WeakMap() // node → Result
 let following = null // { node, shown: [Result] } of the run that samples now
@@ -22,13 +24,13 @@ export function decorate(node, openEntry) {
     serialize: false,
     hideOnZoom: false,
     getMinHeight: () => height,
-    margin: 6,
+    margin: MARGIN,
   })
   widget.serialize = false // neither in the saved workflow nor in the queued prompt
   result.grow = () => {
-    height = SHOWN_HEIGHT
-    const least = node.computeSize()
-    node.setSize([Math.max(node.size[0], 320), Math.max(node.size[1], least[1])])
+    height = Math.min(MOST_HEIGHT, Math.max(LEAST_HEIGHT, result.needs() + 2 * MARGIN))
+    const [, least] = node.computeSize()
+    node.setSize([Math.max(node.size[0], LEAST_WIDTH), Math.max(node.size[1], least)])
     node.setDirtyCanvas(true, true)
   }
   const executed = node.onExecuted

@@ -55,6 +55,15 @@ export class Result {
     )
   }
 
+  /** The height in pixels at which nothing has to be scrolled. */
+  needs() {
+    const style = this.element.style
+    style.height = "auto"
+    const height = this.element.scrollHeight + 2
+    style.height = ""
+    return height
+  }
+
   /** Let go of what plays. */
   stop() {
     this.players.forEach((player) => player.stop())
@@ -99,8 +108,7 @@ export class Result {
 
   stages(figures) {
     if (!["hit", "identical"].includes(figures.outcome)) return null
-    const stages = { steps: figures.steps, k1: figures.k1, k2: figures.k2, shares: figures.token_share }
-    return [new Timeline(stages).element, legend(stages)]
+    return [new Timeline(figures).element, legend(figures)]
   }
 
   body(figures) {
@@ -117,12 +125,13 @@ export class Result {
     return h(
       "div",
       { class: "chorus-source" },
-      h("div", {}, show.element, masks && this.maskSwitch(show.player)),
+      show.element,
       h(
         "div",
         { class: "chorus-words" },
         changed ? this.words(source.prompt, figures.prompt, figures.tokens ?? []) : h("p", {}, source.prompt),
         this.louder(figures.tokens ?? []),
+        masks && show.player && this.maskSwitch(show.player),
       ),
     )
   }

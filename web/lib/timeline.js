@@ -5,17 +5,29 @@ import { percent, t } from "./i18n.js"
 
 const STAGES = ["reused", "selective", "full"]
 
-/** Steps 0 … steps−1 with K1 and K2; shares: computed share of the tokens in each selective step. */
+/** The computed share of the tokens in each step: 0 where it is reused, below 1 where only the changed part is. */
+function sharesOf({ steps, k1, k2, token_share: shares = [] }) {
+  return Array.from({ length: steps }, (_, step) => (step < k1 ? 0 : step < k2 ? (shares[step - k1] ?? 1) : 1))
+}
+
+const stageOf = (share) => (share === 0 ? 0 : share < 1 ? 1 : 2)
+
+function countsOf(shares) {
+  return STAGES.map((_, stage) => shares.filter((share) => stageOf(share) === stage).length)
+}
+
+/** figures: steps, k1, k2, and token_share, the computed share of the tokens in each step from K1 to K2. */
 export class Timeline {
-  constructor({ steps, k1, k2, shares = [] }) {
-    this.steps = Array.from({ length: steps }, (_, step) => {
-      const stage = step < k1 ? 0 : step < k2 ? 1 : 2
-      const share = stage === 0 ? 0 : stage === 1 ? (shares[step - k1] ?? 1) : 1
+  constructor(figures) {
+    const shares = sharesOf(figures)
+    this.steps = shares.map((share, step) => {
+      const stage = stageOf(share)
       const label = t(`timeline.${STAGES[stage]}`, { step: step + 1, share: percent(share) })
       const bar = h("span", { class: "chorus-bar", style: { height: `${Math.max(share, 0.08) * 100}%` } })
       return h("span", { class: `chorus-step chorus-stage-${stage + 1}`, title: label }, bar)
     })
-    const summary = t("timeline.summary", { k1, selective: k2 - k1, full: steps - k2, steps })
+    const [reused, selective, full] = countsOf(shares)
+    const summary = t("timeline.summary", { steps: shares.length, reused, selective, full })
     this.element = h("div", { class: "chorus-timeline", role: "img", "aria-label": summary }, this.steps)
   }
 
@@ -30,8 +42,8 @@ export class Timeline {
 }
 
 /** What the colours mean, only the stages that occur. */
-export function legend({ steps, k1, k2 }) {
-  const counts = [k1, k2 - k1, steps - k2]
+export function legend(figures) {
+  const counts = countsOf(sharesOf(figures))
   const items = STAGES.map((stage, index) =>
     counts[index] > 0 &&
     h("li", {}, h("span", { class: `chorus-swatch chorus-stage-${index + 1}` }), t(`legend.${stage}`, { count: counts[index] })))
