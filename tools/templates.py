@@ -50,6 +50,9 @@ HEIGHTS = {
 }
 """Nodes that show text or pictures, in pixels; the others are as high as their rows."""
 
+RESULTS = {"ChorusCacheStore": 300, "ChorusCacheLookup": 140, "Chorus": 140}
+"""Room in pixels below a node's rows for what it shows of a run."""
+
 _SHOWS_ALWAYS = {"SaveVideo", "PreviewImage", "PreviewAny"}
 
 _CHORUS_COLOURS = {"color": "#233", "bgcolor": "#355"}
@@ -229,7 +232,7 @@ def _node(key: str, node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[st
 
 def _height(kind: str, sockets: int, widgets: int, linked: int) -> int:
     """Pixels below the title. linked: widgets whose value comes over a link, which leave a gap."""
-    rows = LINE * (sockets + widgets) + (36 if linked else 12)
+    rows = LINE * (sockets + widgets) + (36 if linked else 12) + RESULTS.get(kind, 0)
     return HEIGHTS.get(kind, rows) if widgets or kind in _SHOWS_ALWAYS else rows
 
 

@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,7 +263,7 @@ class LocalCache:
     def limit_to(self, max_bytes: int) -> None:
         """Another limit for the files from now on; what is above it goes when the next entry comes."""
         self.max_bytes = max_bytes
-        self._limits = replace(self._limits, max_bytes=max_bytes)
+        self._limits = Limits(max_bytes, self.max_entries)
 
     def close(self) -> None:
         """See `Cache.close`."""

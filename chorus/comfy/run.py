@@ -364,7 +364,7 @@ class Run:
             return self._miss("a match, but no stage node is wired in to use it")
         if entry.settings["carried"] != self.carried:
             return self._miss("the source was made from another conditioning image")
-        if entry.prompt == plan.prompt and entry.settings["noise"] != self.noise_digest:
+        if "source" not in plan.asked and entry.prompt == plan.prompt and entry.settings["noise"] != self.noise_digest:
             return self._miss("the same prompt with another seed asks for another take")
         try:
             self.trajectory = load_trajectory(

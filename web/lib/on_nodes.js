@@ -14,9 +14,12 @@ const MARGIN = 6
 const results = new WeakMap() // node → Result
 let following = null // { node, shown: [Result] } of the run that samples now
 
+/** Whether a node looks requests up. */
+export const isLookup = (node) => LOOKUPS.has(node.comfyClass)
+
 /** Give a Chorus node the element that shows its results. */
 export function decorate(node, openEntry) {
-  if (!LOOKUPS.has(node.comfyClass) && node.comfyClass !== STORE) return
+  if (!isLookup(node) && node.comfyClass !== STORE) return
   const result = new Result(openEntry)
   results.set(node, result)
   let height = IDLE_HEIGHT
