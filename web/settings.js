@@ -61,14 +61,14 @@ export const settings = [
   {
     id: "Chorus.Cache.Limit",
     name: "Size limit of each cache",
-    category: ["Chorus", "Cache", "Limit"],
+    category: ["Chorus", "Caches", "Limit"],
     type: () => fromServer(limitInput),
     defaultValue: null,
   },
   {
     id: "Chorus.Cache.Folder",
     name: "Where the caches are",
-    category: ["Chorus", "Cache", "Folder"],
+    category: ["Chorus", "Caches", "Folder"],
     type: () => fromServer(({ folder }) => h("code", { class: "chorus-folder" }, folder)),
     defaultValue: null,
   },
