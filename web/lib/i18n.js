@@ -10,7 +10,8 @@ let english = {}
 export async function loadTexts() {
   const all = await (await api.fetchApi("/i18n")).json()
   english = all.en?.chorus ?? {}
-  texts = all[language()]?.chorus ?? english
+  const [base] = language().split("-")
+  texts = all[language()]?.chorus ?? all[base]?.chorus ?? english
 }
 
 /** The language's code as ComfyUI has it. */
