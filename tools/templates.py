@@ -103,6 +103,25 @@ LAYOUTS = {
             (Group("5 · Keep and save", (("16", "17"), ("18", "19"))),),
         ),
     ),
+    "wan21_t2v_cold_beside_chorus": Layout(
+        560,
+        (
+            *_inputs(("1", "2", "3", "8")),
+            (Group("3 · Chorus", (("9",),), colour="#3b8f8f"), Group("4 · Sample with Chorus", (("10", "11"),))),
+            (Group("5 · Sample in full", (("16", "17"),)), Group("6 · Keep", (("12", "13"),))),
+            (Group("7 · Side by side", (("18", "14", "15"),)),),
+        ),
+    ),
+    "wan21_t2v_ablation": Layout(
+        560,
+        (
+            *_inputs(("1", "2", "3", "8")),
+            (Group("3 · All stages", (("9", "10", "20"), ("11", "12", "13", "14", "15")), colour="#3b8f8f"),),
+            (Group("4 · Stage 1 only", (("21", "22", "23", "24"),), colour="#3b8f8f"),),
+            (Group("5 · Keep", (("16", "17"),)),),
+            (Group("6 · Side by side", (("25", "18", "19"),)),),
+        ),
+    ),
     "wan21_t2v_4steps_chorus": Layout(
         560,
         (

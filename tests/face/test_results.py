@@ -7,8 +7,8 @@ import pytest
 FIRST = "A red circle moves up over a teal background."
 SIMILAR = "A yellow circle moves up over a teal background."
 UNLIKE = "A pink cross moves right over an olive background, a cyan square moves left."
-FOUR_STEPS, STAGES, ONE_NODE = "wan21_t2v_4steps_chorus", "wan21_t2v_chorus", "wan21_t2v_chorus_one_node"
-STORE = {FOUR_STEPS: 16, STAGES: 16, ONE_NODE: 11}
+FOUR_STEPS, STAGES = "wan21_t2v_4steps_chorus", "wan21_t2v_chorus"
+STORE = {FOUR_STEPS: 16, STAGES: 16}
 
 RESULTS = """(type) => app.graph.nodes.filter((node) => node.comfyClass === type).map((node) =>
     node.widgets.find((widget) => widget.name === "chorus_result").element)"""
@@ -88,14 +88,14 @@ def test_masks_lie_over_the_preview_and_can_be_taken_off(open_page) -> None:
 def test_miss_names_the_nearest_and_what_to_change(open_page) -> None:
     with open_page() as face:
         for prompt in (FIRST, UNLIKE):
-            face.load(ONE_NODE, prompt, cache="nearest")
+            face.load(FOUR_STEPS, prompt, cache="nearest")
             face.run()
-        face.show(STORE[ONE_NODE])
+        face.show(STORE[FOUR_STEPS])
         (shown,) = face.page.locator(".chorus-near").element_handles()[-1:]
         text = shown.inner_text()
         assert "is below" in text and "lower the threshold to" in text
         # Another size: the same prompt in another space.
-        face.load(ONE_NODE, FIRST, cache="nearest")
+        face.load(FOUR_STEPS, FIRST, cache="nearest")
         face.page.evaluate(
             """() => {
                 const size = app.graph.nodes.find((node) => node.type === "EmptyHunyuanLatentVideo")
