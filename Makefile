@@ -3,7 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-full clean-caches
+.PHONY: help demo test lint bench bench-full screenshots clean-caches
 
-help demo test lint bench bench-full clean-caches:
+help demo test lint bench bench-full screenshots clean-caches:
 	@$(PYTHON) tools/run.py $@ $(ARGS)

@@ -6,6 +6,14 @@ WEB_DIRECTORY = "./web"
 
 
 class ChorusExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        from server import PromptServer
+
+        from .chorus.comfy.server import register
+
+        if (server := getattr(PromptServer, "instance", None)) is not None:  # none where nodes run without a server
+            register(server.routes)
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .nodes.cache_lookup import ChorusCacheLookup
         from .nodes.cache_store import ChorusCacheStore

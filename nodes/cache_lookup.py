@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..chorus.comfy import embed, lookup
+from ..chorus.comfy.shown import plan_figures
 from .sockets import CATEGORY, LATENT_TOOLTIP, PROMPT_TOOLTIP, Chorus
 
 
@@ -41,7 +42,7 @@ def settings_inputs() -> list[io.Input]:
 
 
 def optional_inputs() -> list[io.Input]:
-    """The optional sockets of a look-up, in their order."""
+    """The optional inputs of a look-up, in their order."""
     return [
         io.Clip.Input(
             "clip",
@@ -63,6 +64,14 @@ def optional_inputs() -> list[io.Input]:
             optional=True,
             tooltip="The second expert of a model in two parts (Wan 2.2 14B). Connect the plan to both.",
         ),
+        io.String.Input(
+            "source",
+            default="",
+            optional=True,
+            tooltip="Id of the entry to start from, whatever its score; empty takes the nearest. The cache panel's "
+            '"Start the next run from it" writes it here for one run.',
+            advanced=True,
+        ),
     ]
 
 
@@ -78,16 +87,19 @@ def plan_request(
     positive=None,
     start_image=None,
     low_noise_model=None,
+    source="",
 ):
     """The inputs of a look-up → ([MODEL, …] one an expert, the request's plan)."""
     models = [model] if low_noise_model is None else [model, low_noise_model]
-    settings = lookup.LookupSettings(prompt, threshold, mode, cache_name, embedding)
+    settings = lookup.LookupSettings(prompt, threshold, mode, cache_name, embedding, (source or "").strip())
     return models, lookup.look_up(models, latent, settings, clip, positive, start_image)
 
 
-def fingerprint(prompt=None, threshold=0.0, mode="", cache_name="", embedding="", **linked) -> str:
+def fingerprint(prompt=None, threshold=0.0, mode="", cache_name="", embedding="", source="", **linked) -> str:
     """Changes when the look-up's answer would; a linked input arrives as None."""
-    return lookup.answers.token(lookup.LookupSettings(prompt or "", threshold, mode, cache_name, embedding))
+    return lookup.answers.token(
+        lookup.LookupSettings(prompt or "", threshold, mode, cache_name, embedding, (source or "").strip())
+    )
 
 
 class ChorusCacheLookup(io.ComfyNode):
@@ -144,5 +156,5 @@ class ChorusCacheLookup(io.ComfyNode):
             plan.source.entry.prompt if plan.source else "",
             plan.explanation,
             lookup.source_preview(plan),
-            ui={"text": (plan.explanation,)},
+            ui={"text": (plan.explanation,), "chorus_lookup": (plan_figures(plan),)},
         )

@@ -1,10 +1,9 @@
 """ChorusCacheStore: keeps a finished run for later requests."""
 
-from dataclasses import asdict
-
 from comfy_api.latest import io
 
-from ..chorus.comfy import store
+from ..chorus.comfy import store, workflows
+from ..chorus.comfy.shown import run_figures
 from ..chorus.reuse.profiles import DEFAULT, PROFILES
 from .sockets import CATEGORY, Chorus
 
@@ -20,6 +19,7 @@ class ChorusCacheStore(io.ComfyNode):
             "hit keeps only its result, so that reuse never builds on reuse.",
             search_aliases=["save latent", "cache", "remember", "store"],
             is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Latent.Input("latent", tooltip="What the sampler returned."),
                 Chorus.Input("chorus", tooltip="The plan under which it was sampled."),
@@ -55,8 +55,15 @@ class ChorusCacheStore(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, chorus, frames=None, keep=0.75, precision=DEFAULT) -> io.NodeOutput:
-        entry_id, summary, report = store.store(chorus, latent, frames, keep, precision)
+        entry_id, summary, report = store.store(chorus, latent, frames, keep, precision, cls._graph())
         shown = {"text": (summary,)}
         if report is not None:
-            shown["chorus"] = (asdict(report) | {"prompt": chorus.prompt, "entry_id": entry_id},)
+            shown["chorus"] = (run_figures(chorus, report) | {"entry_id": entry_id},)
         return io.NodeOutput(latent, entry_id, summary, ui=shown)
+
+    @classmethod
+    def _graph(cls):
+        """The graph at hand, to open again from the entry."""
+        if cls.hidden is None:
+            return None
+        return workflows.packed((cls.hidden.extra_pnginfo or {}).get("workflow"), cls.hidden.prompt)

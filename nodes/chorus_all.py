@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..chorus.comfy import masks, run, stages
+from ..chorus.comfy.shown import plan_figures
 from .cache_lookup import fingerprint, optional_inputs, plan_request, settings_inputs
 from .sockets import CATEGORY, LATENT_TOOLTIP, PROMPT_TOOLTIP, Chorus
 
@@ -46,4 +47,6 @@ class ChorusAllInOne(io.ComfyNode):
         plan, _ = stages.with_amplification(plan, 0.25, "outputs", 0.5)
         plan = stages.with_refinement(plan, "auto", 0.0)
         attached = [run.attach(m, plan) for m in models]
-        return io.NodeOutput(attached[0], plan, attached[-1], ui={"text": (plan.explanation,)})
+        return io.NodeOutput(
+            attached[0], plan, attached[-1], ui={"text": (plan.explanation,), "chorus_lookup": (plan_figures(plan),)}
+        )

@@ -68,6 +68,12 @@ def bench_full(arguments: Sequence[str]) -> int:
     return bench(["--full", *arguments])
 
 
+def screenshots(arguments: Sequence[str]) -> int:
+    """take the pictures of docs/tour.md and the README's recording from the real page"""
+    _install_browser()
+    return _run_module("tools.screenshots", CHECKOUT / "tools" / "screenshots.py", arguments)
+
+
 def python(arguments: Sequence[str]) -> int:
     """run the development environment's Python; arguments go to it"""
     return _run([_python(), *arguments])
@@ -95,6 +101,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "lint": lint,
     "bench": bench,
     "bench-full": bench_full,
+    "screenshots": screenshots,
     "python": python,
     "clean-caches": clean_caches,
 }

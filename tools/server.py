@@ -102,13 +102,13 @@ class ComfyServer:
             raise ServerFailure("the server is not running: call start() first")
         return self._process.pid
 
-    def start(self) -> None:
-        """Start the server and wait until it answers. Raises `ServerFailure`."""
+    def start(self, port: int = 0) -> None:
+        """Start the server and wait until it answers. port: 0 takes a free one. Raises `ServerFailure`."""
         if self._process is not None:
             raise ServerFailure(f"the server already runs at {self.url}: call stop() first")
         base_directory.prepare(self.base, self._custom_nodes, self._models)
         root = comfyui.find()
-        port = _free_port()
+        port = port or _free_port()
         command = [sys.executable, str(root / "main.py"), "--base-directory", str(self.base)]
         command += ["--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
         # The default database lies in ComfyUI's own folder, which several servers share.

@@ -50,6 +50,9 @@ HEIGHTS = {
 }
 """Nodes that show text or pictures, in pixels; the others are as high as their rows."""
 
+RESULTS = {"ChorusCacheStore": 300, "ChorusCacheLookup": 140, "Chorus": 140}
+"""Room in pixels below a node's rows for what it shows of a run."""
+
 _SHOWS_ALWAYS = {"SaveVideo", "PreviewImage", "PreviewAny"}
 
 _CHORUS_COLOURS = {"color": "#233", "bgcolor": "#355"}
@@ -98,6 +101,25 @@ LAYOUTS = {
             (Group("3 · Chorus", (("9", "10", "20"), ("11", "12", "13")), colour="#3b8f8f"),),
             (Group("4 · Sample", (("14", "15"),)),),
             (Group("5 · Keep and save", (("16", "17"), ("18", "19"))),),
+        ),
+    ),
+    "wan21_t2v_cold_beside_chorus": Layout(
+        560,
+        (
+            *_inputs(("1", "2", "3", "8")),
+            (Group("3 · Chorus", (("9",),), colour="#3b8f8f"), Group("4 · Sample with Chorus", (("10", "11"),))),
+            (Group("5 · Sample in full", (("16", "17"),)), Group("6 · Keep", (("12", "13"),))),
+            (Group("7 · Side by side", (("18", "14", "15"),)),),
+        ),
+    ),
+    "wan21_t2v_ablation": Layout(
+        560,
+        (
+            *_inputs(("1", "2", "3", "8")),
+            (Group("3 · All stages", (("9", "10", "20"), ("11", "12", "13", "14", "15")), colour="#3b8f8f"),),
+            (Group("4 · Stage 1 only", (("21", "22", "23", "24"),), colour="#3b8f8f"),),
+            (Group("5 · Keep", (("16", "17"),)),),
+            (Group("6 · Side by side", (("25", "18", "19"),)),),
         ),
     ),
     "wan21_t2v_4steps_chorus": Layout(
@@ -229,7 +251,7 @@ def _node(key: str, node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[st
 
 def _height(kind: str, sockets: int, widgets: int, linked: int) -> int:
     """Pixels below the title. linked: widgets whose value comes over a link, which leave a gap."""
-    rows = LINE * (sockets + widgets) + (36 if linked else 12)
+    rows = LINE * (sockets + widgets) + (36 if linked else 12) + RESULTS.get(kind, 0)
     return HEIGHTS.get(kind, rows) if widgets or kind in _SHOWS_ALWAYS else rows
 
 

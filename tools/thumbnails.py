@@ -27,6 +27,8 @@ _LINKS = {
 _HEADINGS = {
     "wan21_t2v_chorus_one_node": ("Wan 2.1", "one node"),
     "wan21_t2v_chorus": ("Wan 2.1", "stage by stage"),
+    "wan21_t2v_cold_beside_chorus": ("Wan 2.1", "in full beside Chorus"),
+    "wan21_t2v_ablation": ("Wan 2.1", "stage 1 only beside all"),
     "wan21_t2v_4steps_chorus": ("Wan 2.1", "four steps"),
     "wan22_t2v_two_experts_chorus": ("Wan 2.2", "two experts"),
 }

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +61,11 @@ class Space:
     def key(self) -> str:
         """The space as 64 hex digits: SHA-256 of its canonical JSON."""
         return hashlib.sha256(canonical_json(vars(self)).encode()).hexdigest()
+
+    def differing(self, other: Space) -> tuple[str, ...]:
+        """The names of the fields in which `other` differs."""
+        here, there = asdict(self), asdict(other)
+        return tuple(name for name in here if here[name] != there[name])
 
     def differences(self, other: Space) -> tuple[str, ...]:
         """In which respects `other` differs from this space ("here" is this one), in plain words."""

@@ -298,6 +298,11 @@ class LocalCache:
         self._catalog.rebuild()
         return self.stats().entries
 
+    def limit_to(self, max_bytes: int) -> None:
+        """Another limit for the files from now on; what is above it goes when the next entry comes."""
+        self.max_bytes = max_bytes
+        self._limits = Limits(max_bytes, self.max_entries)
+
     def close(self) -> None:
         """See `Cache.close`."""
         self._index.clear()

@@ -14,20 +14,34 @@ import torch
 from ..cache import Cache, CacheUnavailable, Entry, LocalCache, WriteBehind
 from ..cache.local import limits, max_bytes
 from ..reuse.trajectory import Trajectory
+from .limit import choose_limit, limit_bytes
 
-_open: dict[Path, Cache] = {}
+_open: dict[Path, WriteBehind] = {}
 _lock = threading.Lock()
 _NAME = re.compile(r"[\w][\w .-]{0,63}")
 
 
-def cache_folder(name: str) -> Path:
-    """The folder of a cache: `CHORUS_CACHE_DIR`, else ComfyUI's private user folder, then the cache's name."""
+def caches_root() -> Path:
+    """The folder of all caches: `CHORUS_CACHE_DIR`, else ComfyUI's private user folder."""
     import folder_paths
 
+    return Path(os.environ.get("CHORUS_CACHE_DIR") or folder_paths.get_system_user_directory("chorus"))
+
+
+def cache_names() -> list[str]:
+    """The caches that exist, by name."""
+    try:
+        folders = [p for p in caches_root().iterdir() if _NAME.fullmatch(p.name)]
+        return sorted(p.name for p in folders if any(p.glob("catalog-*.sqlite")))
+    except FileNotFoundError:
+        return []
+
+
+def cache_folder(name: str) -> Path:
+    """The folder of a cache, below `caches_root`. ValueError for a name that is none."""
     if not _NAME.fullmatch(name) or name.endswith((".", " ")):
         raise ValueError(f"cache name {name!r}: use letters, digits, spaces, '.', '_' and '-', at most 64 of them")
-    root = os.environ.get("CHORUS_CACHE_DIR") or folder_paths.get_system_user_directory("chorus")
-    return Path(root) / name
+    return caches_root() / name
 
 
 def open_cache(name: str) -> Cache:
@@ -41,7 +55,7 @@ def open_cache(name: str) -> Cache:
 
 def _opened(name: str, folder: Path) -> Cache:
     if not os.environ.get("CHORUS_CACHE_URL", "").strip():
-        return LocalCache(folder, **limits())
+        return LocalCache(folder, **limits() | {"max_bytes": limit_bytes(folder.parent)})
     try:  # here: what it imports costs a local cache nothing
         from ..cache.shared import SharedCache, from_environment
     except ImportError as error:
@@ -49,6 +63,15 @@ def _opened(name: str, folder: Path) -> Cache:
         raise CacheUnavailable("CHORUS_CACHE_URL", f"a package is missing ({error})", advice) from error
     limit = max_bytes() if "CHORUS_CACHE_GB" in os.environ else None
     return SharedCache(from_environment(), name, tier=folder / "shared", max_bytes=limit)
+
+
+def limit_caches(gigabytes: float) -> None:
+    """Give every local cache, those in use too, another limit. ValueError when it cannot be chosen."""
+    chosen = choose_limit(caches_root(), gigabytes)
+    with _lock:
+        for opened in _open.values():
+            if isinstance(opened.cache, LocalCache):
+                opened.cache.limit_to(chosen)
 
 
 def close_caches() -> None:

@@ -48,7 +48,7 @@ def embed(prompt: str, way: str, clip: Any | None, conditioning: list | None) ->
         reason = OpenClipEmbedder.available()
         if reason is not None:
             raise ValueError(f"embedding 'open_clip': {reason}")
-        vector = _open_clip()(prompt)
+        vector = open_clip_embedder()(prompt)
     elif way == "clip socket":
         if clip is None:
             raise ValueError(
@@ -80,7 +80,8 @@ def _labels(prompt: str, encoding: torch.Tensor | None, pieces: list[str] | None
 
 
 @cache
-def _open_clip() -> OpenClipEmbedder:
+def open_clip_embedder() -> OpenClipEmbedder:
+    """The default open_clip text tower, loaded once. RuntimeError says why there is none."""
     return OpenClipEmbedder()
 
 

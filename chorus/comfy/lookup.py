@@ -6,15 +6,16 @@ import time
 import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from ..cache import Cache, CacheError, Match, Space
+from ..cache import Cache, CacheError, Match, Query, Space
 from ..prompt.embedding import PromptVector
-from ..reuse.plan import Plan, Source, calibration_of
+from ..reuse.plan import Plan, Refused, Source, calibration_of
 from .caches import open_cache, warn
-from .embed import EmbeddedPrompt, embed
+from .embed import embed
 from .space import expert, space_of, start_latent
 
 MODES = ("read and write", "read only", "write only", "off")
@@ -29,6 +30,7 @@ class LookupSettings:
     mode: str
     cache_name: str
     embedding: str
+    source: str = ""  # id of the entry to start from; "": the nearest
 
 
 def look_up(
@@ -52,10 +54,12 @@ def look_up(
     threshold = settings.threshold or calibration_of(vector.embedder).threshold
     reads = settings.mode in MODES[:2]
     source, score, explanation = None, -1.0, f"mode is {settings.mode}"
+    nearest: tuple[Refused, ...] = ()
     if reads:
         try:
             cache = open_cache(settings.cache_name)
-            source, score, explanation = _search(cache, vector, space, threshold, embedded)
+            find = partial(_take, entry_id=settings.source) if settings.source else _search
+            source, score, explanation, nearest = find(cache, vector, space, threshold)
         except CacheError as error:
             explanation = f"the cache could not be read: {error}"
             warn(explanation)
@@ -73,8 +77,11 @@ def look_up(
         source=source,
         score=score,
         explanation=explanation,
+        threshold=threshold,
+        nearest=nearest,
         tokens=embedded.encoding,
         token_labels=embedded.labels,
+        asked={"source": (settings.source,)} if settings.source else {},
         lookup_seconds=time.perf_counter() - began,
     )
     answers.remember(settings, vector, space, plan)
@@ -82,25 +89,48 @@ def look_up(
 
 
 def _search(
-    cache: Cache, vector: PromptVector, space: Space, threshold: float, embedded: EmbeddedPrompt
-) -> tuple[Source | None, float, str]:
+    cache: Cache, vector: PromptVector, space: Space, threshold: float
+) -> tuple[Source | None, float, str, tuple[Refused, ...]]:
     found = cache.search(vector.vector, vector.embedder, space, k=3)
     best = found[0] if found else None
     if best is not None and best.score >= threshold:
-        tensors = cache.load(best.entry.id, {"tokens", "attention"} & set(best.entry.tensor_names))
-        source = Source(best.entry, best.score, tensors.get("tokens"), tensors.get("attention"))
-        return source, best.score, f"hit {best.score:.2f} ≥ {threshold:.2f}: {best.entry.prompt!r}"
-    lines = [f"{m.score:.2f} {m.entry.prompt!r}: score below {threshold:.2f}" for m in found]
-    lines += _refused_elsewhere(cache, vector, space)
-    if not lines:
-        return None, -1.0, "the cache is empty for this way of embedding"
-    score = best.score if best else -1.0
-    return None, score, "no entry to start from; nearest: " + "; ".join(lines[:4])
+        return _source(cache, best), best.score, f"hit {best.score:.2f} ≥ {threshold:.2f}: {best.entry.prompt!r}", ()
+    elsewhere = cache.search_elsewhere(vector.vector, vector.embedder, space, k=2)
+    nearest = tuple(Refused(m.entry, m.score, space.differing(m.entry.space)) for m in [*found, *elsewhere])
+    if not nearest:
+        return None, -1.0, "the cache is empty for this way of embedding", ()
+    lines = [f"{r.score:.2f} {r.entry.prompt!r}: {_reason(r, space, threshold)}" for r in nearest[:4]]
+    return None, best.score if best else -1.0, "no entry to start from; nearest: " + "; ".join(lines), nearest
 
 
-def _refused_elsewhere(cache: Cache, vector: PromptVector, space: Space) -> list[str]:
-    found: list[Match] = cache.search_elsewhere(vector.vector, vector.embedder, space, k=2)
-    return [f"{m.score:.2f} {m.entry.prompt!r}: {', '.join(space.differences(m.entry.space))}" for m in found]
+def _take(
+    cache: Cache, vector: PromptVector, space: Space, threshold: float, entry_id: str
+) -> tuple[Source | None, float, str, tuple[Refused, ...]]:
+    """The entry that was chosen, whatever its score; a miss with the reason where it cannot be started from."""
+    entry = cache.get(entry_id)
+    if entry is None:
+        return None, -1.0, f"the chosen source {entry_id!r} is not in this cache (any more)", ()
+    same_space = Query(weights=space.weights, shape=space.shape, source=True)
+    found = cache.search(vector.vector, vector.embedder, space, max(1, cache.count(same_space)))
+    scores = {m.entry.id: m.score for m in found}
+    # Another embedder gives no score: reuse as little as a match at the threshold would.
+    match = Match(entry, scores.get(entry_id, threshold))
+    if differs := space.differing(entry.space):
+        refused = Refused(entry, match.score, differs)
+        why = _reason(refused, space, threshold)
+        return None, match.score, f"the chosen source {entry.prompt!r} cannot be used: {why}", (refused,)
+    if not entry.is_source:
+        return None, match.score, f"the chosen source {entry.prompt!r} was itself made from another", ()
+    return _source(cache, match), match.score, f"chosen by hand, {match.score:.2f}: {entry.prompt!r}", ()
+
+
+def _source(cache: Cache, match: Match) -> Source:
+    tensors = cache.load(match.entry.id, {"tokens", "attention"} & set(match.entry.tensor_names))
+    return Source(match.entry, match.score, tensors.get("tokens"), tensors.get("attention"))
+
+
+def _reason(refused: Refused, space: Space, threshold: float) -> str:
+    return ", ".join(space.differences(refused.entry.space)) or f"score below {threshold:.2f}"
 
 
 def source_preview(plan: Plan) -> torch.Tensor:
@@ -159,6 +189,9 @@ class Answers:
     def _source_now(settings: LookupSettings, answer: _Answer, vector: PromptVector, space: Space) -> str | None:
         threshold = settings.threshold or calibration_of(vector.embedder).threshold
         try:
+            if settings.source:
+                chosen = open_cache(settings.cache_name).get(settings.source)
+                return chosen.id if chosen and chosen.space == space and chosen.is_source else None
             found = open_cache(settings.cache_name).search(vector.vector, vector.embedder, space, k=4)
         except CacheError:
             return answer.source

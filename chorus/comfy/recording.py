@@ -31,6 +31,14 @@ class Report:
     chorus_s: float = 0.0
     notes: list[str] = field(default_factory=list)
     tokens: list[tuple[str, float]] = field(default_factory=list)  # amplified words with their weights
+    source_id: str | None = None  # the entry that the run started from, or that answered it
+    cold_s: float | None = None  # sampling time had it been computed in full, None when nothing tells
+    cold_runs: int = 0  # cold runs that `cold_s` was measured on; 0: an estimate
+
+    @property
+    def saved_s(self) -> float:
+        """Seconds saved, Chorus's own time taken off; below 0 when it did not pay."""
+        return 0.0 if self.cold_s is None else self.cold_s - self.sampling_s - self.chorus_s
 
     def add(self, earlier: Report) -> None:
         """Put the first half of a schedule that two samplers share in front of this one."""

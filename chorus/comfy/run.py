@@ -23,6 +23,7 @@ from ..reuse.trajectory import SIGMA_TOLERANCE, Trajectory, serving
 from .blocks import CrossAttention, TokenDrop, coarse_attention, override_attention, patch_blocks
 from .caches import load_trajectory, open_cache, stored_states, warn
 from .digest import digest, tensor_digest
+from .events import run_started
 from .recording import FinishedRun, Recording, Report, finished_runs
 from .space import expert, image_conditioning, prediction_of, start_latent
 
@@ -151,6 +152,7 @@ def outer_sample(
     options["transformer_options"][KEY] = run
     try:
         answered = run.answer_without_sampling()
+        run.announce()
         if answered is not None:
             latent, x0 = answered
             if callback is not None:
@@ -364,7 +366,7 @@ class Run:
             return self._miss("a match, but no stage node is wired in to use it")
         if entry.settings["carried"] != self.carried:
             return self._miss("the source was made from another conditioning image")
-        if entry.prompt == plan.prompt and entry.settings["noise"] != self.noise_digest:
+        if "source" not in plan.asked and entry.prompt == plan.prompt and entry.settings["noise"] != self.noise_digest:
             return self._miss("the same prompt with another seed asks for another take")
         reuse_cut, full_cut = (
             None if share is None else self._cut(share.of(self.whole_steps)) for share in (plan.reuse, plan.full_from)
@@ -510,6 +512,31 @@ class Run:
             x0 = x / (1.0 - self.sigmas[-1])
             return self.patcher.model.process_latent_out(x0), x0
         return None
+
+    def announce(self) -> None:
+        """Tell the open pages which steps are skipped, selective and full."""
+        report = self.report
+        whole = report.k1 == self.steps
+        try:
+            run_started(
+                {
+                    "outcome": report.outcome,
+                    "match_score": report.match_score,
+                    "steps": self.steps,
+                    "k1": self.steps if whole else self.k1,
+                    "k2": self.steps if whole else self.k2,
+                    "token_share": [] if whole else self._expected_shares(),
+                }
+            )
+        except Exception as error:  # nobody's render fails for want of a progress bar
+            warn(f"the pages could not be told of this run: {type(error).__name__}: {error}")
+
+    def _expected_shares(self) -> list[float]:
+        """The share of the tokens that each step of stage 2 will compute; its first is a full one."""
+        if self.k2 == self.k1:
+            return []
+        visible = float(self.plan.regions.visible.float().mean())
+        return [1.0] + [round(visible, 4)] * (self.k2 - self.k1 - 1)
 
     # -- sampling -----------------------------------------------------------------------------------------------
 
@@ -675,6 +702,7 @@ class Run:
         report.steps_computed = sum(1 for k in self.steps_run if shares.get(k, 1.0) > 0)
         report.step_equivalents = round(sum(shares.get(k, 1.0) for k in self.steps_run), 4)
         report.token_share = [round(shares.get(k, 1.0), 4) for k in range(self.k1, self.k2) if k in self.steps_run]
+        report.source_id = self.identical.id if self.identical else self._parent()
         if self.before is not None:
             report.add(self.before.report)
         return FinishedRun(

@@ -12,19 +12,27 @@ from ..cache import CacheError, NewEntry
 from ..prompt.tokens import real_tokens
 from ..reuse.plan import Plan
 from ..reuse.profiles import PROFILES, Profile
+from . import workflows
 from .caches import open_cache, warn
+from .events import cache_changed
 from .recording import FinishedRun, Recording, Report, finished_runs
+from .savings import cold_time
 
 PREVIEW_SIDE, PREVIEW_FRAMES = 256, 24
 
 
 def store(
-    plan: Plan, latent: dict, frames: torch.Tensor | None, keep: float, precision: str
+    plan: Plan,
+    latent: dict,
+    frames: torch.Tensor | None,
+    keep: float,
+    precision: str,
+    graph: torch.Tensor | None = None,
 ) -> tuple[str, str, Report | None]:
     """Hand the run behind `latent` over to be committed → (entry id or "", summary, report or None).
 
     keep: checkpoints up to this fraction of the schedule; precision: one of PROFILES; frames: IMAGE [F, H, W, 3] for
-    the preview.
+    the preview; graph: what `workflows.packed` made of the graph.
     A run that did not finish left nothing here, so nothing is stored.
     """
     began = time.perf_counter()
@@ -39,15 +47,35 @@ def store(
             None,
         )
     report = run.report
-    entry_id, summary = _commit(plan, run, latent, frames, keep, precision)
+    if run.complete:
+        finished_runs.take(plan.id)
+        report.chorus_s += plan.lookup_seconds + plan.stage_seconds
+        _count_hit(plan, run)
+    entry_id, summary = _commit(plan, run, latent, frames, keep, precision, graph)
     if not run.complete:
         return entry_id, summary, report
-    finished_runs.take(plan.id)
-    report.chorus_s += plan.lookup_seconds + plan.stage_seconds + time.perf_counter() - began
+    report.chorus_s += time.perf_counter() - began
     return entry_id, f"{report.headline()}\n{summary}", report
 
 
-def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision: str) -> tuple[str, str]:
+def _count_hit(plan: Plan, run: FinishedRun) -> None:
+    """Settle what the run saved, and count it for the entry it came from."""
+    report = run.report
+    if report.source_id is None or report.outcome not in ("hit", "identical"):
+        return
+    try:
+        cache = open_cache(plan.cache_name)
+        cold = cold_time(cache, plan.space, run.settings["sampler"], report)
+        if cold is not None:
+            report.cold_s, report.cold_runs = cold.seconds, cold.runs
+        cache.record_hit(report.source_id, max(0.0, report.saved_s))
+    except CacheError as error:
+        warn(f"the hit was not counted: {error}")
+    else:
+        cache_changed(plan.cache_name)
+
+
+def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision: str, graph) -> tuple[str, str]:
     if not run.complete:
         return (
             "",
@@ -64,6 +92,8 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
     tensors, coding = {"final": run.final}, {"final": profile.final_coding()}
     if frames is not None:
         tensors["preview"], coding["preview"] = preview(frames), "webp"
+    if graph is not None:
+        tensors[workflows.TENSOR] = graph
     if run.recording is not None:
         _add_source(tensors, coding, run, run.recording, keep, profile)
     settings = {
@@ -95,20 +125,12 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
     try:
         cache = open_cache(plan.cache_name)
         entry = cache.put(new)
-        if run.parent is not None:
-            cache.record_hit(run.parent, _saved_seconds(run.report))
     except (CacheError, ValueError) as error:
         warn(f"nothing stored: {error}")
         return "", f"nothing stored: {error}"
+    cache_changed(plan.cache_name)
     kept = sum(name.startswith("checkpoint/") for name in tensors)
     return entry.id, f"being stored as {entry.id}" + (f", {kept} checkpoints" if kept else "")
-
-
-def _saved_seconds(report: Report) -> float:
-    """An estimate: what the steps not computed would have taken at this run's pace."""
-    if report.step_equivalents <= 0:
-        return 0.0
-    return report.sampling_s / report.step_equivalents * (report.steps - report.step_equivalents)
 
 
 def _add_source(

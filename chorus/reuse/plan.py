@@ -96,6 +96,15 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """An entry near the request that does not serve."""
+
+    entry: Entry
+    score: float
+    differs: tuple[str, ...]  # the parts of the space in which it differs; none: its score is below the threshold
+
+
+@dataclass(frozen=True)
 class Plan:
     """One request's plan. Immutable: every node returns a new one."""
 
@@ -111,6 +120,8 @@ class Plan:
     source: Source | None
     score: float  # of the nearest entry in the space, −1 when there is none
     explanation: str
+    threshold: float = 1.0  # the score from which an entry counts as a match
+    nearest: tuple[Refused, ...] = ()  # on a miss, the best first
     start_latent: str = ""  # digest of the latent that sampling starts from, "" for an empty one
     tokens: torch.Tensor | None = None  # [L, C] encodings of the target prompt, when known at look-up
     token_labels: tuple[str, ...] = ()

@@ -1,0 +1,28 @@
+"""What the open pages are told while ComfyUI runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """Send `chorus.<event>` to every open page; nothing happens where no server runs."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_sync(f"chorus.{event}", data)
+
+
+def cache_changed(cache_name: str) -> None:
+    """Entries of this cache came, went or were used."""
+    send("changed", {"cache": cache_name})
+
+
+def run_started(figures: dict[str, Any]) -> None:
+    """A sampler begins under a plan. figures: outcome, steps, k1, k2, and what else describes the run."""
+    from comfy_execution.utils import get_executing_context
+
+    context = get_executing_context()
+    where = {"prompt_id": context.prompt_id, "node": context.node_id} if context else {}
+    send("run", {**where, **figures})

@@ -1,0 +1,87 @@
+"""How a route answers: JSON, errors that say what to do, and work that never stands in the event loop's way."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from aiohttp import web
+
+from ...cache import CacheError, CacheUnavailable, EntryMissing
+from ..caches import warn
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# Two, so that a panel that scrolls cannot take the processor from the sampler.
+_threads = ThreadPoolExecutor(2, "chorus-panel")
+_NEVER_KEPT = {"Cache-Control": "no-store"}
+
+
+class Problem(Exception):
+    """A request that cannot be answered. code: for programs; message: for the person at the screen."""
+
+    def __init__(self, status: int, code: str, message: str):
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+async def in_thread(work: Callable[..., Any], *arguments: Any) -> Any:
+    """`work(*arguments)` on one of the few threads of the routes."""
+    return await asyncio.get_running_loop().run_in_executor(_threads, work, *arguments)
+
+
+async def json_of(work: Callable[..., Any], *arguments: Any) -> web.Response:
+    """What `work(*arguments)` returns, as JSON; both made off the event loop."""
+
+    def make() -> bytes:
+        return json.dumps(work(*arguments), allow_nan=False).encode()
+
+    return web.Response(body=await in_thread(make), content_type="application/json", headers=_NEVER_KEPT)
+
+
+async def body_of(request: web.Request) -> dict[str, Any]:
+    """The JSON object that a POST carries.
+
+    Only as application/json, which a page from elsewhere cannot send without asking this server first.
+    """
+    if request.content_type != "application/json":
+        raise Problem(415, "not_json", "send the request as application/json")
+    try:
+        body = await request.json()
+    except ValueError as error:
+        raise Problem(400, "bad_request", f"the body is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise Problem(400, "bad_request", f"the body is a JSON {type(body).__name__}: expected an object")
+    return body
+
+
+def answering(handler: Handler) -> Handler:
+    """`handler` with every failure turned into {"error": {"code", "message"}} and a fitting status."""
+
+    @functools.wraps(handler)
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Problem as error:
+            problem = error
+        except EntryMissing as error:
+            problem = Problem(404, "no_such_entry", str(error))
+        except CacheUnavailable as error:
+            problem = Problem(503, "cache_unavailable", str(error))
+        except CacheError as error:
+            problem = Problem(409, "cache_error", str(error))
+        except ValueError as error:
+            problem = Problem(400, "bad_request", str(error))
+        except web.HTTPException:
+            raise
+        except Exception as error:
+            warn(f"{request.method} {request.path} failed: {type(error).__name__}: {error}")
+            problem = Problem(500, "failed", f"{type(error).__name__}: {error}")
+        body = {"error": {"code": problem.code, "message": str(problem)}}
+        return web.json_response(body, status=problem.status, headers=_NEVER_KEPT)
+
+    return answer

@@ -1,0 +1,191 @@
+"""The routes themselves: what is asked, of which cache, and who does the work. State changes by POST only."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from aiohttp import web
+
+from ...cache import Cache
+from ...prompt.embedding import OpenClipEmbedder
+from .. import workflows
+from ..caches import cache_names, caches_root, limit_caches, open_cache
+from ..events import cache_changed
+from ..limit import GIGABYTE, VARIABLE, limit_bytes, limit_is_fixed
+from . import listing, meaning, previews
+from .answers import Handler, Problem, answering, body_of, in_thread, json_of
+
+VERSION = 1
+ROOT = f"/chorus/v{VERSION}"
+CACHE = ROOT + "/caches/{cache}"
+ENTRY = CACHE + "/entries/{entry}"
+_ID = re.compile(r"[0-9a-f]{32}")
+_MOST_IDS = 1000  # changed by one request
+# A picture belongs to an id, and an id is never given twice.
+_FOR_EVER = "private, max-age=31536000, immutable"
+
+
+def register(routes: web.RouteTableDef) -> None:
+    """Add the routes to a server's table. ComfyUI mirrors them below /api and checks where a request comes from."""
+    table: tuple[tuple[str, str, Handler], ...] = (
+        ("GET", f"{ROOT}/status", status),
+        ("GET", f"{CACHE}/stats", stats),
+        ("GET", f"{CACHE}/entries", entries),
+        ("GET", ENTRY, entry),
+        ("GET", f"{ENTRY}/preview", preview),
+        ("GET", f"{ENTRY}/frames", frames),
+        ("GET", f"{ENTRY}/workflow", workflow),
+        ("POST", f"{CACHE}/pin", pin),
+        ("POST", f"{CACHE}/forget", forget),
+        ("POST", f"{ROOT}/limit", limit),
+    )
+    for method, path, handler in table:
+        routes.route(method, path)(answering(handler))
+
+
+async def status(request: web.Request) -> web.Response:
+    """Which caches there are, where they lie, how large they may grow, and whether prompts compare by meaning."""
+    return await json_of(_status)
+
+
+def _status() -> dict[str, Any]:
+    root = caches_root()
+    return {
+        "version": VERSION,
+        "caches": cache_names(),
+        "folder": str(root),
+        "limit_gb": limit_bytes(root) / GIGABYTE,
+        "limit_from": VARIABLE if limit_is_fixed() else None,
+        "meaning": OpenClipEmbedder.default_weights_cached() and OpenClipEmbedder.available() is None,
+    }
+
+
+async def stats(request: web.Request) -> web.Response:
+    """Figures of a cache."""
+    return await json_of(lambda: listing.figures(_cache(request)))
+
+
+async def entries(request: web.Request) -> web.Response:
+    """Part of a cache's entries: by a query, or by how near their prompts come to `meaning`."""
+    asked = request.query
+    number = listing.number_of(asked, "limit", 100, listing.MOST_ENTRIES)
+    if text := asked.get("meaning"):
+        return await json_of(lambda: meaning.nearest(_cache(request), text, number))
+    query, offset = listing.query_of(asked), listing.number_of(asked, "offset", 0, 2**31)
+    return await json_of(lambda: listing.page(_cache(request), query, number, offset))
+
+
+async def entry(request: web.Request) -> web.Response:
+    """Everything about an entry but its tensors."""
+    entry_id = _entry_id(request)
+    return await json_of(lambda: listing.full(_cache(request), entry_id))
+
+
+async def preview(request: web.Request) -> web.Response:
+    """The entry's preview as an animated WebP."""
+    return await _picture(request, previews.animation)
+
+
+async def frames(request: web.Request) -> web.Response:
+    """The preview's frames one below the other, as a WebP."""
+    return await _picture(request, previews.strip)
+
+
+async def workflow(request: web.Request) -> web.Response:
+    """The graph that made the entry: {"workflow": …} as the frontend saves it, or {"prompt": …} in API form."""
+    entry_id = _entry_id(request)
+    return await json_of(lambda: workflows.load(_cache(request), entry_id))
+
+
+async def pin(request: web.Request) -> web.Response:
+    """Keep entries from being evicted, or no longer: {"ids": […], "pinned": true}."""
+    body = await body_of(request)
+    ids, pinned = _ids(body), body.get("pinned")
+    if not isinstance(pinned, bool):
+        raise Problem(400, "bad_request", f"pinned={pinned!r}: expected true or false")
+
+    def work(cache: Cache) -> None:
+        for entry_id in ids:
+            cache.pin(entry_id, pinned)
+
+    return await _change(request, work)
+
+
+async def forget(request: web.Request) -> web.Response:
+    """Delete entries with their prompts and files: {"ids": […]}."""
+    ids = _ids(await body_of(request))
+
+    def work(cache: Cache) -> None:
+        for entry_id in ids:
+            cache.forget(entry_id)
+        previews.drop_pictures()
+
+    return await _change(request, work)
+
+
+async def limit(request: web.Request) -> web.Response:
+    """Choose how large each cache may grow: {"gigabytes": 40}."""
+    gigabytes = (await body_of(request)).get("gigabytes")
+    if isinstance(gigabytes, bool) or not isinstance(gigabytes, int | float):
+        raise Problem(400, "bad_request", f"gigabytes={gigabytes!r}: expected a number")
+    await in_thread(limit_caches, float(gigabytes))
+    return await json_of(_status)
+
+
+async def _change(request: web.Request, work: Any) -> web.Response:
+    def make() -> dict[str, Any]:
+        cache = _cache(request)
+        try:
+            work(cache)
+        finally:
+            cache_changed(request.match_info["cache"])
+        return {"version": cache.version()}
+
+    return await json_of(make)
+
+
+async def _picture(request: web.Request, make: Any) -> web.Response:
+    entry_id, name = _entry_id(request), request.match_info["cache"]
+    tag = f'"{entry_id}-{make.__name__}"'
+    headers = {"ETag": tag, "Cache-Control": _FOR_EVER, "Accept-Ranges": "bytes"}
+    if tag in request.headers.get("If-None-Match", ""):
+        return web.Response(status=304, headers=headers)
+    await in_thread(_cache, request)
+    data: bytes = await in_thread(make, name, entry_id)
+    try:
+        part = request.http_range
+    except ValueError as error:
+        raise Problem(416, "bad_range", f"Range {request.headers.get('Range', '')[:80]!r}: {error}") from error
+    if part.start is None and part.stop is None:
+        return web.Response(body=data, content_type="image/webp", headers=headers)
+    start, stop, _ = part.indices(len(data))
+    if start >= stop:
+        headers["Content-Range"] = f"bytes */{len(data)}"
+        return web.Response(status=416, headers=headers | {"Cache-Control": "no-store"})
+    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+    return web.Response(status=206, body=data[start:stop], content_type="image/webp", headers=headers)
+
+
+def _cache(request: web.Request) -> Cache:
+    """The cache that the path names, only where it exists: asking must not make one."""
+    name = request.match_info["cache"]
+    if name not in cache_names():
+        raise Problem(404, "no_such_cache", f"there is no cache {name[:80]!r}; there are: {', '.join(cache_names())}")
+    return open_cache(name)
+
+
+def _entry_id(request: web.Request) -> str:
+    entry_id = request.match_info["entry"]
+    if not _ID.fullmatch(entry_id):
+        raise Problem(400, "bad_request", f"entry {entry_id[:80]!r}: expected 32 hex digits")
+    return entry_id
+
+
+def _ids(body: dict[str, Any]) -> list[str]:
+    ids = body.get("ids")
+    if not isinstance(ids, list) or not all(isinstance(i, str) and _ID.fullmatch(i) for i in ids):
+        raise Problem(400, "bad_request", "ids: expected a list of entry ids, each of 32 hex digits")
+    if len(ids) > _MOST_IDS:
+        raise Problem(400, "bad_request", f"{len(ids)} ids: at most {_MOST_IDS} in one request")
+    return ids

@@ -1,0 +1,60 @@
+"""What the pages are given to show of a plan and its run: plain data, no sentences, so that it can be translated."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..cache import Entry
+from ..reuse.plan import Plan, Refused
+from .recording import Report
+
+
+def entry_figures(entry: Entry) -> dict[str, Any]:
+    """Which entry, and what a page needs to show it."""
+    return {"id": entry.id, "prompt": entry.prompt, "preview": "preview" in entry.tensor_names}
+
+
+def plan_figures(plan: Plan) -> dict[str, Any]:
+    """The look-up's answer."""
+    return {
+        "cache": plan.cache_name,
+        "prompt": plan.prompt,
+        "outcome": "hit" if plan.hit else "miss" if plan.reads else "unread",
+        "reason": plan.explanation,
+        "match_score": plan.score if plan.score > -1 else None,
+        "threshold": plan.threshold,
+        "shape": list(plan.space.shape),
+        "source": entry_figures(plan.source.entry) if plan.source else None,
+        "nearest": [_refused(refused) for refused in plan.nearest],
+    }
+
+
+def run_figures(plan: Plan, report: Report) -> dict[str, Any]:
+    """The look-up's answer with what became of it; `report` has the last word where they differ."""
+    return plan_figures(plan) | asdict(report) | {"masks": _masks(plan) if report.token_share else None}
+
+
+def _refused(refused: Refused) -> dict[str, Any]:
+    entry = refused.entry
+    return entry_figures(entry) | {
+        "score": refused.score,
+        "differs": list(refused.differs),
+        "shape": list(entry.space.shape),
+    }
+
+
+def _masks(plan: Plan) -> dict[str, Any] | None:
+    """The SRD masks on the token grid [T, H, W], row by row, eight cells a byte, the highest bit first."""
+    if plan.regions is None:
+        return None
+    edit, visible = plan.regions.edit, plan.regions.visible
+    return {"grid": list(edit.shape), "edit": _packed(edit), "visible": _packed(visible)}
+
+
+def _packed(mask: torch.Tensor) -> str:
+    return base64.b64encode(np.packbits(mask.cpu().numpy().reshape(-1)).tobytes()).decode("ascii")

@@ -1,0 +1,33 @@
+"""The graph that made an entry, kept beside it so that it can be opened again."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..cache import Cache
+
+TENSOR = "workflow"
+_LARGEST = 32 * 2**20  # bytes of JSON; a graph with pictures inside is not kept
+
+
+def packed(workflow: Any | None, prompt: Any | None) -> torch.Tensor | None:
+    """A graph as a uint8 tensor: as the frontend saves it, else in API form; None without either."""
+    graph = {"workflow": workflow} if workflow else {"prompt": prompt} if prompt else None
+    if graph is None:
+        return None
+    text = json.dumps(graph, separators=(",", ":")).encode()
+    if len(text) > _LARGEST:
+        return None
+    return torch.from_numpy(np.frombuffer(zlib.compress(text, 9), np.uint8).copy())
+
+
+def load(cache: Cache, entry_id: str) -> dict[str, Any]:
+    """{"workflow": …} or {"prompt": …} of an entry. EntryMissing when it was stored without one."""
+    data = cache.load(entry_id, [TENSOR])[TENSOR]
+    graph: dict[str, Any] = json.loads(zlib.decompress(data.numpy().tobytes()))
+    return graph

@@ -1,0 +1,155 @@
+"""Chorus in ComfyUI's real frontend: a server of these tests' own, and Chromium."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+from tools.small_workflow import small_workflow
+
+if TYPE_CHECKING:
+    from tools.server import ComfyServer
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+READY = "() => window.app?.vueAppReady && app.isGraphReady && app.extensionManager.spinner === false"
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.47.12", "Comfy.Minimap.Visible": False}
+# The host's own, without this pack too: templates not installed, files users may add, its default graph's models.
+HOSTS_OWN = (
+    "404 (Not Found)",
+    "workflow templates",
+    "fuse options",
+    "graph accessed before initialization",
+    "huggingface.co",
+)
+
+RUN = """() => new Promise((resolve, reject) => {
+    const ended = (event) => {
+        for (const name of ["execution_success", "execution_error"]) app.api.removeEventListener(name, ended)
+        event.type === "execution_success" ? resolve() : reject(new Error(JSON.stringify(event.detail).slice(0, 2000)))
+    }
+    for (const name of ["execution_success", "execution_error"]) app.api.addEventListener(name, ended)
+    app.queuePrompt(0)
+})"""
+
+
+@pytest.fixture(scope="session")
+def face_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A server whose nodes run anew whenever asked, and whose frontend greets nobody."""
+    from tools.server import ComfyServer
+
+    base = tmp_path_factory.mktemp("face")
+    settings = base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
+    with ComfyServer(base, arguments=["--cache-classic"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = os.environ.get("CHORUS_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.fail("no browser: install chromium (apt-get install chromium), or name one in CHORUS_BROWSER")
+    with sync_playwright() as playwright:
+        # Without a sandbox, since CI runs as root; the only page it opens is our own server's.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Face:
+    """A page of ComfyUI, and what it did wrong."""
+
+    def __init__(self, page: Page, url: str):
+        self.page = page
+        self.url = url
+        self.errors: list[str] = []
+        self.elsewhere: list[str] = []
+        page.on("console", self._said)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", lambda request: self._asked(request.url))
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type == "error" and not any(own in message.text for own in HOSTS_OWN):
+            self.errors.append(message.text)
+
+    def _asked(self, address: str) -> None:
+        if not address.startswith((self.url, "data:", "blob:")):
+            self.elsewhere.append(address)
+
+    def open(self) -> None:
+        """Load the page with nothing in the graph."""
+        self.page.add_init_script("sessionStorage.clear(); localStorage.clear()")
+        self.page.goto(self.url)
+        self.page.wait_for_function(READY, timeout=120_000)
+        self.page.evaluate("() => app.graph.clear()")
+
+    def set(self, name: str, value: Any) -> None:
+        self.page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
+
+    def load(self, name: str, prompt: str, **options: Any) -> None:
+        """Open a template with the small Wan."""
+        self.page.evaluate("(graph) => app.loadGraphData(graph)", small_workflow(name, prompt, **options))
+
+    def run(self) -> None:
+        """Queue the open graph and wait until it has run."""
+        self.page.evaluate(RUN)
+
+    def show(self, node_id: int) -> None:
+        """Bring a node into view at its natural size."""
+        self.page.evaluate(
+            """(id) => {
+                const [x, y] = app.graph.getNodeById(id).pos
+                app.canvas.ds.scale = 1
+                app.canvas.ds.offset = [100 - x, 120 - y]
+                app.canvas.setDirty(true, true)
+            }""",
+            node_id,
+        )
+
+    def toggle_panel(self) -> None:
+        self.page.evaluate("() => app.extensionManager.sidebarTab.toggleSidebarTab('chorus')")
+
+    def store_result(self) -> Any:
+        """The element that shows the result on the open graph's Cache Store."""
+        return self.page.locator(".chorus-result").filter(has=self.page.locator(".chorus-saving, .chorus-nearest, p"))
+
+    def assert_clean(self) -> None:
+        assert self.errors == []
+
+
+@pytest.fixture
+def open_page(face_server: ComfyServer, browser: Browser) -> Iterator[Callable[..., Any]]:
+    """`with open_page(dark=False) as face:`; a console error, or a request to another host, fails the test."""
+
+    @contextmanager
+    def opened(*, language: str = "en", theme: str = "dark", vue_nodes: bool = False, **context: Any) -> Iterator[Face]:
+        settings = face_server.base / "user" / "default" / "comfy.settings.json"
+        chosen = {"Comfy.Locale": language, "Comfy.ColorPalette": theme, "Comfy.VueNodes.Enabled": vue_nodes}
+        settings.write_text(json.dumps(SETTINGS | chosen), encoding="utf-8")
+        shown = browser.new_context(viewport={"width": 1440, "height": 900}, **context)
+        try:
+            face = Face(shown.new_page(), face_server.url)
+            face.open()
+            yield face
+            face.assert_clean()
+        finally:
+            shown.close()
+
+    yield opened
+
+
+@pytest.fixture
+def cache_folder(face_server: ComfyServer) -> Path:
+    """The folder of all caches of the server."""
+    return face_server.base / "user" / "__chorus"

@@ -1,0 +1,262 @@
+"""The routes over HTTP: what they answer, what they refuse, and that nothing hostile gets through."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+import pytest
+from PIL import Image
+
+from .entries import FRAMES, SIDE, fill
+
+if TYPE_CHECKING:
+    from tools.server import ComfyServer
+
+CACHE = "routes"
+MISSING = "0" * 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        return self.json["error"]["code"]
+
+
+@pytest.fixture(scope="module")
+def ids(face_server: ComfyServer) -> list[str]:
+    return fill(face_server.base / "user" / "__chorus" / CACHE, 7)
+
+
+@pytest.fixture
+def ask(face_server: ComfyServer, ids):
+    """`ask("/entries")` below the cache's path, `ask("/status", cache=None)` below the root; paths go as they are."""
+    place = urlsplit(face_server.url)
+
+    def answer(path: str, *, cache: str | None = CACHE, post: Any = None, headers: Mapping[str, str] = {}) -> Answer:
+        connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
+        root = "/chorus/v1" if cache is None else f"/chorus/v1/caches/{quote(cache, safe='')}"
+        try:
+            if post is None:
+                connection.request("GET", root + path, headers=dict(headers))
+            else:
+                body = post if isinstance(post, bytes) else json.dumps(post).encode()
+                connection.request("POST", root + path, body, {"Content-Type": "application/json", **headers})
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.getheaders()), response.read())
+        finally:
+            connection.close()
+
+    return answer
+
+
+def test_status_names_the_caches_and_where_they_are(ask, face_server: ComfyServer) -> None:
+    status = ask("/status", cache=None).json
+    assert status["version"] == 1
+    assert CACHE in status["caches"]
+    assert Path(status["folder"]) == face_server.base / "user" / "__chorus"
+    assert status["limit_gb"] == 20 and status["limit_from"] is None
+
+
+def test_entries_come_in_pages_newest_first(ask, ids) -> None:
+    page = ask("/entries?limit=3&offset=2").json
+    assert page["total"] == 7
+    assert [entry["id"] for entry in page["entries"]] == ids[::-1][2:5]
+
+
+@pytest.mark.parametrize(
+    ("query", "numbers"),
+    [
+        ("words=RED", [5, 0]),
+        ("words=take%203", [3]),
+        ("words=%25", []),
+        ("sort=oldest&limit=2", [0, 1]),
+        ("source=false", []),
+        ("shape=1x16x4x12x12&limit=1", [6]),
+        ("shape=1x16x4x12x13", []),
+        ("weights=weights-b", []),
+        ("created_after=9999999999", []),
+    ],
+)
+def test_entries_answer_a_query(ask, ids, query, numbers) -> None:
+    assert [entry["id"] for entry in ask(f"/entries?{query}").json["entries"]] == [ids[number] for number in numbers]
+
+
+def test_entry_says_everything(ask, ids) -> None:
+    entry = ask(f"/entries/{ids[2]}").json
+    assert entry["prompt"] == "A blue ball rolls left, take 2"
+    assert entry["size"] == [96, 96, 13]
+    assert entry["settings"]["seed"] == 2 and entry["made"] == {"total": 0, "entries": []}
+    assert ask(f"/entries/{MISSING}").code == "no_such_entry"
+
+
+def test_stats_add_up(ask) -> None:
+    stats = ask("/stats").json
+    assert stats["entries"] == 7 and 0 < stats["bytes"] < stats["limit"]
+    (model,) = stats["models"]
+    assert (model["weights"], model["entries"]) == ("weights-a", 7)
+    assert stats["growth"] == pytest.approx(stats["bytes"] / 7)
+
+
+def test_preview_is_an_animation_and_frames_a_strip(ask, ids) -> None:
+    with Image.open(io.BytesIO(ask(f"/entries/{ids[1]}/preview").body)) as picture:
+        assert (picture.format, picture.size) == ("WEBP", (SIDE, SIDE))
+    with Image.open(io.BytesIO(ask(f"/entries/{ids[1]}/frames").body)) as picture:
+        assert picture.size == (SIDE, FRAMES * SIDE)
+
+
+def test_pictures_may_be_kept_and_asked_for_in_parts(ask, ids) -> None:
+    path = f"/entries/{ids[0]}/preview"
+    whole = ask(path)
+    assert "immutable" in whole.headers["Cache-Control"] and whole.headers["Content-Type"] == "image/webp"
+    assert ask(path, headers={"If-None-Match": whole.headers["ETag"]}).status == 304
+    part = ask(path, headers={"Range": "bytes=4-11"})
+    assert (part.status, part.body) == (206, whole.body[4:12])
+    assert part.headers["Content-Range"] == f"bytes 4-11/{len(whole.body)}"
+    assert ask(path, headers={"Range": "bytes=-5"}).body == whole.body[-5:]
+    assert ask(path, headers={"Range": f"bytes={len(whole.body)}-"}).status == 416
+    assert ask(path, headers={"Range": "bytes=9-2"}).status == 416
+
+
+def test_pin_and_forget_change_the_cache(ask, ids, face_server: ComfyServer) -> None:
+    (other,) = fill(face_server.base / "user" / "__chorus" / "to forget", 1)
+
+    def entry() -> Answer:
+        return ask(f"/entries/{other}", cache="to forget")
+
+    assert ask("/pin", cache="to forget", post={"ids": [other], "pinned": True}).status == 200
+    assert entry().json["pinned"] is True
+    assert ask(f"/entries/{other}/preview", cache="to forget").status == 200
+    assert ask("/forget", cache="to forget", post={"ids": [other, MISSING]}).status == 200
+    assert entry().status == 404
+    assert ask(f"/entries/{other}/preview", cache="to forget").status == 404
+
+
+def test_limit_is_chosen_and_kept(ask) -> None:
+    assert ask("/limit", cache=None, post={"gigabytes": 1.5}).json["limit_gb"] == 1.5
+    assert ask("/stats").json["limit"] == int(1.5 * 2**30)
+    for wrong in (0, -1, "20", None, True, 1e30):
+        assert ask("/limit", cache=None, post={"gigabytes": wrong}).status == 400
+    assert ask("/limit", cache=None, post={"gigabytes": 20}).json["limit_gb"] == 20
+
+
+@pytest.mark.parametrize("path", ["/pin", "/forget"])
+def test_state_changes_by_json_post_from_here_only(ask, ids, path) -> None:
+    body = {"ids": [ids[0]], "pinned": True}
+    assert ask(path).status in (404, 405)
+    assert ask(path, post=body, headers={"Content-Type": "text/plain"}).status == 415
+    assert ask(path, post=body, headers={"Origin": "http://elsewhere.example"}).status == 403
+    assert ask(path, post=body, headers={"Sec-Fetch-Site": "cross-site"}).status == 403
+    assert ask(f"/entries/{ids[0]}").json["pinned"] is False
+
+
+@pytest.mark.parametrize(
+    "name", ["nowhere", "../routes", "..", "routes/..", "/etc", "routes\0", "C:\\", "r" * 300, "%2e%2e"]
+)
+def test_cache_that_is_none_is_not_made(ask, name, cache_folder: Path) -> None:
+    before = sorted(path.name for path in cache_folder.iterdir())
+    assert ask("/stats", cache=name).status == 404
+    assert sorted(path.name for path in cache_folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"ids": 5}',
+        b'{"ids": ["../x"]}',
+        b'{"ids": [null]}',
+        b'{"ids": ["' + b"A" * 32 + b'"]}',
+        b"\xff\xfe",
+    ],
+)
+def test_bad_body_is_refused_with_a_reason(ask, body) -> None:
+    answer = ask("/forget", post=body)
+    assert answer.status == 400 and answer.json["error"]["message"]
+
+
+def test_too_many_ids_are_refused(ask) -> None:
+    assert ask("/forget", post={"ids": [MISSING] * 1001}).status == 400
+
+
+def test_random_requests_get_an_answer_or_a_reason(ask, ids) -> None:
+    """Whatever is asked, the server answers with JSON, never with a fault of its own, and keeps what it has."""
+    chance = random.Random(7)
+    names = [
+        "limit",
+        "offset",
+        "words",
+        "weights",
+        "shape",
+        "source",
+        "pinned",
+        "parent",
+        "created_after",
+        "sort",
+        "meaning",
+    ]
+    values = [
+        "",
+        "0",
+        "-1",
+        "1e309",
+        "nan",
+        "x" * 1500,
+        "'; DROP TABLE entries; --",
+        "../../etc",
+        "true",
+        "1x2",
+        "\u0000",
+        "😀",
+        "99999999999999999999",
+    ]
+    for _ in range(150):
+        query = "&".join(
+            f"{quote(chance.choice(names))}={quote(chance.choice(values))}" for _ in range(chance.randint(1, 4))
+        )
+        answer = ask(f"/entries?{query}")
+        assert answer.status in (200, 400, 409), (query, answer.body[:300])
+        assert "entries" in answer.json or answer.json["error"]["message"]
+    for _ in range(60):
+        entry = "".join(chance.choice("0123456789abcdefg/.%\\ ") for _ in range(chance.randint(1, 40)))
+        assert ask(f"/entries/{quote(entry, safe='/')}").status in (400, 404)
+    assert ask("/entries?limit=0").json["total"] == len(ids)
+
+
+def test_damaged_entry_is_an_error_in_words(ask, face_server: ComfyServer) -> None:
+    folder = face_server.base / "user" / "__chorus" / "damaged"
+    (entry_id,) = fill(folder, 1)
+    (file,) = folder.rglob(f"*{entry_id}*")
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    answer = ask(f"/entries/{entry_id}/preview", cache="damaged")
+    assert answer.status == 409 and "quarantine" in answer.json["error"]["message"]
+
+
+def test_newer_entries_of_another_process_are_seen(ask, face_server: ComfyServer) -> None:
+    folder = face_server.base / "user" / "__chorus" / "shared by two"
+    fill(folder, 1)
+    first = ask("/stats", cache="shared by two").json
+    fill(folder, 1, prompt="another one")
+    second = ask("/stats", cache="shared by two").json
+    assert (first["entries"], second["entries"]) == (1, 2) and first["version"] != second["version"]

@@ -1,0 +1,213 @@
+// What came of a request, shown on its node: hit or miss, the source, what changed, what it saved.
+
+import { h, icon } from "./dom.js"
+import { duration, number, percent, t } from "./i18n.js"
+import { Player } from "./player.js"
+import { legend, Timeline } from "./timeline.js"
+import { difference, weightOf } from "./words.js"
+
+const ICONS = { hit: "bolt", identical: "clone", miss: "circle", bypassed: "ban", unread: "eye-slash" }
+const MOST_NEAREST = 3
+
+/** The element that shows one result. open(cache, id) shows an entry in the panel. */
+export class Result {
+  constructor(open) {
+    this.open = open
+    this.players = [] // on screen
+    this.made = [] // for what is shown next
+    this.element = h("div", { class: "chorus chorus-result", role: "region", "aria-label": t("result.region") })
+    this.idle()
+  }
+
+  /** Nothing has run yet. */
+  idle() {
+    this.replace(h("p", { class: "chorus-quiet" }, t("result.idle")))
+  }
+
+  /** A run began: its stages, and how far it is. */
+  started(run) {
+    this.timeline = new Timeline(run)
+    const headline = this.headline(run.outcome, run.match_score, t("result.sampling"))
+    this.replace(headline, this.timeline.element, legend(run))
+  }
+
+  /** `done` steps of the schedule have been computed or skipped. */
+  progress(done) {
+    this.timeline?.progress(done)
+  }
+
+  /** What the look-up found, before or without sampling. */
+  found(figures) {
+    const detail = figures.outcome === "hit" ? t("result.found") : figures.outcome === "unread" ? figures.reason : ""
+    this.replace(this.headline(figures.outcome, figures.match_score, detail), this.body(figures))
+  }
+
+  /** What became of the run. */
+  finished(figures) {
+    this.timeline = undefined
+    const detail = figures.outcome === "hit" ? this.reuse(figures) : figures.outcome === "identical" ? t("result.identical") : ""
+    this.replace(
+      this.headline(figures.outcome, figures.match_score, detail),
+      this.saving(figures),
+      this.stages(figures),
+      this.body(figures),
+      this.notes(figures),
+    )
+  }
+
+  /** The height in pixels at which nothing has to be scrolled. */
+  needs() {
+    const style = this.element.style
+    style.height = "auto"
+    const height = this.element.scrollHeight + 2
+    style.height = ""
+    return height
+  }
+
+  /** Let go of what plays. */
+  stop() {
+    this.players.forEach((player) => player.stop())
+    this.players = []
+  }
+
+  replace(...children) {
+    this.stop()
+    this.element.replaceChildren(...children.flat().filter(Boolean))
+    this.players = this.made
+    this.made = []
+  }
+
+  headline(outcome, score, detail) {
+    const badge = h(
+      "span",
+      { class: `chorus-badge chorus-${outcome}` },
+      icon(ICONS[outcome] ?? "circle"),
+      t(`outcome.${outcome}`),
+      score !== null && score !== undefined && ["hit", "miss"].includes(outcome) && h("b", {}, number(score, 2)),
+    )
+    return h("div", { class: "chorus-headline", "aria-live": "polite" }, badge, h("span", {}, detail))
+  }
+
+  reuse(figures) {
+    const parts = [t("result.reused", { k1: figures.k1, steps: figures.steps })]
+    const shares = figures.token_share.map((share, i) => [share, figures.k1 + i + 1]).filter(([share]) => share < 1)
+    parts.push(...shares.map(([share, step]) => t("result.share", { share: percent(share), step })))
+    return parts.join(" · ")
+  }
+
+  saving(figures) {
+    if (figures.cold_s === null || figures.cold_s === undefined) return null
+    const took = figures.sampling_s + figures.chorus_s
+    const saved = figures.cold_s - took
+    const factor = took > 0 ? figures.cold_s / took : 0
+    const key = saved < 0 ? "result.lost" : figures.outcome === "identical" ? "result.saved" : "result.savedTimes"
+    const text = t(key, { time: duration(saved), factor: number(factor, 2) })
+    const basis = figures.cold_runs ? t("result.measured", { runs: figures.cold_runs }) : t("result.estimated")
+    return h("p", { class: "chorus-saving" }, h("b", {}, text), " ", h("span", { class: "chorus-quiet" }, basis))
+  }
+
+  stages(figures) {
+    if (!["hit", "identical"].includes(figures.outcome)) return null
+    return [new Timeline(figures).element, legend(figures)]
+  }
+
+  body(figures) {
+    const source = figures.source ?? (figures.source_id && { id: figures.source_id, prompt: figures.prompt, preview: true })
+    if (figures.outcome === "hit" || figures.outcome === "identical") return source && this.source(figures, source)
+    if (figures.outcome === "bypassed") return h("p", {}, figures.reason)
+    return figures.outcome === "miss" ? this.nearest(figures) : null
+  }
+
+  source(figures, source) {
+    const masks = figures.masks ?? null
+    const show = this.player(figures, source, figures.shape, masks)
+    const changed = difference(source.prompt, figures.prompt).some((part) => part.kind !== "same")
+    return h(
+      "div",
+      { class: "chorus-source" },
+      show.element,
+      h(
+        "div",
+        { class: "chorus-words" },
+        changed ? this.words(source.prompt, figures.prompt, figures.tokens ?? []) : h("p", {}, source.prompt),
+        this.louder(figures.tokens ?? []),
+        masks && show.player && this.maskSwitch(show.player),
+      ),
+    )
+  }
+
+  player(figures, entry, shape, masks) {
+    const open = () => this.open(figures.cache, entry.id)
+    const label = t("result.open", { prompt: entry.prompt })
+    if (!entry.preview) {
+      return { element: h("button", { class: "chorus-thumb chorus-empty", onclick: open, title: label }, icon("image")) }
+    }
+    const player = new Player(figures.cache, entry.id, shape, t("result.preview", { prompt: entry.prompt }), masks)
+    this.made.push(player)
+    return { player, element: h("button", { class: "chorus-thumb", onclick: open, title: label, "aria-label": label }, player.canvas) }
+  }
+
+  maskSwitch(player) {
+    const change = (event) => {
+      player.showMasks = event.target.checked
+      player.draw()
+    }
+    return h("label", { class: "chorus-switch" }, h("input", { type: "checkbox", checked: true, onchange: change }), t("result.masks"))
+  }
+
+  /** The new prompt with what it lacks of the old one struck out, new words marked by their weight. */
+  words(source, target, tokens) {
+    const parts = difference(source, target).map(({ kind, word }) => {
+      if (kind === "gone") return [h("del", {}, word), " "]
+      if (kind === "same") return `${word} `
+      const weight = weightOf(word, tokens)
+      const title = weight === null ? t("words.new") : t("words.weight", { weight: percent(weight) })
+      return [h("ins", { title, style: { "--weight": weight ?? 0 }, dataset: { weight: weight ?? "" } }, word), " "]
+    })
+    return h("p", {}, parts)
+  }
+
+  louder(tokens) {
+    if (!tokens.length) return null
+    const words = tokens.map(([label, weight]) => `${label} ${percent(weight)}`).join(" · ")
+    return h("p", { class: "chorus-quiet" }, t("words.amplified", { words }))
+  }
+
+  nearest(figures) {
+    if (!figures.nearest?.length) return h("p", {}, figures.match_score === null ? t("miss.empty") : figures.reason)
+    const items = figures.nearest.slice(0, MOST_NEAREST).map((entry) => {
+      const why = this.refusal(figures, entry)
+      return h(
+        "li",
+        { class: "chorus-near" },
+        this.player(figures, entry, entry.shape, null).element,
+        h("div", {}, this.words(entry.prompt, figures.prompt, []), why.map(([reason, advice]) =>
+          h("p", {}, h("b", {}, reason), " ", h("span", { class: "chorus-quiet" }, advice)))),
+        h("span", { class: "chorus-score", title: t("miss.score") }, number(entry.score, 2)),
+      )
+    })
+    const late = this.lateRefusal(figures)
+    return [late, h("ul", { class: "chorus-nearest", "aria-label": t("miss.nearest") }, items)].filter(Boolean)
+  }
+
+  /** Pairs of why an entry did not serve and what would make it serve. */
+  refusal(figures, entry) {
+    if (!entry.differs.length) {
+      const scores = { score: number(entry.score, 2), threshold: number(figures.threshold, 2) }
+      return [[t("refused.score", scores), t("advice.score", scores)]]
+    }
+    const size = (shape) => shape.slice(-3).join(" × ")
+    const values = { here: size(figures.shape), there: size(entry.shape) }
+    return entry.differs.map((part) => [t(`refused.${part}`, values), t(`advice.${part}`, values)])
+  }
+
+  /** A match that was refused only when sampling began has a reason of its own. */
+  lateRefusal(figures) {
+    return figures.source ? h("p", {}, figures.reason) : null
+  }
+
+  notes(figures) {
+    const notes = figures.notes ?? []
+    return notes.length ? h("ul", { class: "chorus-notes" }, notes.map((note) => h("li", {}, note))) : null
+  }
+}

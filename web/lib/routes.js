@@ -1,0 +1,47 @@
+// The server's routes below /chorus/v1; docs/routes.md describes them.
+
+import { api } from "../../../scripts/api.js"
+
+/** What a route answered instead of what was asked. code: for programs; message: for the person at the screen. */
+export class RouteError extends Error {
+  constructor(code, message) {
+    super(message)
+    this.code = code
+  }
+}
+
+async function ask(path, options) {
+  let answer
+  try {
+    answer = await api.fetchApi(path, options)
+  } catch {
+    throw new RouteError("offline", "")
+  }
+  const body = await answer.json().catch(() => ({}))
+  if (answer.ok) return body
+  throw new RouteError(body.error?.code ?? "failed", body.error?.message ?? `${answer.status} ${answer.statusText}`)
+}
+
+function post(path, body, keepalive = false) {
+  return ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), keepalive })
+}
+
+const cachePath = (cache) => `/chorus/v1/caches/${encodeURIComponent(cache)}`
+const entryPath = (cache, id) => `${cachePath(cache)}/entries/${id}`
+
+export const status = () => ask("/chorus/v1/status")
+export const stats = (cache) => ask(`${cachePath(cache)}/stats`)
+export const entry = (cache, id) => ask(entryPath(cache, id))
+export const workflow = (cache, id) => ask(`${entryPath(cache, id)}/workflow`)
+export const pin = (cache, ids, pinned) => post(`${cachePath(cache)}/pin`, { ids, pinned })
+export const forget = (cache, ids, keepalive = false) => post(`${cachePath(cache)}/forget`, { ids }, keepalive)
+export const chooseLimit = (gigabytes) => post("/chorus/v1/limit", { gigabytes })
+
+/** A page of entries. query: the parameters of the route; those that are empty are left out. */
+export function entries(cache, query) {
+  const asked = Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined)
+  return ask(`${cachePath(cache)}/entries?${new URLSearchParams(asked)}`)
+}
+
+export const previewAddress = (cache, id) => api.apiURL(`${entryPath(cache, id)}/preview`)
+export const framesAddress = (cache, id) => api.apiURL(`${entryPath(cache, id)}/frames`)
