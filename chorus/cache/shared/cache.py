@@ -163,11 +163,11 @@ class SharedCache:
 
     def record_hit(self, entry_id: str, saved_seconds: float) -> None:
         """See `Cache.record_hit`."""
-        self._read(lambda catalog: catalog.record_hit(entry_id, saved_seconds))
+        self._read(lambda catalog: catalog.record_hit(entry_id, saved_seconds), CHANGE)
 
     def pin(self, entry_id: str, pinned: bool = True) -> None:
         """See `Cache.pin`."""
-        if not self._read(lambda catalog: catalog.pin(entry_id, pinned)):
+        if not self._read(lambda catalog: catalog.pin(entry_id, pinned), CHANGE):
             raise EntryMissing(entry_id)
 
     # -- deleting
@@ -256,7 +256,8 @@ class SharedCache:
             while True:
                 found = catalog.nearest(query, embedder, space, same, ask, EXACT)
                 matches = _ranked(found, query)
-                if len(found) < ask or matches[-1].score < matches[k - 1].score - TIE_TOLERANCE:
+                complete = len(found) < ask or matches[-1].score < matches[k - 1].score - TIE_TOLERANCE
+                if complete or ask > EXACT:
                     return matches[:k]
                 ask *= 4
 
@@ -336,7 +337,7 @@ class SharedCache:
         key = new.embedder, new.vector.size
         if new.is_source and key not in self._indexed:
             try:
-                self._read(lambda catalog: catalog.index(*key))
+                self._read(lambda catalog: catalog.index(*key), CHANGE)
                 self._indexed.add(key)
             except CacheUnavailable as error:  # another worker may be making it; searches do without
                 log.warning("The search index of %s could not be made yet: %s", new.embedder, error)
@@ -364,21 +365,21 @@ class SharedCache:
         """Delete files of which the catalog says that they are garbage, and tell it so."""
         if ids:
             self._objects.remove(ids)
-            self._read(lambda catalog: catalog.discard(ids))
+            self._read(lambda catalog: catalog.discard(ids), CHANGE)
             for entry_id in ids:
                 self._tier.remove(entry_id)
 
     # -- transactions
 
-    def _read(self, ask: Callable[[Catalog], T]) -> T:
-        """What `ask` finds or does in a transaction of its own."""
-        with self._reading() as catalog:
+    def _read(self, ask: Callable[[Catalog], T], seconds: float = DEADLINE) -> T:
+        """What `ask` finds or does in a transaction of its own, in which no search could notice a change."""
+        with self._reading(seconds) as catalog:
             return ask(catalog)
 
     @contextmanager
-    def _reading(self) -> Iterator[Catalog]:
+    def _reading(self, seconds: float = DEADLINE) -> Iterator[Catalog]:
         self._prepare()
-        with self._catalog() as catalog:
+        with self._catalog(seconds) as catalog:
             yield catalog
         if catalog.damaged:
             self._quarantine(catalog.damaged, "its row in the catalog does not have its checksum")
@@ -399,7 +400,7 @@ class SharedCache:
         """Make the cache where it is missing, and see that the files in the store belong to this catalog."""
         if self._ready:
             return
-        with self._catalog() as catalog:
+        with self._catalog(CHANGE) as catalog:
             catalog.create(self._max_bytes or DEFAULT_BYTES)
             catalog.lock()
             if self._max_bytes is not None:

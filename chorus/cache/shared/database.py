@@ -23,6 +23,7 @@ DEADLINE = 2.0  # seconds for a look-up, kept here: a server that is stopped kee
 CHANGE = 8.0  # seconds for a transaction that changes what can be found, once it has begun
 LOCK = 5.0  # seconds for another worker's lock, kept by the server; look-ups need none
 STATEMENT = 6.0  # seconds for a statement, kept by the server
+MIGRATION = 30.0  # seconds for making tables, at the first transaction of all
 PAUSE = 5.0  # seconds in which nobody asks after a fault
 _MIGRATION_LOCK = 0x43485253  # "CHRS": one worker at a time makes tables
 
@@ -99,7 +100,9 @@ class Database:
             try:
                 with _cut_off_after(deadline - time.monotonic(), connection):
                     connection.execute("BEGIN")
-                    self._migrate_once(connection)
+                if not self._migrated:
+                    with _cut_off_after(MIGRATION, connection):
+                        self._migrate(connection)
                 break
             except psycopg.OperationalError:  # not TimeoutError: it has waited long enough
                 broken = connection.broken
@@ -143,10 +146,8 @@ class Database:
 
     # -- tables
 
-    def _migrate_once(self, connection: psycopg.Connection) -> None:
+    def _migrate(self, connection: psycopg.Connection) -> None:
         """Make or check the tables, at the first transaction of this worker."""
-        if self._migrated:
-            return
         version = _version(connection)
         if version > len(MIGRATIONS):
             reason = f"a newer Chorus made its tables (version {version}, this one knows {len(MIGRATIONS)})"
@@ -154,7 +155,7 @@ class Database:
         if version < len(MIGRATIONS):
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
             try:
-                _migrate(connection, _version(connection))
+                _make_tables(connection, _version(connection))
             except psycopg.errors.InsufficientPrivilege as error:
                 reason = f"its tables are missing or old and this role may not make them ({error.diag.message_primary})"
                 advice = "Let their owner open the cache once; docs/shared_cache.md says how."
@@ -188,7 +189,7 @@ def _version(connection: psycopg.Connection) -> int:
     return number
 
 
-def _migrate(connection: psycopg.Connection, version: int) -> None:
+def _make_tables(connection: psycopg.Connection, version: int) -> None:
     if version == 0:
         connection.execute("CREATE SCHEMA IF NOT EXISTS chorus")
         connection.execute("CREATE TABLE chorus.version (number integer NOT NULL)")

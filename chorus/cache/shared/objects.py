@@ -162,9 +162,12 @@ class ObjectStore:
 
 async def _end(loop: asyncio.AbstractEventLoop) -> None:
     """Stop the loop, whose callers get a CancelledError."""
-    for task in asyncio.all_tasks(loop) - {asyncio.current_task()}:
+    tasks = asyncio.all_tasks(loop) - {asyncio.current_task()}
+    for task in tasks:
         task.cancel()
-    loop.call_soon(loop.call_soon, loop.stop)  # once the tasks have taken note
+    if tasks:
+        await asyncio.wait(tasks, timeout=1.0)
+    loop.call_later(0.1, loop.stop)  # once the callers have been told
 
 
 async def _read(store: Any, key: str) -> bytes | None:
