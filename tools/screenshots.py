@@ -128,11 +128,6 @@ def tour_entry(studio: Studio) -> None:
     studio.page.keyboard.press("Escape")
 
 
-def tour_graph(studio: Studio) -> None:
-    studio.page.locator(".chorus-panel").wait_for()
-    studio.page.screenshot(path=IMAGES / "tour_graph.png")
-
-
 def tour_vue_light(studio: Studio) -> None:
     studio.panel(False)
     studio.set("Comfy.VueNodes.Enabled", True)
@@ -189,7 +184,6 @@ SCENES: tuple[Callable[[Studio], None], ...] = (
     tour_miss,
     tour_panel,
     tour_entry,
-    tour_graph,
     tour_vue_light,
     recording,
 )

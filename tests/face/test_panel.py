@@ -24,7 +24,7 @@ class Panel:
     def __init__(self, face: Any, folder: Path):
         self.face, self.page, self.folder = face, face.page, folder
         face.toggle_panel()
-        self.page.locator(".chorus-panel").wait_for()
+        self.page.locator(".chorus-space").wait_for()
         choose = self.page.get_by_label("Cache", exact=True)
         if choose.count():
             choose.select_option(folder.name)
@@ -87,14 +87,14 @@ def test_search_filters_and_order(panel_of) -> None:
         page.get_by_text("No entry answers this search.").wait_for()
         page.get_by_role("button", name="Show all entries").click()
         panel.expect()
-        page.get_by_label("Order").select_option("oldest")
+        page.get_by_label("Order", exact=True).select_option("oldest")
         page.wait_for_function("() => document.querySelector('.chorus-tile[aria-posinset=\"1\"]')?.title.endsWith('take 0')")
-        page.get_by_label("Kind").select_option("reused")
+        page.get_by_label("Kind", exact=True).select_option("reused")
         page.get_by_text("No entry answers this search.").wait_for()
-        page.get_by_label("Kind").select_option("full")
+        page.get_by_label("Kind", exact=True).select_option("full")
         panel.expect()
-        page.get_by_label("Size").select_option("1x16x4x12x12")
-        page.get_by_label("Model").select_option("weights-a")
+        page.get_by_label("Size", exact=True).select_option("1x16x4x12x12")
+        page.get_by_label("Model", exact=True).select_option("weights-a")
         page.get_by_label("Made when").select_option("day")
         panel.expect()
         page.get_by_label("Made when").select_option("older")

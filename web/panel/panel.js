@@ -197,7 +197,7 @@ export class Panel {
     // All frames one below the other, cut off after the first, for people who want no motion.
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches
     const address = still ? routes.framesAddress(this.cache, entry.id) : routes.previewAddress(this.cache, entry.id)
-    return h("img", { src: address, alt: "", decoding: "async", draggable: "false" })
+    return h("img", { src: address, class: still ? "chorus-still" : "", alt: "", decoding: "async", draggable: "false" })
   }
 
   marks(entry) {
