@@ -32,6 +32,7 @@ TABLES = (
     "capacity",
     "overhead",
     "wall",
+    "panel",
 )
 
 

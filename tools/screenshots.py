@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import FloatRect, Page, sync_playwright
 
 from .server import ComfyServer
 from .small_workflow import small_workflow
@@ -78,7 +78,7 @@ class Studio:
         """A picture of one node."""
         self.frame(node, 120, 130)
         width, tall = self.page.evaluate("(id) => [...app.graph.getNodeById(id).size]", node)
-        clip = {"x": 106, "y": 84, "width": width + 28, "height": min(height or 10_000, tall + 62)}
+        clip: FloatRect = {"x": 106, "y": 84, "width": width + 28, "height": min(height or 10_000, tall + 62)}
         self.page.screenshot(path=IMAGES / f"{name}.png", clip=clip)
 
     def panel(self, open_it: bool = True) -> None:
@@ -173,7 +173,9 @@ def write_animation(shots: Sequence[Image.Image], file: Path) -> None:
     shots = shots[: LONGEST_S * 1000 // FRAME_MS]
     for quality in (70, 55, 40, 25):
         first, *rest = shots
-        first.save(file, "WEBP", save_all=True, append_images=rest, duration=FRAME_MS, loop=0, quality=quality, method=4)
+        first.save(
+            file, "WEBP", save_all=True, append_images=rest, duration=FRAME_MS, loop=0, quality=quality, method=4
+        )
         if file.stat().st_size <= MOST_BYTES:
             return
     raise SystemExit(f"{file} has {file.stat().st_size:,} bytes, {MOST_BYTES:,} are allowed: take fewer shots")

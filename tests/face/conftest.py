@@ -22,7 +22,13 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 READY = "() => window.app?.vueAppReady && app.isGraphReady && app.extensionManager.spinner === false"
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.47.12", "Comfy.Minimap.Visible": False}
 # The host's own, without this pack too: templates not installed, files users may add, its default graph's models.
-HOSTS_OWN = ("404 (Not Found)", "workflow templates", "fuse options", "graph accessed before initialization", "huggingface.co")
+HOSTS_OWN = (
+    "404 (Not Found)",
+    "workflow templates",
+    "fuse options",
+    "graph accessed before initialization",
+    "huggingface.co",
+)
 
 RUN = """() => new Promise((resolve, reject) => {
     const ended = (event) => {

@@ -117,7 +117,11 @@ def test_identical_request_costs_nothing(open_page) -> None:
 
 @pytest.mark.parametrize(
     ("language", "miss", "node"),
-    [("de", "Miss", "Chorus Cache Store"), ("ja", "ミス", "Chorus キャッシュ保存"), ("fr", "Rien trouvé", "Chorus Enregistrer dans le cache")],
+    [
+        ("de", "Miss", "Chorus Cache Store"),
+        ("ja", "ミス", "Chorus キャッシュ保存"),
+        ("fr", "Rien trouvé", "Chorus Enregistrer dans le cache"),
+    ],
 )
 def test_nodes_speak_the_language(open_page, language, miss, node) -> None:
     """The frontend offers no German; it stays English there, whole."""

@@ -46,10 +46,10 @@ def ids(face_server: ComfyServer) -> list[str]:
 
 @pytest.fixture
 def ask(face_server: ComfyServer, ids):
-    """`ask("/entries")` below the cache's path, `ask("/status", cache=None)` below the root; a path goes out as it is."""
+    """`ask("/entries")` below the cache's path, `ask("/status", cache=None)` below the root."""
     place = urlsplit(face_server.url)
 
-    def answer(path: str, *, cache: str | None = CACHE, post: Any = None, headers: Mapping[str, str] = {}) -> Answer:  # noqa: B006
+    def answer(path: str, *, cache: str | None = CACHE, post: Any = None, headers: Mapping[str, str] = {}) -> Answer:
         connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
         root = "/chorus/v1" if cache is None else f"/chorus/v1/caches/{quote(cache, safe='')}"
         try:
@@ -166,7 +166,9 @@ def test_state_changes_by_json_post_from_here_only(ask, ids, path) -> None:
     assert ask(f"/entries/{ids[0]}").json["pinned"] is False
 
 
-@pytest.mark.parametrize("name", ["nowhere", "../routes", "..", "routes/..", "/etc", "routes\0", "C:\\", "r" * 300, "%2e%2e"])
+@pytest.mark.parametrize(
+    "name", ["nowhere", "../routes", "..", "routes/..", "/etc", "routes\0", "C:\\", "r" * 300, "%2e%2e"]
+)
 def test_cache_that_is_none_is_not_made(ask, name, cache_folder: Path) -> None:
     before = sorted(path.name for path in cache_folder.iterdir())
     assert ask("/stats", cache=name).status == 404
@@ -175,7 +177,17 @@ def test_cache_that_is_none_is_not_made(ask, name, cache_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"null", b'{"ids": 5}', b'{"ids": ["../x"]}', b'{"ids": [null]}', b'{"ids": ["' + b"A" * 32 + b'"]}', b"\xff\xfe"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"ids": 5}',
+        b'{"ids": ["../x"]}',
+        b'{"ids": [null]}',
+        b'{"ids": ["' + b"A" * 32 + b'"]}',
+        b"\xff\xfe",
+    ],
 )
 def test_bad_body_is_refused_with_a_reason(ask, body) -> None:
     answer = ask("/forget", post=body)
@@ -189,10 +201,38 @@ def test_too_many_ids_are_refused(ask) -> None:
 def test_random_requests_get_an_answer_or_a_reason(ask, ids) -> None:
     """Whatever is asked, the server answers with JSON, never with a fault of its own, and keeps what it has."""
     chance = random.Random(7)
-    names = ["limit", "offset", "words", "weights", "shape", "source", "pinned", "parent", "created_after", "sort", "meaning"]
-    values = ["", "0", "-1", "1e309", "nan", "x" * 1500, "'; DROP TABLE entries; --", "../../etc", "true", "1x2", "\u0000", "😀", "99999999999999999999"]
+    names = [
+        "limit",
+        "offset",
+        "words",
+        "weights",
+        "shape",
+        "source",
+        "pinned",
+        "parent",
+        "created_after",
+        "sort",
+        "meaning",
+    ]
+    values = [
+        "",
+        "0",
+        "-1",
+        "1e309",
+        "nan",
+        "x" * 1500,
+        "'; DROP TABLE entries; --",
+        "../../etc",
+        "true",
+        "1x2",
+        "\u0000",
+        "😀",
+        "99999999999999999999",
+    ]
     for _ in range(150):
-        query = "&".join(f"{quote(chance.choice(names))}={quote(chance.choice(values))}" for _ in range(chance.randint(1, 4)))
+        query = "&".join(
+            f"{quote(chance.choice(names))}={quote(chance.choice(values))}" for _ in range(chance.randint(1, 4))
+        )
         answer = ask(f"/entries?{query}")
         assert answer.status in (200, 400, 409), (query, answer.body[:300])
         assert "entries" in answer.json or answer.json["error"]["message"]
@@ -220,5 +260,3 @@ def test_newer_entries_of_another_process_are_seen(ask, face_server: ComfyServer
     fill(folder, 1, prompt="another one")
     second = ask("/stats", cache="shared by two").json
     assert (first["entries"], second["entries"]) == (1, 2) and first["version"] != second["version"]
-
-

@@ -96,7 +96,8 @@ export class Panel {
       this.start()
     }
     const options = caches.map((name) => h("option", { value: name, selected: name === this.cache }, name))
-    this.chooser = caches.length > 1 && h("label", { class: "chorus-row" }, t("panel.cache"), h("select", { onchange: change }, options))
+    const select = h("select", { "aria-label": t("panel.cache"), onchange: change }, options)
+    this.chooser = caches.length > 1 && h("div", { class: "chorus-row" }, t("panel.cache"), select)
   }
 
   async load(offset, limit) {
