@@ -262,11 +262,7 @@ export class Panel {
     const { count } = this.forgetting
     const undo = h("button", { class: "chorus-button", onclick: () => this.forgetting.undo() }, icon("undo"), t("undo.button"))
     this.undo.replaceChildren(...(count ? [h("span", {}, t("undo.forgotten", { count: number(count) })), undo] : []))
-    for (const [index, { element }] of this.grid.tiles) {
-      element.remove()
-      this.grid.tiles.delete(index)
-    }
-    this.grid.layout()
+    this.grid.redraw()
     if (!count) this.soon()
   }
 }
