@@ -38,6 +38,7 @@ TABLES = (
     "wall",
     "crash",
     "load",
+    "panel",
 )
 
 

@@ -15,10 +15,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import FloatRect, Page, sync_playwright
 
 from .server import ComfyServer
 from .small_workflow import small_workflow
@@ -79,7 +78,7 @@ class Studio:
         """A picture of one node."""
         self.frame(node, 120, 130)
         width, tall = self.page.evaluate("(id) => [...app.graph.getNodeById(id).size]", node)
-        clip: Any = {"x": 106, "y": 84, "width": width + 28, "height": min(height or 10_000, tall + 62)}
+        clip: FloatRect = {"x": 106, "y": 84, "width": width + 28, "height": min(height or 10_000, tall + 62)}
         self.page.screenshot(path=IMAGES / f"{name}.png", clip=clip)
 
     def panel(self, open_it: bool = True) -> None:
@@ -127,11 +126,6 @@ def tour_entry(studio: Studio) -> None:
     studio.page.wait_for_timeout(900)
     studio.sidebar("tour_entry")
     studio.page.keyboard.press("Escape")
-
-
-def tour_graph(studio: Studio) -> None:
-    studio.page.locator(".chorus-panel").wait_for()
-    studio.page.screenshot(path=IMAGES / "tour_graph.png")
 
 
 def tour_vue_light(studio: Studio) -> None:
@@ -192,7 +186,6 @@ SCENES: tuple[Callable[[Studio], None], ...] = (
     tour_miss,
     tour_panel,
     tour_entry,
-    tour_graph,
     tour_vue_light,
     recording,
 )

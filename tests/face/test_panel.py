@@ -24,7 +24,7 @@ class Panel:
     def __init__(self, face: Any, folder: Path):
         self.face, self.page, self.folder = face, face.page, folder
         face.toggle_panel()
-        self.page.locator(".chorus-panel").wait_for()
+        self.page.locator(".chorus-space").wait_for()
         choose = self.page.get_by_label("Cache", exact=True)
         if choose.count():
             choose.select_option(folder.name)
@@ -43,8 +43,8 @@ class Panel:
         self.page.wait_for_function(
             """(wanted) => {
                 const tiles = [...document.querySelectorAll(".chorus-tile:not(.chorus-loading)")]
-                const sized = (tile) => tile.getAttribute("aria-setsize") === String(wanted)
-                return wanted === 0 ? !tiles.length : tiles.some(sized)
+                if (wanted === 0) return !tiles.length
+                return tiles.some((tile) => tile.getAttribute("aria-setsize") === String(wanted))
             }""",
             arg=wanted,
         )
@@ -88,16 +88,16 @@ def test_search_filters_and_order(panel_of) -> None:
         page.get_by_text("No entry answers this search.").wait_for()
         page.get_by_role("button", name="Show all entries").click()
         panel.expect()
-        page.get_by_label("Order").select_option("oldest")
+        page.get_by_label("Order", exact=True).select_option("oldest")
         page.wait_for_function(
             "() => document.querySelector('.chorus-tile[aria-posinset=\"1\"]')?.title.endsWith('take 0')"
         )
-        page.get_by_label("Kind").select_option("reused")
+        page.get_by_label("Kind", exact=True).select_option("reused")
         page.get_by_text("No entry answers this search.").wait_for()
-        page.get_by_label("Kind").select_option("full")
+        page.get_by_label("Kind", exact=True).select_option("full")
         panel.expect()
-        page.get_by_label("Size").select_option("1x16x4x12x12")
-        page.get_by_label("Model").select_option("weights-a")
+        page.get_by_label("Size", exact=True).select_option("1x16x4x12x12")
+        page.get_by_label("Model", exact=True).select_option("weights-a")
         page.get_by_label("Made when").select_option("day")
         panel.expect()
         page.get_by_label("Made when").select_option("older")
@@ -291,8 +291,7 @@ CONTRAST = """() => {
         const back = behind(element)
         const [a, b] = [light(over(rgba(getComputedStyle(element).color), back)), light(back)]
         const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)
-        const text = element.textContent.slice(0, 30)
-        if (contrast < 4.5) poor.push(`${element.className} ${text}: ${contrast.toFixed(2)}`)
+        if (contrast < 4.5) poor.push(`${element.className} ${element.textContent.slice(0, 30)}: ${contrast}`)
     }
     return poor
 }"""

@@ -46,7 +46,7 @@ def ids(face_server: ComfyServer) -> list[str]:
 
 @pytest.fixture
 def ask(face_server: ComfyServer, ids):
-    """`ask("/entries")` below the cache's path, `ask("/status", cache=None)` below the root; paths go as they are."""
+    """`ask("/entries")` below the cache's path, `ask("/status", cache=None)` below the root."""
     place = urlsplit(face_server.url)
 
     def answer(path: str, *, cache: str | None = CACHE, post: Any = None, headers: Mapping[str, str] = {}) -> Answer:

@@ -67,6 +67,7 @@ export class Grid {
       const { total, entries } = await this.load(number * PAGE, PAGE)
       if (round !== this.round) return
       this.pages.set(number, entries)
+      entries.forEach((entry) => this.chosen.has(entry.id) && this.chosen.set(entry.id, entry))
       this.total = total
       this.later()
     } catch (error) {
@@ -107,6 +108,7 @@ export class Grid {
 
   layout() {
     if (!this.element.clientWidth) return
+    const focused = this.element.contains(document.activeElement)
     const { columns, width, height } = this.measure()
     const { first, last } = this.window()
     this.space.style.height = `${Math.ceil(this.total / columns) * (height + GAP) + GAP}px`
@@ -127,6 +129,17 @@ export class Grid {
       })
       this.mark(index, tile)
     }
+    // A tile that was drawn anew must not take the keyboard's focus with it.
+    if (focused && !this.element.contains(document.activeElement)) this.tiles.get(this.active)?.element.focus({ preventScroll: true })
+  }
+
+  /** Draw every tile anew. */
+  redraw() {
+    const focused = this.element.contains(document.activeElement)
+    this.space.replaceChildren()
+    this.tiles.clear()
+    this.layout()
+    if (focused) this.tiles.get(this.active)?.element.focus({ preventScroll: true })
   }
 
   put(index, entry) {

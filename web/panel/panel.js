@@ -96,7 +96,8 @@ export class Panel {
       this.start()
     }
     const options = caches.map((name) => h("option", { value: name, selected: name === this.cache }, name))
-    this.chooser = caches.length > 1 && h("label", { class: "chorus-row" }, t("panel.cache"), h("select", { onchange: change }, options))
+    const select = h("select", { "aria-label": t("panel.cache"), onchange: change }, options)
+    this.chooser = caches.length > 1 && h("div", { class: "chorus-row" }, t("panel.cache"), select)
   }
 
   async load(offset, limit) {
@@ -197,7 +198,7 @@ export class Panel {
     // All frames one below the other, cut off after the first, for people who want no motion.
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches
     const address = still ? routes.framesAddress(this.cache, entry.id) : routes.previewAddress(this.cache, entry.id)
-    return h("img", { src: address, alt: "", decoding: "async", draggable: "false" })
+    return h("img", { src: address, class: still ? "chorus-still" : "", alt: "", decoding: "async", draggable: "false" })
   }
 
   marks(entry) {
@@ -261,11 +262,7 @@ export class Panel {
     const { count } = this.forgetting
     const undo = h("button", { class: "chorus-button", onclick: () => this.forgetting.undo() }, icon("undo"), t("undo.button"))
     this.undo.replaceChildren(...(count ? [h("span", {}, t("undo.forgotten", { count: number(count) })), undo] : []))
-    for (const [index, { element }] of this.grid.tiles) {
-      element.remove()
-      this.grid.tiles.delete(index)
-    }
-    this.grid.layout()
+    this.grid.redraw()
     if (!count) this.soon()
   }
 }
