@@ -18,6 +18,7 @@ import numpy as np
 from .entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space, unit_vector
 from .errors import CacheError, CacheUnavailable, VectorLengthMismatch
 from .interface import Cache
+from .pool import score
 from .record import read_record, write_record
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class WriteBehind:
         return _best(waiting, self.cache.search_elsewhere(vector, embedder, space, k), k)
 
     def _matches(self, vector: np.ndarray, embedder: str, fits: Callable[[Entry], bool]) -> list[Match]:
-        query = unit_vector(vector).astype(np.float64)
+        query = unit_vector(vector)
         found = []
         for pending in self._snapshot():
             entry = pending.entry
@@ -145,7 +146,7 @@ class WriteBehind:
                 continue
             if pending.new.vector.size != query.size:
                 raise VectorLengthMismatch(embedder, query.size, pending.new.vector.size)
-            found.append(Match(entry, float((pending.new.vector.astype(np.float64) @ query).clip(-1.0, 1.0))))
+            found.append(Match(entry, float(score(pending.new.vector, query))))  # by the same sum, so that ties are ties
         return found
 
     def find_request(self, request: str) -> Entry | None:

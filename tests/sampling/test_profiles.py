@@ -23,7 +23,7 @@ def stored(pack_module):
 
 def latent_bytes(cache, entry) -> int:
     """Of the states and the final latent as they lie in the file."""
-    with safe_open(cache._blobs.path(entry.id), "pt") as content:
+    with safe_open(cache.cache._blobs.path(entry.id), "pt") as content:
         tensors = [content.get_tensor(n) for n in entry.tensor_names if n == "final" or n.startswith("checkpoint/")]
     return sum(tensor.nbytes for tensor in tensors)
 
