@@ -146,7 +146,8 @@ class WriteBehind:
                 continue
             if pending.new.vector.size != query.size:
                 raise VectorLengthMismatch(embedder, query.size, pending.new.vector.size)
-            found.append(Match(entry, float(score(pending.new.vector, query))))  # by the same sum, so that ties are ties
+            # By the sum that scores kept entries, so that ties are ties.
+            found.append(Match(entry, float(score(pending.new.vector, query))))
         return found
 
     def find_request(self, request: str) -> Entry | None:
