@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...cache import Cache, Space
+from ...cache import Cache
+from ...cache.words import everywhere
 from ..embed import open_clip_embedder
 from .answers import Problem
 from .listing import short
-
-# No request has it, so that every entry of the embedder lies elsewhere.
-_NOWHERE = Space(weights="", patches="", latent_format="", shape=(), task="", prediction="")
 
 
 def nearest(cache: Cache, text: str, limit: int) -> dict[str, Any]:
@@ -19,6 +17,5 @@ def nearest(cache: Cache, text: str, limit: int) -> dict[str, Any]:
         embedder = open_clip_embedder()
     except RuntimeError as error:
         raise Problem(409, "no_embedder", f"prompts cannot be compared by meaning: {error}") from error
-    vector = embedder(text)
-    found = cache.search_elsewhere(vector.vector, vector.embedder, _NOWHERE, limit)
+    found = everywhere(cache, embedder(text), limit)
     return {"total": len(found), "entries": [short(m.entry) | {"score": m.score} for m in found]}
