@@ -32,6 +32,11 @@ RUN = """() => new Promise((resolve) => {
     app.api.addEventListener("execution_success", ended)
     app.queuePrompt(0)
 })"""
+ADD_STYLE = """(css) => {
+    const style = document.createElement("style")
+    style.textContent = css
+    document.head.append(style)
+}"""
 HIDE = "* { caret-color: transparent !important } .p-toast, [data-testid='queue-overlay'] { display: none !important }"
 
 TEMPLATE, LOOKUP, STORE = "wan21_t2v_chorus", 9, 16
@@ -202,7 +207,8 @@ def studio_on(url: str) -> Iterator[Studio]:
             page = browser.new_page(viewport={"width": 1440, "height": 900})
             page.goto(url)
             page.wait_for_function(READY, timeout=120_000)
-            page.add_style_tag(content=HIDE)
+            # Not by add_style_tag, which takes what the host's security policy blocks elsewhere for its own failure.
+            page.evaluate(ADD_STYLE, HIDE)
             yield Studio(page)
         finally:
             browser.close()
