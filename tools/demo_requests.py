@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,8 +112,10 @@ class SamplerWatch:
                 self._began = now
 
 
-def sample_all(template: demo_graph.Graph, console: Console) -> tuple[list[Video], dict[str, Any]]:
+def sample_all(template: demo_graph.Graph, console: Console, cache_copy: Path) -> tuple[list[Video], dict[str, Any]]:
     """Queue every request, `TARGET_COLD` last. Returns the videos and the server's /system_stats.
+
+    cache_copy: folder for the cache as it is at the end, in place of an earlier demo's.
 
     Raises what `ComfyServer` and `ComfyClient.queue` do, and `DemoFailure`.
     """
@@ -138,6 +142,8 @@ def sample_all(template: demo_graph.Graph, console: Console) -> tuple[list[Video
                 videos.append(_sample(client, template, request, advance))
                 progress.remove_task(steps)
                 progress.update(bar, completed=index + 1)
+        shutil.rmtree(cache_copy, ignore_errors=True)
+        shutil.copytree(Path(cache) / "default", cache_copy)
     return videos, system
 
 

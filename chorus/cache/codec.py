@@ -74,12 +74,17 @@ def _step(coding: str) -> float:
 
 
 def fitting(tensor: torch.Tensor, coding: str) -> str:
-    """`coding` where it fits the tensor, else "raw". ValueError when it is no coding."""
+    """`coding` where it fits the tensor, else "raw". ValueError when it is no coding.
+
+    Of a meta tensor, which has no values, only shape and type are asked.
+    """
     check(coding)
     if coding == RAW or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
         return RAW
     if not _fits(tensor.shape, tensor.dtype, coding):
         return RAW
+    if tensor.is_meta:
+        return coding
     if tensor.is_floating_point() and not float(tensor.abs().max()) <= MAX_MAGNITUDE[tensor.dtype]:  # NaN, too
         return RAW
     if coding == "rows" and _has_peaks(tensor):

@@ -27,6 +27,8 @@ def unpack(entry_id: str, content: bytes) -> tuple[NewEntry, Packed]:
         entry = read_record(header.record, size=header.size)
         if file.names != sorted(entry.tensor_names):
             raise ValueError("it has other tensors than its record says")
+        if file.coding != dict(entry.coding):
+            raise ValueError("its tensors are coded otherwise than its record says")
         tensors = {name: _checked(file, name, entry) for name in file.names}
     except (BlobDamaged, BlobNewer, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"it is no sound entry: {error}") from error

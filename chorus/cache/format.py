@@ -232,6 +232,11 @@ class EntryFile:
         return coded
 
     @property
+    def coding(self) -> dict[str, str]:
+        """How tensors are coded, by name; the others are raw. BlobDamaged."""
+        return {name: how.coding for name, how in self._coded.items()}
+
+    @property
     def names(self) -> list[str]:
         return sorted(self._stored)
 

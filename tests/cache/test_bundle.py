@@ -85,6 +85,20 @@ def test_what_is_exported_is_imported_bit_by_bit_with_its_id(cache, other, bundl
     assert match.entry.settings["number"] == 1
 
 
+def test_compressed_entries_go_along_as_they_are(cache, other, tmp_path):
+    latent = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    kept = {"final": latent, "tokens": latent[0, 0, 0], "preview": torch.zeros(2, 8, 8, 3, dtype=torch.uint8)}
+    coding = {"final": "dct/0.1", "tokens": "rows", "preview": "webp"}
+    entry = cache.put(new_entry(1, tensors=kept, coding=coding))
+    assert entry.coding == coding
+    write_bundle(cache, [entry], tmp_path / "coded.chorus", quiet)
+    imported = read_bundle(other, tmp_path / "coded.chorus", quiet)
+    assert imported.refused == ()
+    (taken,) = imported.taken
+    assert other.file(taken.id) == cache.file(entry.id)
+    assert torch.equal(other.load(taken.id)["final"], cache.load(entry.id)["final"])
+
+
 def test_what_is_there_already_stays_as_it_is(cache, bundle):
     before = cache.entries()
     imported = read_bundle(cache, bundle, quiet)

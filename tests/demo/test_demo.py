@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,29 @@ def test_pictures_open_with_all_frames(report, output):
             picture.load()
     with Image.open(output / report["files"]["contact_sheet"]) as sheet:
         sheet.load()
+
+
+def test_every_command_works_on_the_cache_it_leaves(output, checkout, tmp_path):
+    copy, bundle, other = tmp_path / "cache", tmp_path / "demo.chorus", tmp_path / "other"
+    shutil.copytree(output / "cache", copy)
+
+    def run(*arguments: object) -> str:
+        command = [sys.executable, "-m", "chorus.cache", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=checkout, timeout=120, check=False)
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+        return done.stdout
+
+    entries = json.loads(run("ls", copy, "--json"))
+    assert [entry["is_source"] for entry in entries] == [True, False, True]
+    source = entries[-1]["id"]
+    assert json.loads(run("show", copy, source, "--json"))["hits"] >= 1
+    assert json.loads(run("search", copy, "yellow circle", "--json"))[0]["id"] == entries[1]["id"]
+    assert json.loads(run("stats", copy, "--json"))["hits"] >= 1
+    assert "3 entries read, 0 damaged" in run("check", copy)
+    assert "3 of format 2" in run("migrate", copy)
+    run("pin", copy, source)
+    assert "3 entries" in run("export", copy, bundle)
+    assert "3 entries taken" in run("import", other, bundle)
+    assert "2 entries evicted" in run("prune", copy, "--entries", 1)
+    assert "1 entries deleted" in run("forget", copy, "--words", "red", "--yes")
+    assert "3 entries deleted" in run("clear", other, "--yes")
