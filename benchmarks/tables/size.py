@@ -141,7 +141,9 @@ def _stored_bytes(bench: Bench, source: Request, profile: str) -> dict:
 
 
 def _files(bench: Bench, cache: str) -> list[Path]:
-    folder = bench.host.host.module("chorus.comfy.caches").cache_folder(cache)
+    caches = bench.host.host.module("chorus.comfy.caches")
+    caches.open_cache(cache).count()  # waits for what is being written
+    folder = caches.cache_folder(cache)
     return sorted(folder.glob("blobs/*/*.safetensors"))
 
 
