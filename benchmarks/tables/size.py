@@ -48,21 +48,21 @@ REPEATS = 5
 def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by latents, steps and profile."""
     rows: list[dict] = []
-    summary: dict[str, dict] = {}
+    summary: dict[str, dict] = {}  # figure → profile → steps
 
-    def note(key: str, steps: int, value: dict) -> None:
-        summary.setdefault(key, {})[str(steps)] = value
+    def note(key: str, profile: str, steps: int, value: dict) -> None:
+        summary.setdefault(key, {}).setdefault(profile, {})[str(steps)] = value
 
     for steps, counts in PAIRS.items():
         pairs = hit_pairs(counts[0 if full else 1], REPORTED, steps)
         for profile in (TODAY, *CODED):
             row = _small_wan(bench, pairs[:FEWER] if profile == "near-lossless" else pairs, steps, profile)
             rows.append(row)
-            if profile == "small":
-                note("compression_ratio_small_wan", steps, row["ratio"])
-                note("alignment_delta", steps, row["alignment, early state"])
-                note("alignment_delta_at_k1", steps, row["alignment, state at K1"])
-                note("identical_psnr", steps, row["PSNR, dB"])
+            if profile != TODAY:
+                note("compression_ratio_small_wan", profile, steps, row["ratio"])
+                note("alignment_delta", profile, steps, row["alignment, early state"])
+                note("alignment_delta_at_k1", profile, steps, row["alignment, state at K1"])
+                note("identical_psnr", profile, steps, row["PSNR, dB"])
     for steps in (4, 20, 50) if full else (4, 20):
         sources = [p.source for p in hit_pairs(STATES_OF, REPORTED, steps)][: STATES_OF if full else 2]
         runs = [_run(bench, source) for source in sources]
@@ -70,10 +70,9 @@ def measure(bench: Bench, full: bool) -> report.Result:
             for profile in CODED:
                 row = _wan(name, steps, profile, runs, enlarge)
                 rows.append(row)
-                if profile == "small":
-                    kind = "_white" if enlarge is white else ""
-                    for key, column in (("compression_ratio", "ratio"), *_TIMES.items()):
-                        note(f"{key}{kind}", steps, row[column])
+                kind = "_white" if enlarge is white else ""
+                for key, column in (("compression_ratio", "ratio"), *_TIMES.items()):
+                    note(f"{key}{kind}", profile, steps, row[column])
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return report.Result(
         name="size",
