@@ -40,7 +40,7 @@ RUN = """() => new Promise((resolve, reject) => {
 })"""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def face_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A server whose nodes run anew whenever asked, and whose frontend greets nobody."""
     from tools.server import ComfyServer
@@ -53,7 +53,7 @@ def face_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServe
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # while it is open, nothing else in this process can run an event loop
 def browser() -> Iterator[Browser]:
     path = os.environ.get("CHORUS_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
