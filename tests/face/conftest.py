@@ -27,7 +27,7 @@ HOSTS_OWN = (
     "workflow templates",
     "fuse options",
     "graph accessed before initialization",
-    "huggingface.co",
+    "huggingface",
 )
 
 RUN = """() => new Promise((resolve, reject) => {
