@@ -24,6 +24,7 @@ from .schema import MIGRATIONS
 from .words import by_meaning, by_text
 
 DAY = 86_400.0  # seconds
+UNLIMITED = 2**62  # bytes
 PAGE = 200  # entries read from the catalog at once
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -47,14 +48,14 @@ Sort = StrEnum("Sort", {name: name for name in SORTS})  # type: ignore[misc]
 def opened(folder: Path, **other_limits: int | None) -> Iterator[LocalCache]:
     """The cache in `folder`, which must exist; its faults end the command with exit status 1 and a line.
 
-    other_limits: in place of those of the environment.
+    other_limits: none without, so that looking at a cache never evicts from it.
     """
     if not any(folder.glob("catalog-*.sqlite")) and not (folder / "blobs").is_dir():
         err.print(f"{folder}: there is no cache in this folder", markup=False)
         raise typer.Exit(2)
     cache = None
     try:
-        cache = LocalCache(folder, **{**limits(), **other_limits})
+        cache = LocalCache(folder, **{"max_bytes": UNLIMITED, **other_limits})
         yield cache
     except (CacheError, ValueError) as error:
         err.print(str(error), markup=False)
@@ -176,7 +177,7 @@ def stats(folder: Folder, as_json: Json = False) -> None:
         typer.echo(json.dumps(known, indent=1))
         return
     most = f" of at most {known['max_entries']:,}" if known["max_entries"] is not None else ""
-    out.print(f"{known['entries']:,} entries{most}, {size(known['bytes'])} of {size(known['max_bytes'])}")
+    out.print(f"{known['entries']:,} entries{most}, {size(known['bytes'])}")
     if known["pinned_bytes"]:
         out.print(f"{size(known['pinned_bytes'])} are pinned")
     out.print(f"{known['hits']:,} hits, about {known['seconds_saved']:.0f} s saved")
@@ -240,11 +241,13 @@ def prune(
     Without a limit, to those of the environment (CHORUS_CACHE_GB, CHORUS_CACHE_ENTRIES).
     """
     asked: dict[str, int | None] = {}
+    if gigabytes is None and entries is None:
+        asked = {name: limits()[name] for name in ("max_bytes", "max_entries")}
     if gigabytes is not None:
         asked["max_bytes"] = int(gigabytes * 2**30)
     if entries is not None:
         asked["max_entries"] = entries
-    with opened(folder, max_bytes=2**62, max_entries=None) as cache:
+    with opened(folder) as cache:
         before = cache.stats()
     with opened(folder, **asked) as cache:
         after = cache.stats()
@@ -323,7 +326,9 @@ def import_bundle(
     """Take entries over from a bundle, each once it was checked. Exit status 1 when one was refused."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "blobs").mkdir(exist_ok=True)
-    with opened(folder) as cache, progress("importing") as advance:
+    with opened(folder) as cache:
+        most = max(limits()["max_bytes"], cache.stats().bytes)  # bounds what a stranger's file may unpack to
+    with opened(folder, max_bytes=most) as cache, progress("importing") as advance:
         imported = read_bundle(cache, bundle, advance)
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(imported), "taken": [e.id for e in imported.taken]}, indent=1))
