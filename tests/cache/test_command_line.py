@@ -114,6 +114,14 @@ def test_pinned_entries_are_told_and_survive_pruning(run, filled):
     assert run("pin", filled, oldest).returncode == 2
 
 
+def test_looking_evicts_nothing_whatever_limit_the_environment_sets(run, filled, monkeypatch):
+    monkeypatch.setenv("CHORUS_CACHE_ENTRIES", "1")
+    monkeypatch.setenv("CHORUS_CACHE_GB", "0.000001")
+    assert len(ids(run, filled)) == 3
+    assert json.loads(run("stats", filled, "--json").stdout)["entries"] == 3
+    assert "3 entries evicted" in run("prune", filled).stdout
+
+
 def test_stats_and_forget_by_model(run, filled):
     (model,) = json.loads(run("stats", filled, "--json").stdout)["models"]
     assert (model["weights"], model["entries"], model["hits"]) == ("weights-a", 3, 1)
