@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -45,7 +45,7 @@ Sort = StrEnum("Sort", {name: name for name in SORTS})  # type: ignore[misc]
 
 
 @contextmanager
-def opened(folder: Path, **other_limits: int | None) -> Iterator[LocalCache]:
+def opened(folder: Path, **other_limits: Any) -> Iterator[LocalCache]:
     """The cache in `folder`, which must exist; its faults end the command with exit status 1 and a line.
 
     other_limits: none without, so that looking at a cache never evicts from it.
@@ -55,7 +55,7 @@ def opened(folder: Path, **other_limits: int | None) -> Iterator[LocalCache]:
         raise typer.Exit(2)
     cache = None
     try:
-        cache = LocalCache(folder, **{"max_bytes": UNLIMITED, **other_limits})
+        cache = LocalCache(folder, **{"max_bytes": UNLIMITED} | other_limits)
         yield cache
     except (CacheError, ValueError) as error:
         err.print(str(error), markup=False)
@@ -240,7 +240,7 @@ def prune(
 
     Without a limit, to those of the environment (CHORUS_CACHE_GB, CHORUS_CACHE_ENTRIES).
     """
-    asked: dict[str, int | None] = {}
+    asked: dict[str, Any] = {}
     if gigabytes is None and entries is None:
         asked = {name: limits()[name] for name in ("max_bytes", "max_entries")}
     if gigabytes is not None:
