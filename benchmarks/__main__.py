@@ -39,6 +39,7 @@ TABLES = (
     "crash",
     "load",
     "panel",
+    "two_sources",
 )
 
 
