@@ -39,7 +39,6 @@ TABLES = (
     "crash",
     "load",
     "panel",
-    "two_sources",
 )
 
 

@@ -225,9 +225,6 @@ class Bench:
         return quality(frames) | self.subject.measured(frames, request)
 
     def _run(self, request: Request, system: System, cache_name: str | None, mode: str):
-        for name in ("X_CONTEXT", "X_RIM"):
-            os.environ[name] = str(int(name in system.experiment))
-        os.environ["X_SECOND"] = system.experiment if "|" in system.experiment else ""
         return self.host.run(graph(self.subject, request, system, cache=cache_name, mode=mode))
 
     def cache_of(self, source: Request, precision: str | None = None) -> str:

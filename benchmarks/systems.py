@@ -51,7 +51,6 @@ class System:
     source_noise: bool = False  # take the source's noise too, which is its state as it was
     calibrated_threshold: bool = False  # otherwise every source counts as a hit
     precision: str | None = None  # in which the source was kept, None: the node's default
-    experiment: str = ""
     easycache: float | None = None  # reuse threshold of the host's own EasyCache
 
 

@@ -36,9 +36,6 @@ def measure(bench: Bench, full: bool) -> report.Result:
     for edit, visible in RADII if full else ((0, 0), (1, 1)):
         system = System("Chorus", k1=K1, k2=K2, edit_dilation=edit, visible_dilation=visible)
         settings.append((f"({edit}, {visible})", system))
-        for what in ("X_CONTEXT", "X_RIM", "X_CONTEXT X_RIM"):
-            if visible or "RIM" not in what:
-                settings.append((f"({edit}, {visible}) {what}", System("Chorus", k1=K1, k2=K2, edit_dilation=edit, visible_dilation=visible, experiment=what)))
     for name, system in settings:
         samples = [bench.sample(target, system, source) for source, target in pairs]
         shares = [np.mean(s["token_share"][1:]) if s["token_share"] else 1.0 for s in samples]

@@ -112,30 +112,6 @@ def override_attention(options: dict, work: CrossAttention) -> dict:
     return dict(options, optimized_attention_override=attention)
 
 
-def keep_context(options: dict, kept: dict, grid_tokens: int, indices: torch.Tensor | None) -> dict:
-    """Transformer options whose self-attention also sees the latest keys and values of dropped tokens."""
-    previous = options.get("optimized_attention_override")
-    place = {"block": -1}
-
-    def attention(func: Callable, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any):
-        mine = kwargs.get("transformer_options", options)
-        index = mine.get("block_index", 0)
-        first, place["block"] = index != place["block"], index
-        if first and not kwargs.get("skip_reshape", False) and k.shape[1] == q.shape[1]:
-            key = (index, tuple(mine["uuids"]))
-            if k.shape[1] == grid_tokens:
-                kept[key] = (k.clone(), v.clone())
-            elif indices is not None and key in kept:
-                whole = kept[key]
-                where = indices.to(k.device)
-                kept[key] = k, v = whole[0].index_copy(1, where, k), whole[1].index_copy(1, where, v)
-        if previous:
-            return previous(func, q, k, v, *args, **kwargs)
-        return func(q, k, v, *args, **kwargs)
-
-    return dict(options, optimized_attention_override=attention)
-
-
 def coarse_attention(
     q: torch.Tensor, k: torch.Tensor, heads: int, grid: tuple[int, int, int], real: torch.Tensor
 ) -> torch.Tensor:

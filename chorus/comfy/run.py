@@ -6,7 +6,6 @@ copy of the model options, and drops it in `finally`: nothing stays behind.
 
 from __future__ import annotations
 
-import os
 import time
 from bisect import bisect_left
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from ..prompt.tokens import label_tokens, real_tokens, token_difference
 from ..reuse.plan import Plan, stage_bounds, stretched
 from ..reuse.regions import token_grid
 from ..reuse.trajectory import SIGMA_TOLERANCE, Trajectory, serving
-from .blocks import CrossAttention, TokenDrop, coarse_attention, keep_context, override_attention, patch_blocks
+from .blocks import CrossAttention, TokenDrop, coarse_attention, override_attention, patch_blocks
 from .caches import load_trajectory, open_cache, stored_states, warn
 from .digest import digest, tensor_digest
 from .events import run_started
@@ -404,16 +403,6 @@ class Run:
             )
         except CacheError as error:
             return self._miss(str(error))
-        if os.environ.get("X_SECOND"):
-            second, file = os.environ["X_SECOND"].split("|")
-            cache = open_cache(second)
-            other = load_trajectory(cache, next(iter(cache.entries())), self.patcher.model.process_latent_in, self.noise)
-            mask = torch.load(file)
-            for sigma, kept in self.trajectory._kept.items():
-                near = min(other._kept, key=lambda s: abs(s - sigma))
-                assert abs(near - sigma) < 1e-4, (sigma, list(other._kept))
-                place = torch.nn.functional.adaptive_max_pool3d(mask[None, None].float(), kept.shape[-3:])[0] > 0.5
-                self.trajectory._kept[sigma] = torch.where(place, other._kept[near].float(), kept.float())
         self.sigmas = path
         if self.noise_drawn:
             self.note(f"{self.sampler_name} draws noise: the rest of the run is another draw than a cold one's")
@@ -628,21 +617,11 @@ class Run:
                 self.recording.keep(self.sigmas[near], x)
             self.report.chorus_s += time.perf_counter() - began
 
-    def _rim(self, x0: torch.Tensor) -> torch.Tensor:
-        """1 within the edit mask, half on its rim of one token within the visible one, 0 beyond."""
-        visible = replace(self.plan.regions, edit=self.plan.regions.visible)
-        patch = self.patcher.model.diffusion_model.patch_size
-        seen = visible.edit_cells(patch, tuple(x0.shape[-3:])).to(x0.device)[None, None]
-        return torch.where(self.edit, 1.0, torch.where(seen, 0.5, 0.0)).to(x0)
-
     def leave_evaluation(self, x0: torch.Tensor) -> torch.Tensor:
         if self.edit is None:
             return x0
         if self.selective:
-            if os.environ.get("X_RIM") == "1":
-                x0 = self._rim(x0) * (x0 - self.known) + self.known
-            else:
-                x0 = torch.where(self.edit, x0, self.known)
+            x0 = torch.where(self.edit, x0, self.known)
         self.known = x0
         return x0
 
@@ -666,13 +645,7 @@ class Run:
 
         options = patch_blocks(options, len(blocks), drop, seen)
         work = self._cross_attention(x, context, options, grid, len(blocks))
-        options = override_attention(options, work) if work else options
-        if os.environ.get("X_CONTEXT") == "1" and self.edit is not None:
-            if not hasattr(self, "kept_context"):
-                self.kept_context = {}
-            indices = self.plan.regions.indices() if self.selective else None
-            options = keep_context(options, self.kept_context, self.tokens_total, indices)
-        return options
+        return override_attention(options, work) if work else options
 
     def _cross_attention(self, x, context, options, grid, blocks: int) -> CrossAttention | None:
         strength = 0.0
