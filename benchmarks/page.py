@@ -20,9 +20,9 @@ All of it samples the small Wan ([small_wan.md](small_wan.md)) through the real 
 interval over requests. What follows from it is in [method.md](method.md).
 
 Alignment is the share of a prompt's attributes that the judge reads back from the video. A loss is against the same \
-request sampled in full. The error of the named objects is their RMS difference (RGB in 0 to 1) from the best rendering \
-of what the prompt says; told of the videos in which every attribute is read back. A step equivalent is a step's cost: the share of tokens that went through the model, summed \
-over steps.
+request sampled in full. The error of the named objects is their RMS difference (RGB in 0 to 1) from the best \
+rendering of what the prompt says, told of the videos in which every attribute is read back. A step equivalent is a \
+step's cost: the share of tokens that went through the model, summed over steps.
 """
 
 

@@ -30,12 +30,14 @@ STEPS = 20
 K1 = 10
 GROUPS = 4
 LEAST, MOST = 0.2, 0.98  # of the scores sampled, by the graph's own encodings
+SHARED = 0.5  # of its words a request should find in a match
+MATCH = f"score with {SHARED:.0%} of the words shared"
 HIT = replace(CHORUS, k1=K1, k2=K1 + 2)
 AT_K1 = System("state taken at K1", k1=K1, start=1.0, selective=False, strength=0.0)
 
 
 def measure(bench: Bench, full: bool) -> report.Result:
-    """Rows by embedder and group of its scores, rising; `all` has the rank correlations over all pairs."""
+    """Rows by embedder and group of its scores, rising; `all` has what is told over all pairs."""
     pairs = pairs_of_any_score(128 if full else 16, TUNED)
     cold = [bench.sample(p.target) for p in pairs]
     hits = [bench.sample(p.target, HIT, p.source) for p in pairs]
@@ -62,6 +64,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
                     "details loss of fewer steps": _details(fewer, cold, group),
                     "score with words shared": _correlation(scores, shared) if label else "",
                     "score with loss at K1": _correlation(scores, losses["late"]) if label else "",
+                    MATCH: report.combined(_matching, scores, shared) if label else "",
                 }
             )
     return report.Result(
@@ -125,6 +128,12 @@ def _word_llama():
 def _details(samples: Sequence[dict], cold: Sequence[dict], group: np.ndarray) -> dict:
     kept = of(samples, "details")[group], of(cold, "details")[group]
     return report.combined(lambda a, b: float(1 - a.mean() / b.mean()), *kept)
+
+
+def _matching(scores: np.ndarray, shared: np.ndarray) -> float:
+    """The score at which a line through (score, share of words) reaches SHARED."""
+    slope, level = np.polyfit(scores, shared, 1)
+    return float((SHARED - level) / slope)
 
 
 def _correlation(scores: np.ndarray, values: np.ndarray) -> dict:
