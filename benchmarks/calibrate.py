@@ -1,7 +1,7 @@
 """Makes chorus/reuse/calibration.json from the full results of the tables `tuning` and `embedders`.
 
-Both sample the tuning half of prompts and seeds. What a mean hit may lose is stated here; where the source's state is
-taken, how many steps are saved and which scores count follow from what was measured.
+Both sample the tuning half of prompts and seeds. `tuning` states what a hit may lose, and from that follow where the
+source's state is taken and how many steps a hit with score 1 saves; `embedders` which scores count as a match.
 """
 
 from __future__ import annotations
@@ -12,20 +12,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from tools.demo_graph import CHECKOUT
 
 from . import report
-from .prompts import vidprom
-from .systems import DISTILLED_STEPS
 from .tables.embedders import MATCH
+from .tables.tuning import most_saved, place
 
 CALIBRATION = CHECKOUT / "chorus" / "reuse" / "calibration.json"
-EXTRA_LOSS = 0.005  # of alignment, that a source's state may cost beyond what fewer steps do
-MOST_LOSS = 0.02  # of alignment, at any score
-DETAILS_LOST = 0.1  # by a mean hit
-DETAILS_LOST_DISTILLED = 0.4  # a distilled model has no step to spare, and users of it take speed for detail
 SPREAD = 0.25  # of the schedule, between what a hit at the threshold and one at score 1 save
 MOST_SELECTIVE, SELECTIVE_STEPS = 0.1, 2  # stage 2 is at most so long: skipping its steps loses no more (`regions`)
 ALIKE = {"clip": "conditioning"}  # families that pool in the same way
@@ -40,73 +33,24 @@ def made(tuning: Mapping, embedders: Mapping, before: Mapping) -> dict:
         else had["threshold"]
         for family, had in before["embedders"].items()
     }
-    threshold = thresholds["conditioning"]
     by_steps: dict[int, list] = {}
     for row in tuning["rows"]:
         by_steps.setdefault(row["steps"], []).append(row)
     return {
         "embedders": {family: {"threshold": value} for family, value in thresholds.items()},
-        "bounds": {str(steps): _bounds(steps, rows, threshold) for steps, rows in by_steps.items()},
+        "bounds": {str(steps): _bounds(steps, rows) for steps, rows in by_steps.items()},
     }
 
 
-def _bounds(steps: int, rows: Sequence[Mapping], threshold: float) -> dict[str, float]:
-    start = _start(rows)
-    taken = {r["saved"]: r for r in rows if r["state taken at"] == f"{start:g}"}
-    fit = [k for k, r in taken.items() if r["alignment loss"]["mean"] <= MOST_LOSS]
-    lost = DETAILS_LOST_DISTILLED if steps <= DISTILLED_STEPS else DETAILS_LOST
-    most = (max(fit) + 0.99) / steps  # a share just below the next step
-    wanted = min(_saving(steps, {k: taken[k]["details loss"]["mean"] for k in fit}, lost), max(fit) / steps)
-    least_reuse, most_reuse = _map(steps, wanted, most, threshold)
+def _bounds(steps: int, rows: Sequence[Mapping]) -> dict[str, float]:
+    start = place(rows)
+    most = (most_saved(rows, start) + 0.5) / steps  # half a step above, so that scores somewhat below 1 get it too
     return {
-        "least_reuse": least_reuse,
-        "most_reuse": most_reuse,
+        "least_reuse": round(max(0.0, most - SPREAD), 4),
+        "most_reuse": round(most, 4),
         "selective": round(min(MOST_SELECTIVE, SELECTIVE_STEPS / steps), 4),
         "start": start,
     }
-
-
-def _start(rows: Sequence[Mapping]) -> float:
-    """The latest place from which, however much is saved, the state costs no words that fewer steps do not cost."""
-    fewer = {r["saved"]: r["alignment loss"]["mean"] for r in rows if r["state taken at"] == "fewer steps"}
-    extra: dict[float, float] = {}
-    for r in rows:
-        if r["state taken at"] not in ("fewer steps", "at K1"):
-            place = float(r["state taken at"])
-            extra[place] = max(extra.get(place, 0.0), r["alignment loss"]["mean"] - fewer[r["saved"]])
-    harmless = [place for place in sorted(extra) if max(extra[p] for p in extra if p <= place) <= EXTRA_LOSS]
-    if not harmless:
-        raise ValueError(f"every place costs more than {EXTRA_LOSS} of alignment: sample earlier ones in `tuning`")
-    return harmless[-1]
-
-
-def _saving(steps: int, details_lost: Mapping[int, float], allowed: float) -> float:
-    """The share of the schedule that may be saved until so many details are lost, between those sampled linearly."""
-    saved = [0, *sorted(details_lost)]
-    lost = np.maximum.accumulate([0.0, *(details_lost[k] for k in saved[1:])])
-    if lost[-1] <= allowed:
-        return saved[-1] / steps
-    above = int(np.argmax(lost > allowed))
-    return float(np.interp(allowed, lost[above - 1 : above + 1], saved[above - 1 : above + 1])) / steps
-
-
-def _map(steps: int, wanted: float, most: float, threshold: float) -> tuple[float, float]:
-    """(least_reuse, most_reuse), SPREAD apart below `most`, with which VidProM's hits save `wanted` on the mean."""
-    scores = vidprom()(np.linspace(0, 1, 2001))
-    positions = (scores[scores >= threshold] - threshold) / (1 - threshold)
-
-    def at(middle: float) -> tuple[float, float]:
-        high = min(middle + SPREAD / 2, most)
-        return max(0.0, min(middle - SPREAD / 2, high)), high
-
-    def saved(middle: float) -> float:
-        low, high = at(middle)
-        return float(np.floor((low + (high - low) * positions) * steps + 1e-6).mean()) / steps
-
-    middles = np.linspace(0, 1 + SPREAD / 2, 2001)
-    enough = [m for m in middles if saved(m) >= wanted - 1e-9]
-    low, high = at(enough[0] if enough else middles[-1])
-    return round(low, 3), round(high, 3)
 
 
 def main(arguments: Sequence[str]) -> int:
