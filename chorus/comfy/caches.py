@@ -13,6 +13,7 @@ import torch
 
 from ..cache import Cache, CacheUnavailable, Entry, LocalCache, WriteBehind
 from ..cache.local import limits, max_bytes
+from ..messages import say
 from ..reuse.trajectory import Trajectory
 from .limit import choose_limit, limit_bytes
 
@@ -59,8 +60,8 @@ def _opened(name: str, folder: Path) -> Cache:
     try:  # here: what it imports costs a local cache nothing
         from ..cache.shared import SharedCache, from_environment
     except ImportError as error:
-        advice = "In ComfyUI's Python: pip install -r requirements.txt"
-        raise CacheUnavailable("CHORUS_CACHE_URL", f"a package is missing ({error})", advice) from error
+        reason = say("reason.package", error=error)
+        raise CacheUnavailable("CHORUS_CACHE_URL", reason, say("advice.requirements")) from error
     limit = max_bytes() if "CHORUS_CACHE_GB" in os.environ else None
     return SharedCache(from_environment(), name, tier=folder / "shared", max_bytes=limit)
 

@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from ...cache import Cache
+from ...messages import say
 from ...prompt.embedding import OpenClipEmbedder
 from .. import workflows
 from ..caches import cache_names, caches_root, limit_caches, open_cache
@@ -171,7 +172,8 @@ def _cache(request: web.Request) -> Cache:
     """The cache that the path names, only where it exists: asking must not make one."""
     name = request.match_info["cache"]
     if name not in cache_names():
-        raise Problem(404, "no_such_cache", f"there is no cache {name[:80]!r}; there are: {', '.join(cache_names())}")
+        known = ", ".join(cache_names())
+        raise Problem(404, "no_such_cache", say("route.no_such_cache", cache=name[:80], caches=known))
     return open_cache(name)
 
 
