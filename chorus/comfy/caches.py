@@ -7,14 +7,16 @@ import os
 import re
 import threading
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..cache import Cache, CacheUnavailable, Entry, LocalCache, WriteBehind
 from ..cache.local import limits, max_bytes
-from ..messages import say
+from ..messages import said_by, say
 from ..reuse.trajectory import Trajectory
+from .events import not_kept
 from .limit import choose_limit, limit_bytes
 
 _open: dict[Path, WriteBehind] = {}
@@ -50,7 +52,7 @@ def open_cache(name: str) -> Cache:
     folder = cache_folder(name)
     with _lock:
         if folder not in _open:
-            _open[folder] = WriteBehind(_opened(name, folder), folder, _not_stored)
+            _open[folder] = WriteBehind(_opened(name, folder), folder, partial(_not_stored, name))
         return _open[folder]
 
 
@@ -105,8 +107,10 @@ def load_trajectory(
     return Trajectory(None if entry.settings["noise_drawn"] else noise, kept)
 
 
-def _not_stored(entry_id: str, error: Exception) -> None:
+def _not_stored(name: str, entry_id: str, error: Exception) -> None:
+    """The run is over by now, so only the pages can still tell."""
     warn(f"entry {entry_id} was not stored: {error}")
+    not_kept(name, entry_id, said_by(error))
 
 
 def warn(message: str) -> None:

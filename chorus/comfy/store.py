@@ -14,7 +14,7 @@ from ..reuse.plan import Plan
 from ..reuse.profiles import PROFILES, Profile
 from . import workflows
 from .caches import open_cache, warn
-from .events import cache_changed
+from .events import cache_changed, not_kept
 from .recording import FinishedRun, Recording, Report, finished_runs
 from .savings import cold_time
 
@@ -125,9 +125,9 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
         cache = open_cache(plan.cache_name)
         entry = cache.put(new)
     except (CacheError, ValueError) as error:
-        stored = say("not_kept.fault", error=said_by(error))
-        warn(str(stored))
-        return "", stored
+        warn(f"nothing stored: {error}")
+        not_kept(plan.cache_name, "", said_by(error))
+        return "", say("not_kept.fault", error=said_by(error))
     cache_changed(plan.cache_name)
     kept = sum(name.startswith("checkpoint/") for name in tensors)
     if not kept:
