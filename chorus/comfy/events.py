@@ -21,6 +21,11 @@ def cache_changed(cache_name: str) -> None:
     send("changed", {"cache": cache_name})
 
 
+def moved() -> None:
+    """The caches are in another place from now on."""
+    send("moved", {})
+
+
 def not_kept(cache_name: str, entry_id: str, why: Message | str) -> None:
     """A result is not in the cache though it was to be kept. entry_id: "" where it had none yet."""
     send("not_kept", {"cache": cache_name, "entry": entry_id, "text": str(why), "said": to_json(why)})

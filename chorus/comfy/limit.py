@@ -27,9 +27,7 @@ def limit_is_fixed() -> bool:
 
 
 def choose_limit(root: Path, gigabytes: float) -> int:
-    """Keep the limit for every start to come; returns it in bytes. ValueError when it cannot be chosen."""
-    if limit_is_fixed():
-        raise BadInput(say("route.fixed", variable=VARIABLE))
+    """Keep the limit for every start to come; returns it in bytes. ValueError for one that is none."""
     if not (math.isfinite(gigabytes) and LEAST <= gigabytes <= MOST):
         raise BadInput(say("route.limit", limit=str(gigabytes), least=LEAST, most=MOST))
     root.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..prompt.embedding import PromptVector
 from ..reuse.plan import Plan, Refused, Source, calibration_of
 from .caches import open_cache, warn
 from .embed import embed
+from .place import Place, current
 from .space import expert, space_of, start_latent
 
 MODES = ("read and write", "read only", "write only", "off")
@@ -32,6 +33,7 @@ class LookupSettings:
     cache_name: str
     embedding: str
     source: str = ""  # id of the entry to start from; "": the nearest
+    place: Place = field(default_factory=current)  # of the cache, when the request began
 
 
 def look_up(
@@ -62,7 +64,7 @@ def look_up(
     nearest: tuple[Refused, ...] = ()
     if reads:
         try:
-            cache = open_cache(settings.cache_name)
+            cache = open_cache(settings.cache_name, settings.place)
             find = partial(_take, entry_id=settings.source) if settings.source else _search
             source, score, explanation, nearest = find(cache, vector, space, threshold)
         except CacheError as error:
@@ -71,6 +73,7 @@ def look_up(
     plan = Plan(
         id=uuid.uuid4().hex,
         cache_name=settings.cache_name,
+        place=settings.place,
         reads=reads,
         writes=settings.mode in (MODES[0], MODES[2]),
         prompt=settings.prompt,
@@ -145,7 +148,7 @@ def source_preview(plan: Plan) -> torch.Tensor:
     """The matched video's frames as IMAGE [F, H, W, 3] in [0, 1]; one black frame on a miss."""
     if plan.source is not None and "preview" in plan.source.entry.tensor_names:
         try:
-            frames = open_cache(plan.cache_name).load(plan.source.entry.id, ["preview"])["preview"]
+            frames = open_cache(plan.cache_name, plan.place).load(plan.source.entry.id, ["preview"])["preview"]
             return frames.float() / 255.0
         except CacheError as error:
             warn(str(error))
@@ -183,10 +186,8 @@ class Answers:
 
     def token(self, settings: LookupSettings) -> str:
         """Equal as long as the answer is."""
-        if settings.mode not in MODES[:2]:
-            return settings.mode
         answer = self._answers.setdefault(settings, _Answer(uuid.uuid4().hex))
-        if answer.asked is None:
+        if settings.mode not in MODES[:2] or answer.asked is None:
             return answer.token
         source = self._source_now(settings, answer, *answer.asked)
         if source != answer.source:
@@ -198,9 +199,9 @@ class Answers:
         threshold = settings.threshold or calibration_of(vector.embedder).threshold
         try:
             if settings.source:
-                chosen = open_cache(settings.cache_name).get(settings.source)
+                chosen = open_cache(settings.cache_name, settings.place).get(settings.source)
                 return chosen.id if chosen and chosen.space == space and chosen.is_source else None
-            found = open_cache(settings.cache_name).search(vector.vector, vector.embedder, space, k=4)
+            found = open_cache(settings.cache_name, settings.place).search(vector.vector, vector.embedder, space, k=4)
         except CacheError:
             return answer.source
         others = [m for m in found if m.entry.settings.get("plan") != answer.made_by]

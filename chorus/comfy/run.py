@@ -350,7 +350,7 @@ class Run:
         if not self.plan.reads or self.sigmas[-1] > 0:
             return None
         try:
-            return open_cache(self.plan.cache_name).find_request(self.request)
+            return open_cache(self.plan.cache_name, self.plan.place).find_request(self.request)
         except CacheError as error:
             self.note(say("note.not_looked", error=said_by(error)))
             return None
@@ -395,7 +395,7 @@ class Run:
             path = stretched(path, self.k1, start)
         try:
             self.trajectory = load_trajectory(
-                open_cache(plan.cache_name),
+                open_cache(plan.cache_name, plan.place),
                 entry,
                 self.patcher.model.process_latent_in,
                 self.noise,
@@ -496,7 +496,7 @@ class Run:
         """(LATENT, its model-space form for the preview) when no step needs to be computed, else None."""
         if self.identical:
             try:
-                final = open_cache(self.plan.cache_name).load(self.identical.id, ["final"])["final"]
+                final = open_cache(self.plan.cache_name, self.plan.place).load(self.identical.id, ["final"])["final"]
             except CacheError as error:
                 self.note(say("note.not_loaded", error=said_by(error)))
                 self.identical = None

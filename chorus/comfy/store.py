@@ -66,7 +66,7 @@ def _count_hit(plan: Plan, run: FinishedRun) -> None:
     if report.source_id is None or report.outcome not in ("hit", "identical"):
         return
     try:
-        cache = open_cache(plan.cache_name)
+        cache = open_cache(plan.cache_name, plan.place)
         cold = cold_time(cache, plan.space, run.settings["sampler"], report)
         if cold is not None:
             report.cold_s, report.cold_runs = cold.seconds, cold.runs
@@ -122,7 +122,7 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
         coding=coding,
     )
     try:
-        cache = open_cache(plan.cache_name)
+        cache = open_cache(plan.cache_name, plan.place)
         entry = cache.put(new)
     except (CacheError, ValueError) as error:
         warn(f"nothing stored: {error}")

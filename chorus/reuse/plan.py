@@ -133,6 +133,7 @@ class Plan:
     amplification: Amplification | None = None
     full_from: Share | None = None  # stage 3: K2 / N; None when the node is absent
     asked: Mapping[str, tuple] = field(default_factory=dict)  # what each stage node was set to
+    place: Any = None  # where that cache is; None: wherever caches are now
     lookup_seconds: float = 0.0
     stage_seconds: float = 0.0
 

@@ -37,6 +37,8 @@ export const entry = (cache, id) => ask(entryPath(cache, id))
 export const workflow = (cache, id) => ask(`${entryPath(cache, id)}/workflow`)
 export const pin = (cache, ids, pinned) => post(`${cachePath(cache)}/pin`, { ids, pinned })
 export const forget = (cache, ids, keepalive = false) => post(`${cachePath(cache)}/forget`, { ids }, keepalive)
+/** parts: folder, or url and blobs; "" takes the usual place back. */
+export const choosePlace = (parts) => post("/chorus/v1/place", parts)
 export const chooseLimit = (gigabytes) => post("/chorus/v1/limit", { gigabytes })
 
 /** A page of entries. query: the parameters of the route; those that are empty are left out. */

@@ -106,6 +106,19 @@ class SharedCache:
         """See `Cache.version`."""
         return self._read(lambda catalog: catalog.version())
 
+    def names(self) -> list[str]:
+        """The tenant's caches, by name. Makes none, this one neither."""
+        with self._catalog() as catalog:
+            return catalog.names()
+
+    def check(self) -> None:
+        """CacheUnavailable unless the database answers and the files are its own. Makes no cache."""
+        with self._catalog(CHANGE) as catalog:
+            mark, empty = catalog.store_mark(), catalog.is_empty()
+        there = self._objects.mark()
+        if there != mark and not (there is None and empty):
+            raise self._other_location()
+
     # -- tensors
 
     def load(

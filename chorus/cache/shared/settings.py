@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ...messages import say
@@ -55,15 +56,24 @@ class Settings:
         if not _TENANT.fullmatch(self.tenant):
             raise CacheUnavailable(TENANT, say("reason.tenant", tenant=self.tenant), say("advice.tenant"))
 
-    @property
-    def place(self) -> str:
-        """The database in words: host, port and name, never the user or the password."""
+    def _known(self) -> Mapping[str, Any]:
+        """The parts of the URL."""
         from psycopg.conninfo import conninfo_to_dict
 
         try:
-            known = conninfo_to_dict(self.url)
+            return conninfo_to_dict(self.url)
         except Exception:  # whose text quotes the URL
             raise CacheUnavailable(URL, say("reason.libpq"), say("advice.encode")) from None
+
+    @property
+    def holds_password(self) -> bool:
+        """Whether the URL itself has a secret in it."""
+        return bool({"password", "sslpassword", "oauth_client_secret"} & self._known().keys())
+
+    @property
+    def place(self) -> str:
+        """The database in words: host, port and name, never the user or the password."""
+        known = self._known()
         host = known.get("host") or os.environ.get("PGHOST") or "localhost"
         port = known.get("port") or os.environ.get("PGPORT") or "5432"
         name = known.get("dbname") or os.environ.get("PGDATABASE") or "its default database"
