@@ -397,9 +397,9 @@ class Bench:
         if report is None:
             return ""
         if report.outcome == "bypassed" or (case.reuse and report.outcome != "hit"):
-            return report.reason
+            return str(report.reason)
         if case.share is not None and not report.token_share:
-            return "; ".join(report.notes)
+            return "; ".join(map(str, report.notes))
         if case.amplified:
             without = self.request(replace(case, amplified=False), schedule, bounds, seed=seed)
             if torch.equal(without.latent, measured.latent):

@@ -154,7 +154,7 @@ class ChorusCacheLookup(io.ComfyNode):
             plan.hit,
             plan.score,
             plan.source.entry.prompt if plan.source else "",
-            plan.explanation,
+            str(plan.explanation),
             lookup.source_preview(plan),
-            ui={"text": (plan.explanation,), "chorus_lookup": (plan_figures(plan),)},
+            ui={"text": (str(plan.explanation),), "chorus_lookup": (plan_figures(plan),)},
         )

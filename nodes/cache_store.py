@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..chorus.comfy import store, workflows
-from ..chorus.comfy.shown import run_figures
+from ..chorus.comfy.shown import run_figures, unrun_figures
 from ..chorus.reuse.profiles import DEFAULT, PROFILES
 from .sockets import CATEGORY, Chorus
 
@@ -55,10 +55,10 @@ class ChorusCacheStore(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, chorus, frames=None, keep=0.75, precision=DEFAULT) -> io.NodeOutput:
-        entry_id, summary, report = store.store(chorus, latent, frames, keep, precision, cls._graph())
-        shown = {"text": (summary,)}
-        if report is not None:
-            shown["chorus"] = (run_figures(chorus, report) | {"entry_id": entry_id},)
+        entry_id, stored, report = store.store(chorus, latent, frames, keep, precision, cls._graph())
+        summary = store.summary(stored, report)
+        figures = run_figures(chorus, report, stored) if report is not None else unrun_figures(chorus, stored)
+        shown = {"text": (summary,), "chorus": (figures | {"entry_id": entry_id},)}
         return io.NodeOutput(latent, entry_id, summary, ui=shown)
 
     @classmethod

@@ -47,6 +47,5 @@ class ChorusAllInOne(io.ComfyNode):
         plan, _ = stages.with_amplification(plan, 0.25, "outputs", 0.5)
         plan = stages.with_refinement(plan, "auto", 0.0)
         attached = [run.attach(m, plan) for m in models]
-        return io.NodeOutput(
-            attached[0], plan, attached[-1], ui={"text": (plan.explanation,), "chorus_lookup": (plan_figures(plan),)}
-        )
+        shown = {"text": (str(plan.explanation),), "chorus_lookup": (plan_figures(plan),)}
+        return io.NodeOutput(attached[0], plan, attached[-1], ui=shown)

@@ -64,4 +64,5 @@ class ChorusSRDMask(io.ComfyNode):
     ) -> io.NodeOutput:
         plan = masks.with_regions(chorus, masks_from, mask, edit_dilation, visible_dilation, sam_checkpoint)
         edit, overlay = masks.frame_masks(plan, lookup.source_preview(plan))
-        return io.NodeOutput(plan, edit, overlay, ui={"text": (plan.regions_note,)} if plan.regions_note else None)
+        ui = {"text": (str(plan.regions_note),)} if plan.regions_note else None
+        return io.NodeOutput(plan, edit, overlay, ui=ui)

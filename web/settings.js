@@ -2,11 +2,12 @@
 
 import { app } from "../../scripts/app.js"
 import { h } from "./lib/dom.js"
-import { t } from "./lib/i18n.js"
-import { chooseLimit, status } from "./lib/routes.js"
+import { said, t } from "./lib/i18n.js"
+import { chooseLimit, choosePlace, status } from "./lib/routes.js"
 
 const MODE = "Chorus.Default.Mode"
 const THRESHOLD = "Chorus.Default.Threshold"
+const HINTS = { folder: "/data/chorus", url: "postgresql://chorus@db.internal/chorus", blobs: "s3://… file:///…" }
 const MODES = ["read and write", "read only", "write only", "off"]
 
 /** An element that the server's status fills when it is there. */
@@ -19,8 +20,8 @@ function fromServer(draw) {
   return place
 }
 
-function limitInput({ limit_gb: limit, limit_from: fixed }) {
-  const said = h("span", { class: "chorus-quiet", role: "status" }, fixed ? t("limit.fixed", { variable: fixed }) : "")
+function limitInput({ limit_gb: limit, limit_fixed: fixed }) {
+  const line = h("span", { class: "chorus-quiet", role: "status" }, fixed ? said(fixed) : "")
   const input = h("input", {
     type: "number",
     min: "0.1",
@@ -32,12 +33,44 @@ function limitInput({ limit_gb: limit, limit_from: fixed }) {
   input.addEventListener("change", async () => {
     try {
       const chosen = await chooseLimit(Number(input.value))
-      said.textContent = t("limit.chosen", { limit: chosen.limit_gb })
+      line.textContent = t("limit.chosen", { limit: chosen.limit_gb })
     } catch (error) {
-      said.textContent = error.message
+      line.textContent = error.message
     }
   })
-  return h("span", { class: "chorus-setting" }, h("span", {}, input, " GB"), said)
+  return h("span", { class: "chorus-setting" }, h("span", {}, input, " GB"), line)
+}
+
+/** Parts of the place of the caches, tried by the server before they are taken. */
+function placeInput(parts, { place }) {
+  const reasons = new Set(parts.map((part) => place[part].fixed).filter(Boolean).map(said))
+  const line = h("span", { class: "chorus-quiet", role: "status" }, [...reasons].join(" "))
+  const input = (part) =>
+    h("input", {
+      type: "text",
+      value: place[part].value,
+      placeholder: HINTS[part],
+      disabled: Boolean(place[part].fixed),
+      spellcheck: "false",
+      "aria-label": t(`place.${part}`),
+    })
+  const inputs = Object.fromEntries(parts.map((part) => [part, input(part)]))
+  const apply = async () => {
+    const open = Object.entries(inputs).filter(([, field]) => !field.disabled)
+    button.disabled = true
+    line.textContent = t("place.trying")
+    try {
+      const chosen = await choosePlace(Object.fromEntries(open.map(([part, field]) => [part, field.value])))
+      for (const [part, field] of open) field.value = chosen.place[part].value
+      line.textContent = t("place.taken")
+    } catch (error) {
+      line.textContent = error.message
+    }
+    button.disabled = false
+  }
+  const button = h("button", { class: "chorus-button", onclick: apply }, t("place.apply"))
+  const free = parts.some((part) => !place[part].fixed)
+  return h("span", { class: "chorus-setting chorus-place" }, Object.values(inputs), free && button, line)
 }
 
 export const settings = [
@@ -62,14 +95,26 @@ export const settings = [
     id: "Chorus.Cache.Limit",
     name: "Size limit of each cache",
     category: ["Chorus", "Caches", "Limit"],
+    sortOrder: 30,
     type: () => fromServer(limitInput),
     defaultValue: null,
   },
   {
     id: "Chorus.Cache.Folder",
-    name: "Where the caches are",
+    name: "Folder of the caches",
     category: ["Chorus", "Caches", "Folder"],
-    type: () => fromServer(({ folder }) => h("code", { class: "chorus-folder" }, folder)),
+    sortOrder: 20,
+    tooltip: "Applies to caches opened from now on. Empty takes ComfyUI's user folder.",
+    type: () => fromServer((answer) => placeInput(["folder"], answer)),
+    defaultValue: null,
+  },
+  {
+    id: "Chorus.Cache.Shared",
+    name: "Cache shared between machines",
+    category: ["Chorus", "Caches", "Shared"],
+    sortOrder: 10,
+    tooltip: "A PostgreSQL database and a place for the files. Empty caches on this machine.",
+    type: () => fromServer((answer) => placeInput(["url", "blobs"], answer)),
     defaultValue: null,
   },
 ]

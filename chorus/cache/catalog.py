@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..messages import say
 from .blobs import Header
 from .errors import CacheUnavailable
 from .recollection import Recollection, recollect
@@ -141,24 +142,28 @@ class Catalog:
                 self._disconnect()
                 self._suspect = True
             raise self._unavailable(error) from error
-        except (_Damaged, OSError) as error:
-            raise CacheUnavailable(self._path, str(error), "Check the disk and the folder's permissions.") from error
+        except OSError as error:
+            raise CacheUnavailable.of_disk(self._path, error) from error
+        except _Damaged as error:
+            raise CacheUnavailable(self._path, str(error), say("advice.disk")) from error
 
     def _unavailable(self, error: sqlite3.Error | UnicodeDecodeError) -> CacheUnavailable:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            reason = f"another process kept it locked for more than {self._timeout:g} s"
-            return CacheUnavailable(self._path, reason, "It is tried again with the next request.")
+            return CacheUnavailable(self._path, say("reason.locked", seconds=self._timeout), say("advice.tried_again"))
         if _is_damage(error):
-            advice = "It is checked, and rebuilt from the cached files, with the next request."
-            return CacheUnavailable(self._path, f"the catalog is damaged ({error})", advice)
-        return CacheUnavailable(self._path, f"SQLite says: {error}", "Check free space and permissions of the folder.")
+            return CacheUnavailable(self._path, say("reason.catalog", error=error), say("advice.rebuilt"))
+        if code == sqlite3.SQLITE_FULL:
+            return CacheUnavailable(self._path, say("reason.disk_full", error=error), say("advice.space"))
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+            return CacheUnavailable(self._path, say("reason.not_permitted", error=error), say("advice.permissions"))
+        return CacheUnavailable(self._path, say("reason.sqlite", error=error), say("advice.disk"))
 
     # -- opening
 
     def _connection(self) -> sqlite3.Connection:
         if self._closed:
-            raise CacheUnavailable(self._root, "it was closed", "Open it again.")
+            raise CacheUnavailable(self._root, say("reason.closed"), say("advice.reopen"))
         if self._db is not None and (self._successor.exists() or self._inode != _inode(self._path)):
             self._disconnect()
         if self._db is None:
@@ -226,20 +231,18 @@ class Catalog:
         version, application = pragma("user_version"), pragma("application_id")
         empty = not db.execute("SELECT 1 FROM sqlite_master").fetchone()
         if not empty and application != APPLICATION_ID:
-            raise CacheUnavailable(self._path, "the file is another program's database", "Choose another cache folder.")
+            raise CacheUnavailable(self._path, say("reason.foreign"), say("advice.other_folder"))
         if version > len(MIGRATIONS):
-            reason = f"a newer Chorus made it (catalog version {version}, this one knows {len(MIGRATIONS)})"
-            raise CacheUnavailable(self._path, reason, "Update Chorus, or choose another cache folder.")
+            reason = say("reason.newer", version=version, known=len(MIGRATIONS))
+            raise CacheUnavailable(self._path, reason, say("advice.update"))
         if not _writable(self._root):
             if version < len(MIGRATIONS) or self._suspect:
-                reason = "it is damaged or of an earlier Chorus, and its folder cannot be written to"
-                raise CacheUnavailable(self._path, reason, "Give permission to write, or choose another cache folder.")
+                raise CacheUnavailable(self._path, say("reason.old"), say("advice.permissions"))
             return
         if self._suspect and (found := pragma("integrity_check(1)")) != "ok":
             raise _Damaged(found)
         if pragma("journal_mode = WAL") != "wal":
-            reason = "its file system cannot hold a shared SQLite database"
-            raise CacheUnavailable(self._path, reason, "Choose a cache folder on a local disk.")
+            raise CacheUnavailable(self._path, say("reason.file_system"), say("advice.local_disk"))
         db.execute("PRAGMA synchronous = NORMAL")  # a power cut may undo the last commits, never damage the file
         db.execute("PRAGMA secure_delete = ON")  # a forgotten prompt is overwritten
         db.execute(f"PRAGMA journal_size_limit = {4 * 2**20}")

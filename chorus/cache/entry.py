@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..messages import Message, say
+
 if TYPE_CHECKING:
     import torch
 
@@ -67,28 +69,30 @@ class Space:
         here, there = asdict(self), asdict(other)
         return tuple(name for name in here if here[name] != there[name])
 
-    def differences(self, other: Space) -> tuple[str, ...]:
+    def differences(self, other: Space) -> tuple[Message, ...]:
         """In which respects `other` differs from this space ("here" is this one), in plain words."""
         words = []
         if self.weights != other.weights:
-            words.append("other weights")
+            words.append(say("differs.weights"))
         if self.patches != other.patches:
-            words.append("other LoRA or strength")
+            words.append(say("differs.patches"))
         if self.latent_format != other.latent_format:
-            words.append(f"other latent format ({self.latent_format} here, {other.latent_format} there)")
+            words.append(say("differs.latent_format", here=self.latent_format, there=other.latent_format))
         if tuple(self.shape) != tuple(other.shape):
-            words.append(f"other shape ({_times(self.shape)} here, {_times(other.shape)} there)")
+            words.append(say("differs.shape", here=_times(self.shape), there=_times(other.shape)))
         if self.task != other.task:
             words.append(self._task_difference(other))
         if self.prediction != other.prediction:
-            words.append(f"other prediction type ({self.prediction} here, {other.prediction} there)")
+            words.append(say("differs.prediction", here=self.prediction, there=other.prediction))
         return tuple(words)
 
-    def _task_difference(self, other: Space) -> str:
+    def _task_difference(self, other: Space) -> Message:
         here, there = self.task.split(":", 1)[0], other.task.split(":", 1)[0]
         if here != there:
-            return f"other task ({here} here, {there} there)"
-        return {"i2v": "other conditioning image", "v2v": "other start latent"}.get(here, "other task")
+            return say("differs.tasks", here=here, there=there)
+        if here == "i2v":
+            return say("differs.image")
+        return say("differs.start") if here == "v2v" else say("differs.task")
 
 
 @dataclass(frozen=True)

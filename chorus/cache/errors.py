@@ -5,42 +5,59 @@ Every error here means "treat this as a miss and show the message"; none of them
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+
+from ..messages import Message, say
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class CacheError(Exception):
     """Base of all cache errors: a caller that catches this one can go on without the cache."""
 
 
-class EntryMissing(CacheError):
+class SaidError(CacheError):
+    """A cache error whose text is a message."""
+
+    @property
+    def said(self) -> Message:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return str(self.said)
+
+
+class EntryMissing(SaidError):
     """The entry, or the tensor asked for, is not there (any more)."""
 
-    def __init__(self, entry_id: str, reason: str = "it was evicted or forgotten"):
+    def __init__(self, entry_id: str, reason: Message | None = None):
+        reason = reason or say("reason.gone")
         super().__init__(entry_id, reason)
         self.entry_id = entry_id
         self.reason = reason
 
-    def __str__(self) -> str:
-        return f"Cache entry {self.entry_id} is not available: {self.reason}. The request counts as a miss."
+    @property
+    def said(self) -> Message:
+        return say("fault.missing", entry=self.entry_id, reason=self.reason)
 
 
-class EntryDamaged(CacheError):
+class EntryDamaged(SaidError):
     """The entry's bytes are not the bytes that were stored; it has been quarantined."""
 
-    def __init__(self, entry_id: str, path: Path | str, reason: str):
+    def __init__(self, entry_id: str, path: Path | str, reason: Message | str):
         super().__init__(entry_id, path, reason)
         self.entry_id = entry_id
         self.path = path
         self.reason = reason
 
-    def __str__(self) -> str:
-        return (
-            f"Cache entry {self.entry_id} is damaged ({self.reason}; file {self.path}). It is in quarantine "
-            "and will not be used again. If this happens often, check the disk and the memory."
-        )
+    @property
+    def said(self) -> Message:
+        return say("fault.damaged", entry=self.entry_id, reason=self.reason, file=self.path)
 
 
-class EntryTooLarge(CacheError):
+class EntryTooLarge(SaidError):
     """The entry alone is larger than the whole cache may be. Sizes in bytes."""
 
     def __init__(self, entry_bytes: int, max_bytes: int):
@@ -48,14 +65,12 @@ class EntryTooLarge(CacheError):
         self.entry_bytes = entry_bytes
         self.max_bytes = max_bytes
 
-    def __str__(self) -> str:
-        return (
-            f"An entry of {self.entry_bytes:,} bytes does not fit in a cache of {self.max_bytes:,} bytes. "
-            "Raise the cache's size limit, or store fewer or smaller checkpoints."
-        )
+    @property
+    def said(self) -> Message:
+        return say("fault.too_large", bytes=self.entry_bytes, limit=self.max_bytes)
 
 
-class VectorLengthMismatch(CacheError):
+class VectorLengthMismatch(SaidError):
     """A vector's length is not that of its embedder's other vectors, so no score can be given."""
 
     def __init__(self, embedder: str, length: int, kept: int):
@@ -64,21 +79,29 @@ class VectorLengthMismatch(CacheError):
         self.length = length
         self.kept = kept
 
-    def __str__(self) -> str:
-        return (
-            f"The vectors kept for embedder {self.embedder!r} have {self.kept} numbers, this one has {self.length}. "
-            "Give another embedder another name, or clear the cache."
-        )
+    @property
+    def said(self) -> Message:
+        return say("fault.vectors", embedder=self.embedder, kept=self.kept, length=self.length)
 
 
-class CacheUnavailable(CacheError):
+class CacheUnavailable(SaidError):
     """The cache cannot be read or written now: locked, disk full, no permission, made by a newer Chorus."""
 
-    def __init__(self, path: Path | str, reason: str, advice: str):
+    def __init__(self, path: Path | str, reason: Message | str, advice: Message):
         super().__init__(path, reason, advice)
         self.path = path
         self.reason = reason
         self.advice = advice
 
-    def __str__(self) -> str:
-        return f"The cache at {self.path} is unavailable: {self.reason}. {self.advice}"
+    @classmethod
+    def of_disk(cls, path: Path | str, error: OSError) -> CacheUnavailable:
+        """What the operating system refused: a full disk and missing permissions have words of their own."""
+        if error.errno in _FULL:
+            return cls(path, say("reason.disk_full", error=error), say("advice.space"))
+        if error.errno in _FORBIDDEN:
+            return cls(path, say("reason.not_permitted", error=error), say("advice.permissions"))
+        return cls(path, str(error), say("advice.disk"))
+
+    @property
+    def said(self) -> Message:
+        return say("fault.unavailable", place=self.path, reason=self.reason, advice=self.advice)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from ..messages import say
 from .blobs import Blobs
 from .catalog import Catalog
 from .entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space, unit_vector
@@ -110,7 +111,7 @@ class LocalCache:
         try:
             self._blobs = Blobs(self.root)
         except OSError as error:
-            raise CacheUnavailable(self.root, str(error), "Choose a folder that can be written to.") from error
+            raise CacheUnavailable.of_disk(self.root, error) from error
         self._catalog = Catalog(self.root, timeout, self._blobs.headers)
         self._index = VectorIndex(self.root / "index")
         self._index_generation = self._catalog.generation
@@ -189,7 +190,7 @@ class LocalCache:
         try:
             return self._from_file(entry_id, ["preview"], lambda file: file.webp("preview"))
         except ValueError as error:
-            raise EntryMissing(entry_id, f"it has no preview: {error}") from error
+            raise EntryMissing(entry_id, say("reason.no_preview", error=error)) from error
 
     def _from_file(self, entry_id: str, names: Collection[str], take: Callable[[EntryFile], T]) -> T:
         """What `take` gets from the entry's verified file, which has tensors of these names."""
@@ -197,24 +198,26 @@ class LocalCache:
             row = transaction.row(entry_id)
         if row is None:
             if any(damaged.id == entry_id for damaged in transaction.damaged):
-                raise EntryDamaged(entry_id, self.root, "its row in the catalog does not have its checksum")
+                raise EntryDamaged(entry_id, self.root, say("reason.row"))
             raise EntryMissing(entry_id)
         if unknown := sorted(set(names) - set(row.entry.tensor_names)):
-            raise EntryMissing(entry_id, f"it has no tensor {', '.join(unknown)}; it has {row.entry.tensor_names}")
+            raise EntryMissing(
+                entry_id, say("reason.no_tensor", names=", ".join(unknown), known=str(row.entry.tensor_names))
+            )
         place = Removed(row.seq, entry_id)
         path = self._blobs.path(entry_id)
         try:
             return take(self._blobs.read(entry_id, row.digest))
         except FileNotFoundError as error:
             self._drop_missing(place)
-            raise EntryMissing(entry_id, f"its file {path} is gone") from error
+            raise EntryMissing(entry_id, say("reason.file_gone", file=path)) from error
         except BlobDamaged as error:
             self._quarantine([place], str(error))
             raise EntryDamaged(entry_id, path, str(error)) from error
         except BlobNewer as error:
-            raise CacheUnavailable(path, str(error), "Update Chorus to use it.") from error
+            raise CacheUnavailable(path, str(error), say("advice.update")) from error
         except OSError as error:
-            raise CacheUnavailable(path, str(error), "Check the disk and the file's permissions.") from error
+            raise CacheUnavailable.of_disk(path, error) from error
 
     def put(self, new: NewEntry, entry_id: str | None = None) -> Entry:
         """See `Cache.put`. Evicts by the cache's policy. CacheUnavailable where pinned entries leave no room."""
@@ -248,7 +251,7 @@ class LocalCache:
             self._abandon(entry_id, wait=not isinstance(error, CacheUnavailable))
             if isinstance(error, OSError):
                 path = self._blobs.path(entry_id)
-                raise CacheUnavailable(path, str(error), "Check free space and permissions of the folder.") from error
+                raise CacheUnavailable.of_disk(path, error) from error
             raise
 
     def record_hit(self, entry_id: str, saved_seconds: float) -> None:
@@ -338,15 +341,15 @@ class LocalCache:
 
     def _check_room(self, totals: Totals, size: int) -> None:
         """CacheUnavailable where no eviction makes room for one more entry of `size` bytes."""
-        for kept, unit, reserved, more, limit in (
-            (totals.pinned_bytes, "bytes", totals.reserved, size, self.max_bytes),
-            (totals.pinned, "entries", totals.writers, 1, self.max_entries),
-        ):
-            if limit is None or kept + reserved + more <= limit:
-                continue
-            taken = f"{reserved:,} {unit} are being stored" + (f" and {kept:,} are pinned" if kept else "")
-            advice = "Unpin or forget some, or raise the cache's limit." if kept else "Raise the cache's limit."
-            raise CacheUnavailable(self.root, f"{taken}, so that {more:,} more would exceed {limit:,}", advice)
+        reserved, pinned, limit = totals.reserved, totals.pinned_bytes, self.max_bytes
+        if pinned + reserved + size > limit:
+            reason = say("reason.no_room_bytes", reserved=reserved, pinned=pinned, more=size, limit=limit)
+        elif self.max_entries is not None and totals.pinned + totals.writers + 1 > self.max_entries:
+            reserved, pinned, limit = totals.writers, totals.pinned, self.max_entries
+            reason = say("reason.no_room_entries", reserved=reserved, pinned=pinned, more=1, limit=limit)
+        else:
+            return
+        raise CacheUnavailable(self.root, reason, say("advice.unpin") if pinned else say("advice.limit"))
 
     def _neighbour(self, new: NewEntry) -> tuple[int, float] | None:
         """Number and score of the nearest source in the space."""
@@ -357,8 +360,7 @@ class LocalCache:
     def _publish(self, entry_id: str, new: NewEntry, packed: Packed, neighbour: tuple[int, float] | None) -> Entry:
         with self._catalog.writing() as transaction:
             if not transaction.release(entry_id):
-                reason = "the catalog was replaced, or minutes passed, while an entry was being written"
-                raise CacheUnavailable(self.root, reason, "The entry was not kept; the next one will be.")
+                raise CacheUnavailable(self.root, say("reason.overtaken"), say("advice.next"))
             known = transaction.vector_bytes(new.embedder) if new.is_source else None
             if known not in (None, new.vector.nbytes):
                 raise VectorLengthMismatch(new.embedder, new.vector.size, known // 4)
@@ -386,8 +388,8 @@ class LocalCache:
         try:
             yield
         except OSError as error:
-            advice = "It is not used any more; it is deleted when the cache is opened in an hour or later."
-            raise CacheUnavailable(self.root, f"a file cannot be deleted yet ({error})", advice) from error
+            reason = say("reason.not_deleted", error=error)
+            raise CacheUnavailable(self.root, reason, say("advice.deleted_later")) from error
 
     @contextmanager
     def _reading(self) -> Iterator[Transaction]:

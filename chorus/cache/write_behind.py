@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..messages import say
 from .entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space, unit_vector
 from .errors import CacheError, CacheUnavailable, VectorLengthMismatch
 from .interface import Cache
@@ -81,8 +82,8 @@ class WriteBehind:
         with self._lock:
             waiting = sum(p.size for p in self._pending.values())
             if len(self._pending) >= self._most_pending or (waiting and waiting + size > self._most_bytes):
-                reason = f"{len(self._pending)} results of {waiting:,} bytes are still being written"
-                raise CacheUnavailable(self._place, reason, "The disk is too slow; this result is not kept.")
+                reason = say("reason.busy", count=len(self._pending), bytes=waiting)
+                raise CacheUnavailable(self._place, reason, say("advice.too_slow"))
             self._added += 1
             committed = self._committer.submit(self._commit, new, entry_id)
             self._pending[entry_id] = _Pending(entry, new, size, committed)
@@ -214,8 +215,8 @@ class WriteBehind:
 
     def _await(self, *ids: str) -> None:
         if not self._settled(ids, self._timeout):
-            reason = f"an entry was not written within {self._timeout:g} s"
-            raise CacheUnavailable(self._place, reason, "The disk is slow; it is tried again with the next request.")
+            reason = say("reason.not_written", seconds=self._timeout)
+            raise CacheUnavailable(self._place, reason, say("advice.slow"))
 
     def close(self) -> None:
         """Finish what is being stored, then let go of all files."""

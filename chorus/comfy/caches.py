@@ -3,74 +3,92 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from ..cache import Cache, CacheUnavailable, Entry, LocalCache, WriteBehind
+from ..cache import Cache, Entry, LocalCache, WriteBehind
 from ..cache.local import limits, max_bytes
+from ..messages import BadInput, Message, said_by, say
 from ..reuse.trajectory import Trajectory
-from .limit import choose_limit, limit_bytes
+from .events import not_kept
+from .limit import VARIABLE, choose_limit, limit_bytes, limit_is_fixed
+from .place import Place, current
 
-_open: dict[Path, WriteBehind] = {}
+_open: dict[tuple[Place, str], WriteBehind] = {}
 _lock = threading.Lock()
 _NAME = re.compile(r"[\w][\w .-]{0,63}")
 
 
-def caches_root() -> Path:
-    """The folder of all caches: `CHORUS_CACHE_DIR`, else ComfyUI's private user folder."""
-    import folder_paths
-
-    return Path(os.environ.get("CHORUS_CACHE_DIR") or folder_paths.get_system_user_directory("chorus"))
-
-
 def cache_names() -> list[str]:
-    """The caches that exist, by name."""
+    """The caches that exist, by name: the fleet's where one is set. Raises CacheUnavailable while that is away."""
+    place = current()
+    if place.shared:
+        from ..cache.shared import SharedCache
+
+        shared = _at(place, "default").cache  # any name will do: opening makes none
+        assert isinstance(shared, SharedCache)
+        return shared.names()
     try:
-        folders = [p for p in caches_root().iterdir() if _NAME.fullmatch(p.name)]
+        folders = [p for p in place.folder.iterdir() if _NAME.fullmatch(p.name)]
         return sorted(p.name for p in folders if any(p.glob("catalog-*.sqlite")))
     except FileNotFoundError:
         return []
 
 
-def cache_folder(name: str) -> Path:
-    """The folder of a cache, below `caches_root`. ValueError for a name that is none."""
+def open_cache(name: str, place: Place | None = None) -> Cache:
+    """The cache called `name`, the fleet's where one is set; raises CacheUnavailable when it cannot be had.
+
+    place: where a request that is under way found it; None takes the place that is set now.
+    """
+    return _at(place or current(), name)
+
+
+def cache_folder(name: str, place: Place | None = None) -> Path:
+    """The folder of a cache, or of this machine's copies of it. ValueError for a name that is none."""
     if not _NAME.fullmatch(name) or name.endswith((".", " ")):
         raise ValueError(f"cache name {name!r}: use letters, digits, spaces, '.', '_' and '-', at most 64 of them")
-    return caches_root() / name
+    return (place or current()).folder / name
 
 
-def open_cache(name: str) -> Cache:
-    """The cache called `name`, the fleet's where one is set; raises CacheUnavailable when it cannot be had."""
-    folder = cache_folder(name)
+def _at(place: Place, name: str) -> WriteBehind:
+    folder = cache_folder(name, place)
     with _lock:
-        if folder not in _open:
-            _open[folder] = WriteBehind(_opened(name, folder), folder, _not_stored)
-        return _open[folder]
+        if (place, name) not in _open:
+            _open[place, name] = WriteBehind(_opened(folder, place), folder, partial(_not_stored, name))
+        return _open[place, name]
 
 
-def _opened(name: str, folder: Path) -> Cache:
-    if not os.environ.get("CHORUS_CACHE_URL", "").strip():
-        return LocalCache(folder, **limits() | {"max_bytes": limit_bytes(folder.parent)})
-    try:  # here: what it imports costs a local cache nothing
-        from ..cache.shared import SharedCache, from_environment
-    except ImportError as error:
-        advice = "In ComfyUI's Python: pip install -r requirements.txt"
-        raise CacheUnavailable("CHORUS_CACHE_URL", f"a package is missing ({error})", advice) from error
-    limit = max_bytes() if "CHORUS_CACHE_GB" in os.environ else None
-    return SharedCache(from_environment(), name, tier=folder / "shared", max_bytes=limit)
+def _opened(folder: Path, place: Place) -> Cache:
+    if not place.shared:
+        return LocalCache(folder, **limits() | {"max_bytes": limit_bytes(place.folder)})
+    settings = place.settings()
+    from ..cache.shared import SharedCache
+
+    limit = max_bytes() if limit_is_fixed() else None
+    return SharedCache(settings, folder.name, tier=folder / "shared", max_bytes=limit)
+
+
+def limit_fixed() -> Message | None:
+    """Why the limit of the caches cannot be chosen in ComfyUI, if so."""
+    if limit_is_fixed():
+        return say("route.fixed", variable=VARIABLE)
+    return say("route.limit_shared", variable=VARIABLE) if current().shared else None
 
 
 def limit_caches(gigabytes: float) -> None:
-    """Give every local cache, those in use too, another limit. ValueError when it cannot be chosen."""
-    chosen = choose_limit(caches_root(), gigabytes)
+    """Give every local cache of this place, those in use too, another limit. ValueError when it cannot be chosen."""
+    if said := limit_fixed():
+        raise BadInput(said)
+    place = current()
+    chosen = choose_limit(place.folder, gigabytes)
     with _lock:
-        for opened in _open.values():
-            if isinstance(opened.cache, LocalCache):
+        for (where, _), opened in _open.items():
+            if where == place and isinstance(opened.cache, LocalCache):
                 opened.cache.limit_to(chosen)
 
 
@@ -104,8 +122,10 @@ def load_trajectory(
     return Trajectory(None if entry.settings["noise_drawn"] else noise, kept)
 
 
-def _not_stored(entry_id: str, error: Exception) -> None:
+def _not_stored(name: str, entry_id: str, error: Exception) -> None:
+    """The run is over by now, so only the pages can still tell."""
     warn(f"entry {entry_id} was not stored: {error}")
+    not_kept(name, entry_id, said_by(error))
 
 
 def warn(message: str) -> None:

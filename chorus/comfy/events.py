@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..messages import Message, to_json
+
 
 def send(event: str, data: dict[str, Any]) -> None:
     """Send `chorus.<event>` to every open page; nothing happens where no server runs."""
@@ -17,6 +19,16 @@ def send(event: str, data: dict[str, Any]) -> None:
 def cache_changed(cache_name: str) -> None:
     """Entries of this cache came, went or were used."""
     send("changed", {"cache": cache_name})
+
+
+def moved() -> None:
+    """The caches are in another place from now on."""
+    send("moved", {})
+
+
+def not_kept(cache_name: str, entry_id: str, why: Message | str) -> None:
+    """A result is not in the cache though it was to be kept. entry_id: "" where it had none yet."""
+    send("not_kept", {"cache": cache_name, "entry": entry_id, "text": str(why), "said": to_json(why)})
 
 
 def run_started(figures: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from ..cache.local import max_bytes
+from ..messages import BadInput, say
 
 GIGABYTE = 2**30
 LEAST, MOST = 0.1, 100_000.0  # GB that may be chosen
@@ -26,11 +27,9 @@ def limit_is_fixed() -> bool:
 
 
 def choose_limit(root: Path, gigabytes: float) -> int:
-    """Keep the limit for every start to come; returns it in bytes. ValueError when it cannot be chosen."""
-    if limit_is_fixed():
-        raise ValueError(f"the limit is set by {VARIABLE} in the environment of ComfyUI: change it there")
+    """Keep the limit for every start to come; returns it in bytes. ValueError for one that is none."""
     if not (math.isfinite(gigabytes) and LEAST <= gigabytes <= MOST):
-        raise ValueError(f"a limit of {gigabytes} GB: choose {LEAST:g} to {MOST:,.0f} GB")
+        raise BadInput(say("route.limit", limit=str(gigabytes), least=LEAST, most=MOST))
     root.mkdir(parents=True, exist_ok=True)
     file = _file(root)
     new = file.with_suffix(".new")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 import uuid
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from ..cache import Cache, CacheError, Match, Query, Space
+from ..messages import Message, said_by, say
 from ..prompt.embedding import PromptVector
 from ..reuse.plan import Plan, Refused, Source, calibration_of
 from .caches import open_cache, warn
 from .embed import embed
+from .place import Place, current
 from .space import expert, space_of, start_latent
 
 MODES = ("read and write", "read only", "write only", "off")
@@ -31,6 +33,7 @@ class LookupSettings:
     cache_name: str
     embedding: str
     source: str = ""  # id of the entry to start from; "": the nearest
+    place: Place = field(default_factory=current)  # of the cache, when the request began
 
 
 def look_up(
@@ -53,19 +56,24 @@ def look_up(
     vector = embedded.vector
     threshold = settings.threshold or calibration_of(vector.embedder).threshold
     reads = settings.mode in MODES[:2]
-    source, score, explanation = None, -1.0, f"mode is {settings.mode}"
+    source, score, explanation = (
+        None,
+        -1.0,
+        say("lookup.off") if settings.mode == MODES[3] else say("lookup.write_only"),
+    )
     nearest: tuple[Refused, ...] = ()
     if reads:
         try:
-            cache = open_cache(settings.cache_name)
+            cache = open_cache(settings.cache_name, settings.place)
             find = partial(_take, entry_id=settings.source) if settings.source else _search
             source, score, explanation, nearest = find(cache, vector, space, threshold)
         except CacheError as error:
-            explanation = f"the cache could not be read: {error}"
-            warn(explanation)
+            explanation = say("lookup.unreadable", error=said_by(error))
+            warn(str(explanation))
     plan = Plan(
         id=uuid.uuid4().hex,
         cache_name=settings.cache_name,
+        place=settings.place,
         reads=reads,
         writes=settings.mode in (MODES[0], MODES[2]),
         prompt=settings.prompt,
@@ -88,28 +96,31 @@ def look_up(
     return plan
 
 
-def _search(
-    cache: Cache, vector: PromptVector, space: Space, threshold: float
-) -> tuple[Source | None, float, str, tuple[Refused, ...]]:
+# The source, the best score, what people are told of it, and on a miss the nearest entries.
+_Found = tuple[Source | None, float, Message, tuple[Refused, ...]]
+
+
+def _search(cache: Cache, vector: PromptVector, space: Space, threshold: float) -> _Found:
     found = cache.search(vector.vector, vector.embedder, space, k=3)
     best = found[0] if found else None
     if best is not None and best.score >= threshold:
-        return _source(cache, best), best.score, f"hit {best.score:.2f} ≥ {threshold:.2f}: {best.entry.prompt!r}", ()
+        why = say("lookup.hit", score=best.score, threshold=threshold, prompt=best.entry.prompt)
+        return _source(cache, best), best.score, why, ()
     elsewhere = cache.search_elsewhere(vector.vector, vector.embedder, space, k=2)
     nearest = tuple(Refused(m.entry, m.score, space.differing(m.entry.space)) for m in [*found, *elsewhere])
     if not nearest:
-        return None, -1.0, "the cache is empty for this way of embedding", ()
-    lines = [f"{r.score:.2f} {r.entry.prompt!r}: {_reason(r, space, threshold)}" for r in nearest[:4]]
-    return None, best.score if best else -1.0, "no entry to start from; nearest: " + "; ".join(lines), nearest
+        return None, -1.0, say("miss.empty"), ()
+    lines = [
+        say("miss.near", score=r.score, prompt=r.entry.prompt, why=_reasons(r, space, threshold)) for r in nearest[:4]
+    ]
+    return None, best.score if best else -1.0, say("miss.nearest", nearest=lines), nearest
 
 
-def _take(
-    cache: Cache, vector: PromptVector, space: Space, threshold: float, entry_id: str
-) -> tuple[Source | None, float, str, tuple[Refused, ...]]:
+def _take(cache: Cache, vector: PromptVector, space: Space, threshold: float, entry_id: str) -> _Found:
     """The entry that was chosen, whatever its score; a miss with the reason where it cannot be started from."""
     entry = cache.get(entry_id)
     if entry is None:
-        return None, -1.0, f"the chosen source {entry_id!r} is not in this cache (any more)", ()
+        return None, -1.0, say("miss.chosen_gone", entry=entry_id), ()
     same_space = Query(weights=space.weights, shape=space.shape, source=True)
     found = cache.search(vector.vector, vector.embedder, space, max(1, cache.count(same_space)))
     scores = {m.entry.id: m.score for m in found}
@@ -117,11 +128,11 @@ def _take(
     match = Match(entry, scores.get(entry_id, threshold))
     if differs := space.differing(entry.space):
         refused = Refused(entry, match.score, differs)
-        why = _reason(refused, space, threshold)
-        return None, match.score, f"the chosen source {entry.prompt!r} cannot be used: {why}", (refused,)
+        why = say("miss.chosen_differs", prompt=entry.prompt, why=_reasons(refused, space, threshold))
+        return None, match.score, why, (refused,)
     if not entry.is_source:
-        return None, match.score, f"the chosen source {entry.prompt!r} was itself made from another", ()
-    return _source(cache, match), match.score, f"chosen by hand, {match.score:.2f}: {entry.prompt!r}", ()
+        return None, match.score, say("miss.chosen_reused", prompt=entry.prompt), ()
+    return _source(cache, match), match.score, say("lookup.chosen", score=match.score, prompt=entry.prompt), ()
 
 
 def _source(cache: Cache, match: Match) -> Source:
@@ -129,15 +140,15 @@ def _source(cache: Cache, match: Match) -> Source:
     return Source(match.entry, match.score, tensors.get("tokens"), tensors.get("attention"))
 
 
-def _reason(refused: Refused, space: Space, threshold: float) -> str:
-    return ", ".join(space.differences(refused.entry.space)) or f"score below {threshold:.2f}"
+def _reasons(refused: Refused, space: Space, threshold: float) -> tuple[Message, ...]:
+    return space.differences(refused.entry.space) or (say("miss.below", threshold=threshold),)
 
 
 def source_preview(plan: Plan) -> torch.Tensor:
     """The matched video's frames as IMAGE [F, H, W, 3] in [0, 1]; one black frame on a miss."""
     if plan.source is not None and "preview" in plan.source.entry.tensor_names:
         try:
-            frames = open_cache(plan.cache_name).load(plan.source.entry.id, ["preview"])["preview"]
+            frames = open_cache(plan.cache_name, plan.place).load(plan.source.entry.id, ["preview"])["preview"]
             return frames.float() / 255.0
         except CacheError as error:
             warn(str(error))
@@ -175,10 +186,8 @@ class Answers:
 
     def token(self, settings: LookupSettings) -> str:
         """Equal as long as the answer is."""
-        if settings.mode not in MODES[:2]:
-            return settings.mode
         answer = self._answers.setdefault(settings, _Answer(uuid.uuid4().hex))
-        if answer.asked is None:
+        if settings.mode not in MODES[:2] or answer.asked is None:
             return answer.token
         source = self._source_now(settings, answer, *answer.asked)
         if source != answer.source:
@@ -190,9 +199,9 @@ class Answers:
         threshold = settings.threshold or calibration_of(vector.embedder).threshold
         try:
             if settings.source:
-                chosen = open_cache(settings.cache_name).get(settings.source)
+                chosen = open_cache(settings.cache_name, settings.place).get(settings.source)
                 return chosen.id if chosen and chosen.space == space and chosen.is_source else None
-            found = open_cache(settings.cache_name).search(vector.vector, vector.embedder, space, k=4)
+            found = open_cache(settings.cache_name, settings.place).search(vector.vector, vector.embedder, space, k=4)
         except CacheError:
             return answer.source
         others = [m for m in found if m.entry.settings.get("plan") != answer.made_by]

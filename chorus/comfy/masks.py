@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..messages import Message, say
 from ..prompt.tokens import token_difference
 from ..reuse.plan import Plan
 from ..reuse.regions import build, dilate, from_attention, from_frames, token_grid
@@ -31,7 +32,7 @@ def with_regions(
 ) -> Plan:
     """The plan with its masks, or with a note why its middle steps are full ones."""
     began = time.perf_counter()
-    regions, note = None, ""
+    regions, note = None, None
     if plan.source is not None:
         base, note = _base(plan, way, mask, checkpoint)
         if base is not None:
@@ -42,36 +43,35 @@ def with_regions(
     return plan.with_stage("regions", asked, regions=regions, regions_note=note, stage_seconds=seconds)
 
 
-def _base(plan: Plan, way: str, mask: torch.Tensor | None, checkpoint: str) -> tuple[torch.Tensor | None, str]:
+def _base(
+    plan: Plan, way: str, mask: torch.Tensor | None, checkpoint: str
+) -> tuple[torch.Tensor | None, Message | None]:
     grid = token_grid(plan.space.shape, WAN_PATCH)
     if way == "mask":
         if mask is None:
             raise ValueError("masks from 'mask': connect a MASK to ChorusSRDMask, or choose 'attention'")
-        return from_frames(mask, grid), ""
+        return from_frames(mask, grid), None
     base, note = _attention_base(plan, grid)
     if base is None or way == "attention":
         return base, note
     if way != "segment anything":
         raise ValueError(f"masks from {way!r}: expected one of {', '.join(WAYS)}")
-    return from_frames(_segment(source_preview(plan), base, checkpoint), grid), ""
+    return from_frames(_segment(source_preview(plan), base, checkpoint), grid), None
 
 
-def _attention_base(plan: Plan, grid: tuple[int, int, int]) -> tuple[torch.Tensor | None, str]:
+def _attention_base(plan: Plan, grid: tuple[int, int, int]) -> tuple[torch.Tensor | None, Message | None]:
     source = plan.source
     assert source is not None  # masks are asked for on a hit only
     if plan.tokens is None:
-        return (
-            None,
-            "full middle steps: connect the positive CONDITIONING or CLIP to the look-up to compare words",
-        )
+        return None, say("note.no_text")
     if source.tokens is None or source.attention is None:
-        return None, "full middle steps: the source has no recorded attention"
+        return None, say("note.no_attention")
     difference = token_difference(plan.tokens, source.tokens)
     if not bool(difference.gone.any()):
         if bool(difference.new.any()):
-            return None, "full middle steps: the prompt only adds words, and where they go nobody knows yet"
-        return torch.zeros(grid, dtype=torch.bool), "the prompts say the same: middle steps are reused whole"
-    return from_attention(source.attention, difference.gone, grid), ""
+            return None, say("note.only_new")
+        return torch.zeros(grid, dtype=torch.bool), say("note.same_words")
+    return from_attention(source.attention, difference.gone, grid), None
 
 
 def frame_masks(plan: Plan, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from ..messages import Message
 from ..reuse.trajectory import clean_component
 
 _FINISHED_KEPT = 2  # finished runs that wait for their ChorusCacheStore; a graph without one must not pile them up
@@ -18,7 +20,7 @@ class Report:
     """The figures of one request, as README and `report.json` name them. Seconds are wall time."""
 
     outcome: str  # "hit", "miss", "identical", "bypassed"
-    reason: str
+    reason: Message
     match_score: float | None
     source_prompt: str | None
     k1: int = 0
@@ -29,7 +31,7 @@ class Report:
     token_share: list[float] = field(default_factory=list)  # computed share of the tokens, one a stage-2 step
     sampling_s: float = 0.0
     chorus_s: float = 0.0
-    notes: list[str] = field(default_factory=list)
+    notes: list[Message] = field(default_factory=list)
     tokens: list[tuple[str, float]] = field(default_factory=list)  # amplified words with their weights
     source_id: str | None = None  # the entry that the run started from, or that answered it
     cold_s: float | None = None  # sampling time had it been computed in full, None when nothing tells
@@ -45,9 +47,13 @@ class Report:
         for name in ("k1", "k2", "steps", "steps_computed", "step_equivalents", "sampling_s", "chorus_s"):
             setattr(self, name, getattr(self, name) + getattr(earlier, name))
         self.token_share = earlier.token_share + self.token_share
-        self.notes = list(dict.fromkeys(earlier.notes + self.notes))
+        self.notes = earlier.notes + [note for note in self.notes if note not in earlier.notes]
         if self.outcome == "miss" and earlier.outcome == "hit":
             self.outcome, self.reason = earlier.outcome, earlier.reason
+
+    def figures(self) -> dict[str, Any]:
+        """All of it as plain data, its sentences in English."""
+        return vars(self) | {"reason": str(self.reason), "notes": [str(note) for note in self.notes]}
 
     def headline(self) -> str:
         """One line for the node: "hit 0.87 · 2 of 4 steps reused · 38 % of tokens at step 3"."""
@@ -114,7 +120,7 @@ class FinishedRuns:
     def __init__(self, kept: int = _FINISHED_KEPT):
         self._kept = kept
         self._runs: OrderedDict[str, FinishedRun] = OrderedDict()
-        self._bypassed: tuple[str, str] = ("", "")  # plan id, reason of the latest
+        self._bypassed: tuple[str, Message] | None = None  # plan id and reason of the latest
         self._lock = threading.Lock()
 
     def put(self, plan_id: str, run: FinishedRun) -> None:
@@ -124,13 +130,14 @@ class FinishedRuns:
             while len(self._runs) > self._kept:
                 self._runs.popitem(last=False)
 
-    def bypass(self, plan_id: str, reason: str) -> None:
+    def bypass(self, plan_id: str, reason: Message) -> None:
         with self._lock:
             self._bypassed = (plan_id, reason)
 
-    def bypassed(self, plan_id: str) -> str:
-        """Why the latest run of a plan was left alone; "" when it was not."""
-        return self._bypassed[1] if self._bypassed[0] == plan_id else ""
+    def bypassed(self, plan_id: str) -> Message | None:
+        """Why the latest run of a plan was left alone; None when it was not."""
+        with self._lock:
+            return self._bypassed[1] if self._bypassed and self._bypassed[0] == plan_id else None
 
     def get(self, plan_id: str) -> FinishedRun | None:
         with self._lock:

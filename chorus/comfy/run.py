@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..cache import CacheError
+from ..messages import Message, said_by, say
 from ..prompt.tokens import label_tokens, real_tokens, token_difference
 from ..reuse.plan import Plan, stage_bounds, stretched
 from ..reuse.regions import token_grid
@@ -132,12 +133,12 @@ def outer_sample(
     try:
         run = Run(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed, before)
     except Unsuitable as bypass:
-        reason = str(bypass)
+        reason = bypass.why
     except Exception as error:  # a fault of ours must never cost a render
-        reason = f"an error of its own: {type(error).__name__}: {error}"
+        reason = say("bypassed.fault", error=f"{type(error).__name__}: {error}")
     else:
-        reason = ""
-    if reason:
+        reason = None
+    if reason is not None:
         warn(f"not active in this run: {reason}")
         finished_runs.bypass(plan.id, reason)
         return sample(original)
@@ -213,7 +214,11 @@ def _input_copy(executor, x, *args, **kwargs):
 
 
 class Unsuitable(Exception):
-    """Why Chorus leaves a run alone; the text is for the person at the screen."""
+    """Why Chorus leaves a run alone."""
+
+    def __init__(self, why: Message):
+        super().__init__(str(why))
+        self.why = why
 
 
 class Run:
@@ -277,25 +282,23 @@ class Run:
 
         plan = self.plan
         if not (plan.reads or plan.writes):
-            raise Unsuitable("mode is off")
+            raise Unsuitable(say("lookup.off"))
         if denoise_mask is not None:
-            raise Unsuitable("the latent has a noise mask; inpainting is sampled as it is")
+            raise Unsuitable(say("bypassed.noise_mask"))
         if not isinstance(sampler, comfy.samplers.KSAMPLER) or sampler.sampler_function.__name__ in OWN_STEPS:
-            raise Unsuitable("this sampler chooses its own steps, so there are none to skip")
+            raise Unsuitable(say("bypassed.own_steps"))
         if prediction_of(self.patcher) != "flow":
-            raise Unsuitable(f"the model predicts {prediction_of(self.patcher)}; only flow models are reused")
+            raise Unsuitable(say("bypassed.prediction", prediction=prediction_of(self.patcher)))
         windows = self.patcher.model_options.get("context_handler")
         if getattr(windows, "freenoise", False):
-            raise Unsuitable("FreeNoise reorders the noise of context windows; switch it off there to reuse")
+            raise Unsuitable(say("bypassed.free_noise"))
         if tuple(noise.shape) != tuple(plan.space.shape):
-            raise Unsuitable(
-                f"the sampled latent is {tuple(noise.shape)}, the look-up was for {tuple(plan.space.shape)}: "
-                "connect the same latent to ChorusCacheLookup"
-            )
+            sampled, expected = str(tuple(noise.shape)), str(tuple(plan.space.shape))
+            raise Unsuitable(say("bypassed.shape", sampled=sampled, expected=expected))
         if expert(self.patcher) not in plan.experts:
-            raise Unsuitable("the sampled model or its LoRAs are not those given to ChorusCacheLookup")
+            raise Unsuitable(say("bypassed.model"))
         if any(cond.get("hooks") for conds in guider.original_conds.values() for cond in conds or []):
-            raise Unsuitable("the conditioning carries hooks, which change the weights between steps")
+            raise Unsuitable(say("bypassed.hooks"))
 
     def _start_or_continue(self, noise, latent_image, before: FinishedRun | None) -> None:
         """A schedule cut in two (two experts) is one request: the second half goes on from the first's state."""
@@ -303,13 +306,13 @@ class Run:
         blank = not bool(torch.count_nonzero(noise))
         if not blank:
             if start_latent(latent_image) != self.plan.start_latent:
-                raise Unsuitable("sampling starts from another latent than the one given to ChorusCacheLookup")
+                raise Unsuitable(say("bypassed.start_latent"))
             self.noise = noise.detach().float().cpu() * self.noise_scale
             self.noise_digest = tensor_digest(self.noise)
             return
         goes_on = before is not None and abs(before.sigmas[-1] - self.sigmas[0]) < SIGMA_TOLERANCE
         if not goes_on or before.complete or not torch.equal(latent_image.cpu().to(before.final), before.final):
-            raise Unsuitable("sampling starts in the middle of a schedule from a latent Chorus has not seen made")
+            raise Unsuitable(say("bypassed.middle"))
         self.before = before
         self.noise, self.noise_digest, self.seed = before.noise, before.noise_digest, before.seed
 
@@ -347,9 +350,9 @@ class Run:
         if not self.plan.reads or self.sigmas[-1] > 0:
             return None
         try:
-            return open_cache(self.plan.cache_name).find_request(self.request)
+            return open_cache(self.plan.cache_name, self.plan.place).find_request(self.request)
         except CacheError as error:
-            self.note(f"identical requests were not looked for: {error}")
+            self.note(say("note.not_looked", error=said_by(error)))
             return None
 
     def _prepare(self) -> None:
@@ -363,11 +366,11 @@ class Run:
         """Loads the source's states and settles K1 and K2; a fault makes the run a miss."""
         plan, entry = self.plan, self.plan.source.entry
         if plan.reuse is None and plan.regions is None:
-            return self._miss("a match, but no stage node is wired in to use it")
+            return self._miss(say("miss.no_stage"))
         if entry.settings["carried"] != self.carried:
-            return self._miss("the source was made from another conditioning image")
+            return self._miss(say("miss.image"))
         if "source" not in plan.asked and entry.prompt == plan.prompt and entry.settings["noise"] != self.noise_digest:
-            return self._miss("the same prompt with another seed asks for another take")
+            return self._miss(say("miss.seed"))
         reuse_cut, full_cut = (
             None if share is None else self._cut(share.of(self.whole_steps)) for share in (plan.reuse, plan.full_from)
         )
@@ -376,10 +379,7 @@ class Run:
         while self.k1 and not self._states_for(self.sigmas[self.k1]):
             self.k1 -= 1
         if self.k1 < wanted:
-            self.note(
-                f"K1 lowered from {wanted} to {self.k1}: the source was made by a sampler that draws noise, "
-                "and its states serve only their own sigma"
-            )
+            self.note(say("note.k1_lowered", wanted=wanted, k1=self.k1))
         if not self._selective_possible():
             self.k2 = self.k1
         if plan.regions is not None and plan.regions.empty:
@@ -389,23 +389,23 @@ class Run:
         goes_on = self.before is not None and self.before.report.k1 > 0
         if self.k1 == 0 and not (goes_on and self.k2 > 0):
             self.k2 = 0
-            return self._miss(f"the schedule of {self.steps} steps has none at or above the source's start")
+            return self._miss(say("miss.steps", steps=self.steps))
         path, start = self.sigmas, min(self._cut(plan.start.of(self.whole_steps)), self.sigmas[0])
         if self.k1 and self._states_for(start):
             path = stretched(path, self.k1, start)
         try:
             self.trajectory = load_trajectory(
-                open_cache(plan.cache_name),
+                open_cache(plan.cache_name, plan.place),
                 entry,
                 self.patcher.model.process_latent_in,
                 self.noise,
                 self._states_for(path[self.k1]) or [0.0],  # a second half goes on from its own state
             )
         except CacheError as error:
-            return self._miss(str(error))
+            return self._miss(say("lookup.unreadable", error=said_by(error)))
         self.sigmas = path
         if self.noise_drawn:
-            self.note(f"{self.sampler_name} draws noise: the rest of the run is another draw than a cold one's")
+            self.note(say("note.draws_noise", sampler=self.sampler_name))
         return None
 
     def _states_for(self, sigma: float) -> tuple[float, ...]:
@@ -420,20 +420,20 @@ class Run:
                 self.note(self.plan.regions_note)
             return False
         if self.patcher.model_options.get("context_handler") is not None:
-            self.note("no selective steps: the model is sampled in context windows")
+            self.note(say("note.windows"))
             return False
         if "easycache" in self.patcher.model_options["transformer_options"]:
-            self.note("no selective steps: EasyCache would take what they leave out for a picture that stands still")
+            self.note(say("note.easycache"))
             return False
         network = self.patcher.model.diffusion_model
         if type(network).__name__ != "WanModel":
-            self.note(f"no selective steps: {type(network).__name__} is not the plain Wan model")
+            self.note(say("note.network", network=type(network).__name__))
             return False
         if regions.grid != token_grid(self.plan.space.shape, network.patch_size):
-            self.note(f"no selective steps: masks of {regions.grid} do not fit this latent")
+            self.note(say("note.grid", grid=str(regions.grid)))
             return False
         if self.patcher.model_options["transformer_options"].get("patches", {}).get("double_block"):
-            self.note("no selective steps: another node patches the blocks' outputs")
+            self.note(say("note.patched"))
             return False
         return True
 
@@ -450,7 +450,7 @@ class Run:
         """The fraction of the schedule at which a σ lies, to a thousandth: the inverse of `_cut`."""
         return bisect_left(range(1000), -sigma, key=lambda k: -self._cut(k / 1000)) / 1000
 
-    def _miss(self, reason: str) -> None:
+    def _miss(self, reason: Message) -> None:
         self.trajectory, self.k1, self.k2 = None, 0, 0
         self.report.outcome, self.report.reason = "miss", reason
 
@@ -461,11 +461,11 @@ class Run:
         if self.trajectory is None or self.plan.amplification is None or source.tokens is None:
             return
         if self.tokens is None:
-            self.note("no word is amplified: the positive conditioning is a combination")
+            self.note(say("note.combined"))
             return
         network = self.patcher.model.diffusion_model
         if not hasattr(network, "blocks"):
-            self.note(f"no word is amplified: {type(network).__name__} has no blocks of Wan's kind")
+            self.note(say("note.no_blocks", network=type(network).__name__))
             return
         weights = token_difference(self.tokens.cpu(), source.tokens).new
         if bool(weights.any()):
@@ -482,13 +482,13 @@ class Run:
         if self.before is not None:
             earlier = self.before.recording
             if earlier is not None and (earlier.noise is None) != self.noise_drawn:
-                self.note("not a source for others: its two samplers differ in whether they draw noise")
+                self.note(say("note.two_samplers"))
                 return None
             return earlier
         return Recording(None if self.noise_drawn else self.noise)
 
-    def note(self, text: str) -> None:
-        self.report.notes.append(text)
+    def note(self, said: Message) -> None:
+        self.report.notes.append(said)
 
     # -- without sampling ---------------------------------------------------------------------------------------
 
@@ -496,14 +496,14 @@ class Run:
         """(LATENT, its model-space form for the preview) when no step needs to be computed, else None."""
         if self.identical:
             try:
-                final = open_cache(self.plan.cache_name).load(self.identical.id, ["final"])["final"]
+                final = open_cache(self.plan.cache_name, self.plan.place).load(self.identical.id, ["final"])["final"]
             except CacheError as error:
-                self.note(str(error))
+                self.note(say("note.not_loaded", error=said_by(error)))
                 self.identical = None
                 self._prepare()
                 return self.answer_without_sampling()
             self.report.outcome = "identical"
-            self.report.reason = f"the same request was stored as {self.identical.id}"
+            self.report.reason = say("lookup.identical", entry=self.identical.id)
             self.report.k1 = self.report.k2 = self.steps
             return final, self.patcher.model.process_latent_in(final)
         if self.trajectory is not None and self.k1 == self.steps:
@@ -682,7 +682,7 @@ class Run:
             yield
         except Exception as error:
             self.recording = None
-            self.note(f"not a source for others: recording failed ({type(error).__name__}: {error})")
+            self.note(say("note.recording", error=f"{type(error).__name__}: {error}"))
 
     def _watched_steps(self) -> set[int]:
         """Two steps of the schedule's middle, where places are settled and words still matter."""

@@ -1,15 +1,18 @@
-"""What the pages are given to show of a plan and its run: plain data, no sentences, so that it can be translated."""
+"""What the pages are given to show of a plan and its run: plain data, and sentences in English.
+
+Beside each sentence, under its name in `said`, lies the message it comes from, so that a page can translate it.
+"""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..cache import Entry
+from ..messages import Message, to_json
 from ..reuse.plan import Plan, Refused
 from .recording import Report
 
@@ -25,7 +28,8 @@ def plan_figures(plan: Plan) -> dict[str, Any]:
         "cache": plan.cache_name,
         "prompt": plan.prompt,
         "outcome": "hit" if plan.hit else "miss" if plan.reads else "unread",
-        "reason": plan.explanation,
+        "reason": str(plan.explanation),
+        "said": {"reason": plan.explanation.to_json()},
         "match_score": plan.score if plan.score > -1 else None,
         "threshold": plan.threshold,
         "shape": list(plan.space.shape),
@@ -34,9 +38,29 @@ def plan_figures(plan: Plan) -> dict[str, Any]:
     }
 
 
-def run_figures(plan: Plan, report: Report) -> dict[str, Any]:
-    """The look-up's answer with what became of it; `report` has the last word where they differ."""
-    return plan_figures(plan) | asdict(report) | {"masks": _masks(plan) if report.token_share else None}
+def run_figures(plan: Plan, report: Report, stored: Message) -> dict[str, Any]:
+    """The look-up's answer with what became of it; `report` has the last word where they differ.
+
+    stored: what became of storing it.
+    """
+    return (
+        plan_figures(plan)
+        | report.figures()
+        | {
+            "stored": str(stored),
+            "said": {
+                "reason": to_json(report.reason),
+                "notes": to_json(tuple(report.notes)),
+                "stored": to_json(stored),
+            },
+            "masks": _masks(plan) if report.token_share else None,
+        }
+    )
+
+
+def unrun_figures(plan: Plan, why: Message) -> dict[str, Any]:
+    """The look-up's answer where no run came of it that could be stored."""
+    return plan_figures(plan) | {"outcome": "bypassed", "reason": str(why), "said": {"reason": why.to_json()}}
 
 
 def _refused(refused: Refused) -> dict[str, Any]:

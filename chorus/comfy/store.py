@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
 
 from ..cache import CacheError, NewEntry
+from ..messages import Message, said_by, say
 from ..prompt.tokens import real_tokens
 from ..reuse.plan import Plan
 from ..reuse.profiles import PROFILES, Profile
 from . import workflows
 from .caches import open_cache, warn
-from .events import cache_changed
+from .events import cache_changed, not_kept
 from .recording import FinishedRun, Recording, Report, finished_runs
 from .savings import cold_time
 
@@ -28,8 +28,8 @@ def store(
     keep: float,
     precision: str,
     graph: torch.Tensor | None = None,
-) -> tuple[str, str, Report | None]:
-    """Hand the run behind `latent` over to be committed → (entry id or "", summary, report or None).
+) -> tuple[str, Message, Report | None]:
+    """Hand the run behind `latent` over to be committed → (entry id or "", what became of it, report or None).
 
     keep: checkpoints up to this fraction of the schedule; precision: one of PROFILES; frames: IMAGE [F, H, W, 3] for
     the preview; graph: what `workflows.packed` made of the graph.
@@ -39,23 +39,25 @@ def store(
     run = finished_runs.get(plan.id)
     if run is None and (reason := finished_runs.bypassed(plan.id)):
         report = Report("bypassed", reason, match_score=None, source_prompt=None, chorus_s=plan.lookup_seconds)
-        return "", f"nothing stored: Chorus left this run alone: {reason}", report
+        return "", say("not_kept.bypassed", reason=reason), report
     if run is None:
-        return (
-            "",
-            "nothing stored: no finished run; is a Chorus stage node on the model that was sampled?",
-            None,
-        )
+        return "", say("not_kept.no_run"), None
     report = run.report
     if run.complete:
         finished_runs.take(plan.id)
         report.chorus_s += plan.lookup_seconds + plan.stage_seconds
         _count_hit(plan, run)
-    entry_id, summary = _commit(plan, run, latent, frames, keep, precision, graph)
-    if not run.complete:
-        return entry_id, summary, report
-    report.chorus_s += time.perf_counter() - began
-    return entry_id, f"{report.headline()}\n{summary}", report
+    entry_id, stored = _commit(plan, run, latent, frames, keep, precision, graph)
+    if run.complete:
+        report.chorus_s += time.perf_counter() - began
+    return entry_id, stored, report
+
+
+def summary(stored: Message, report: Report | None) -> str:
+    """What became of a run, in a line or two, for the node's text output."""
+    if report is None or stored.code in ("not_kept.bypassed", "not_kept.unfinished"):
+        return str(stored)
+    return f"{report.headline()}\n{stored}"
 
 
 def _count_hit(plan: Plan, run: FinishedRun) -> None:
@@ -64,7 +66,7 @@ def _count_hit(plan: Plan, run: FinishedRun) -> None:
     if report.source_id is None or report.outcome not in ("hit", "identical"):
         return
     try:
-        cache = open_cache(plan.cache_name)
+        cache = open_cache(plan.cache_name, plan.place)
         cold = cold_time(cache, plan.space, run.settings["sampler"], report)
         if cold is not None:
             report.cold_s, report.cold_runs = cold.seconds, cold.runs
@@ -75,19 +77,16 @@ def _count_hit(plan: Plan, run: FinishedRun) -> None:
         cache_changed(plan.cache_name)
 
 
-def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision: str, graph) -> tuple[str, str]:
+def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision: str, graph) -> tuple[str, Message]:
     if not run.complete:
-        return (
-            "",
-            f"nothing stored: the run stopped at σ = {run.sigmas[-1]:.3f}; store after the last sampler",
-        )
+        return "", say("not_kept.unfinished", sigma=run.sigmas[-1])
     samples = latent["samples"].detach().cpu()
     if samples.shape != run.final.shape or not torch.equal(samples.to(run.final), run.final):
-        return "", "nothing stored: this latent is not what the sampler of this plan returned"
+        return "", say("not_kept.other_latent")
     if run.report.outcome == "identical":
-        return "", "nothing stored: it is there already"
+        return "", say("not_kept.there")
     if not plan.writes:
-        return "", "nothing stored: the look-up's mode does not write"
+        return "", say("not_kept.mode")
     profile = PROFILES[precision]
     tensors, coding = {"final": run.final}, {"final": profile.final_coding()}
     if frames is not None:
@@ -106,7 +105,7 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
         "carried": run.carried,
         "precision": precision,
         "stages": {name: list(asked) for name, asked in plan.asked.items()},
-        "report": asdict(run.report),
+        "report": run.report.figures(),
     }
     new = NewEntry(
         space=plan.space,
@@ -123,14 +122,17 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
         coding=coding,
     )
     try:
-        cache = open_cache(plan.cache_name)
+        cache = open_cache(plan.cache_name, plan.place)
         entry = cache.put(new)
     except (CacheError, ValueError) as error:
         warn(f"nothing stored: {error}")
-        return "", f"nothing stored: {error}"
+        not_kept(plan.cache_name, "", said_by(error))
+        return "", say("not_kept.fault", error=said_by(error))
     cache_changed(plan.cache_name)
     kept = sum(name.startswith("checkpoint/") for name in tensors)
-    return entry.id, f"being stored as {entry.id}" + (f", {kept} checkpoints" if kept else "")
+    if not kept:
+        return entry.id, say("kept.storing", entry=entry.id)
+    return entry.id, say("kept.storing_states", entry=entry.id, count=kept)
 
 
 def _add_source(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..cache.entry import Entry, Space
+from ..messages import Message
 from .amplification import Amplification
 from .regions import Regions
 from .trajectory import SIGMA_TOLERANCE
@@ -119,7 +120,7 @@ class Plan:
     experts: tuple[tuple[str, str], ...]  # (weights, LoRAs) digests of the models this plan is valid for
     source: Source | None
     score: float  # of the nearest entry in the space, −1 when there is none
-    explanation: str
+    explanation: Message
     threshold: float = 1.0  # the score from which an entry counts as a match
     nearest: tuple[Refused, ...] = ()  # on a miss, the best first
     start_latent: str = ""  # digest of the latent that sampling starts from, "" for an empty one
@@ -128,10 +129,11 @@ class Plan:
     reuse: Share | None = None  # stage 1: K1 / N; None when the node is absent
     start: Share = FROM_K1  # stage 1: where the source's state is taken; K1's own place where that is less
     regions: Regions | None = None  # stage 2
-    regions_note: str = ""
+    regions_note: Message | None = None
     amplification: Amplification | None = None
     full_from: Share | None = None  # stage 3: K2 / N; None when the node is absent
     asked: Mapping[str, tuple] = field(default_factory=dict)  # what each stage node was set to
+    place: Any = None  # where that cache is; None: wherever caches are now
     lookup_seconds: float = 0.0
     stage_seconds: float = 0.0
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,3 +156,41 @@ def open_page(face_server: ComfyServer, browser: Browser) -> Iterator[Callable[.
 def cache_folder(face_server: ComfyServer) -> Path:
     """The folder of all caches of the server."""
     return face_server.base / "user" / "__chorus"
+
+
+@pytest.fixture
+def small_disk(cache_folder: Path) -> Iterator[Callable[..., Any]]:
+    """`small_disk("name", megabytes)` puts the folder of a cache on a disk of its own; `disk.remount("ro")`."""
+    if os.name != "posix" or os.geteuid() != 0:
+        pytest.skip("only root may mount a disk")
+    mounted: list[Path] = []
+
+    def made(name: str, megabytes: int) -> Disk:
+        folder = cache_folder / name
+        folder.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "chorus", str(folder)], check=True)
+        mounted.append(folder)
+        return Disk(folder)
+
+    yield made
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # lazily: the server has files open there
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk that can be full, or read only."""
+
+    folder: Path
+
+    def fill(self) -> None:
+        """Leave no byte."""
+        with (self.folder / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+            while True:
+                ballast.write(bytes(4096))
+
+    def empty(self) -> None:
+        (self.folder / "ballast").unlink()
+
+    def remount(self, how: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{how}", str(self.folder)], check=True)

@@ -23,6 +23,16 @@ WATCH = """() => {
         })
     })
 }"""
+PAST_THE_STAGES = """() => {
+    const sampler = app.graph.nodes.find((node) => node.type === "KSampler")
+    const loader = app.graph.nodes.find((node) => node.type === "UNETLoader")
+    loader.connect(0, sampler, 0)
+}"""
+ASK_FOR_NO_CACHE = """async () => {
+    const script = performance.getEntriesByType("resource").find(({ name }) => name.endsWith("/lib/routes.js"))
+    const { stats } = await import(script.name)
+    return stats("nowhere").then(() => null, ({ code, message }) => ({ code, message }))
+}"""
 PICTURE = """(canvas) => {
     const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data
     return { width: canvas.width, height: canvas.height, colours: new Set(new Uint32Array(pixels.buffer)).size }
@@ -129,6 +139,28 @@ def test_nodes_speak_the_language(open_page, language, miss, node) -> None:
         assert miss in face.page.locator(".chorus-result").last.inner_text()
         titles = face.page.evaluate("() => app.graph.nodes.map((node) => node.title)")
         assert node in titles
+
+
+@pytest.mark.parametrize(
+    ("language", "why", "not_kept"),
+    [
+        ("fr", "le même prompt avec une autre graine", "rien n’est enregistré : aucune exécution terminée"),
+        ("ja", "同じプロンプトで別のシード", "保存なし：完了した実行がありません"),
+    ],
+)
+def test_reasons_of_the_server_speak_the_language(open_page, language, why, not_kept) -> None:
+    with open_page(language=language) as face:
+        for prompt, seed in ((FIRST, 1), (UNLIKE, 1), (FIRST, 2)):  # the host itself remembers the latest graph only
+            face.load(FOUR_STEPS, prompt, cache=f"reasons {language}", seed=seed)
+            face.run()
+        face.page.locator(".chorus-result", has_text=why).wait_for()
+        # The sampler takes its model from before the stages: nothing that Chorus could keep.
+        face.page.evaluate(PAST_THE_STAGES)
+        face.run()
+        face.page.locator(".chorus-result", has_text=not_kept).wait_for()
+        refused = face.page.evaluate(ASK_FOR_NO_CACHE)
+        assert refused["code"] == "no_such_cache" and "nowhere" in refused["message"]
+        assert "there is no cache" not in refused["message"]
 
 
 def test_result_is_in_neither_the_workflow_nor_the_prompt(open_page) -> None:

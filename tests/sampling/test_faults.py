@@ -44,6 +44,20 @@ def only_file(pack_module, cache: str):
     return blob
 
 
+def test_a_run_stays_with_the_place_it_began_in(run, cache, pack_module, at_call, tmp_path):
+    place = pack_module("chorus.comfy.place")
+    try:
+        at_call(17, lambda: place.choose(folder=str(tmp_path)))  # amid its steps
+        run(graph(GREEN, cache=cache))
+        assert place.current().folder == tmp_path
+        assert entries(pack_module, cache) == []
+        run(graph(RED, cache=cache))
+        assert [entry.prompt for entry in entries(pack_module, cache)] == [RED]
+    finally:
+        place.choose(folder="")
+    assert [entry.prompt for entry in entries(pack_module, cache)] == [GREEN]
+
+
 def test_an_interrupted_run_stores_nothing_and_the_next_is_whole(run, cache, comfy_host, pack_module, at_call):
     import comfy.model_management
 

@@ -29,6 +29,23 @@ export function t(key, values = {}) {
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole))
 }
 
+const TWO_DIGITS = new Set(["score", "threshold"]) // the server too: chorus/messages.py
+
+/** A message of the server, { code, values, text }: by its code where the language knows it, else as the server put it. */
+export function said(message) {
+  if (typeof message !== "object" || message === null) return String(message ?? "")
+  const key = `said.${message.code}`
+  if (!find(texts, key)) return message.text
+  return t(key, Object.fromEntries(Object.entries(message.values).map(([name, value]) => [name, valueOf(name, value)])))
+}
+
+function valueOf(name, value) {
+  if (Array.isArray(value)) return value.map((one) => valueOf(name, one)).join("; ")
+  if (typeof value !== "number") return said(value)
+  if (TWO_DIGITS.has(name)) return number(value, 2)
+  return new Intl.NumberFormat(language(), { maximumFractionDigits: 3 }).format(value)
+}
+
 /** A number in the language's form. */
 export function number(value, digits = 0) {
   return new Intl.NumberFormat(language(), { maximumFractionDigits: digits, minimumFractionDigits: digits }).format(value)

@@ -2,6 +2,7 @@
 
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
+import { followLosses } from "./lost.js"
 import { Result } from "./result.js"
 
 const LOOKUPS = new Set(["ChorusCacheLookup", "Chorus"])
@@ -12,6 +13,7 @@ const LEAST_WIDTH = 320
 const MARGIN = 6
 
 const results = new WeakMap() // node → Result
+const all = new Set() // of them
 let following = null // { node, shown: [Result] } of the run that samples now
 
 /** Whether a node looks requests up. */
@@ -22,6 +24,7 @@ export function decorate(node, openEntry) {
   if (!isLookup(node) && node.comfyClass !== STORE) return
   const result = new Result(openEntry)
   results.set(node, result)
+  all.add(result)
   let height = IDLE_HEIGHT
   const widget = node.addDOMWidget("chorus_result", "chorus_result", result.element, {
     serialize: false,
@@ -44,6 +47,7 @@ export function decorate(node, openEntry) {
   const removed = node.onRemoved
   node.onRemoved = function () {
     removed?.apply(this, arguments)
+    all.delete(result)
     result.stop()
   }
 }
@@ -99,6 +103,7 @@ export function followRuns() {
   api.addEventListener("progress", ({ detail }) => {
     if (following && String(detail.node) === following.node) following.shown.forEach((result) => result.progress(detail.value))
   })
+  followLosses((entry) => all.forEach((result) => result.entry === entry && (result.markLost(), result.grow())))
   for (const end of ["execution_interrupted", "execution_error"]) {
     api.addEventListener(end, () => {
       following?.shown.forEach((result) => result.timeline && result.idle())

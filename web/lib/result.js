@@ -1,13 +1,19 @@
 // What came of a request, shown on its node: hit or miss, the source, what changed, what it saved.
 
 import { h, icon } from "./dom.js"
-import { duration, number, percent, t } from "./i18n.js"
+import { duration, number, percent, said, t } from "./i18n.js"
+import { whyLost } from "./lost.js"
 import { Player } from "./player.js"
 import { legend, Timeline } from "./timeline.js"
 import { difference, weightOf } from "./words.js"
 
 const ICONS = { hit: "bolt", identical: "clone", miss: "circle", bypassed: "ban", unread: "eye-slash" }
 const MOST_NEAREST = 3
+// What needs no line of its own: the result says it in other words.
+const PLAIN = new Set(["kept.storing", "kept.storing_states", "not_kept.bypassed", "not_kept.no_run", "not_kept.there"])
+
+/** Why the request came to what it did, in the page's language; results of an older Chorus have it in English only. */
+const reasonOf = (figures) => said(figures.said?.reason ?? figures.reason)
 
 /** The element that shows one result. open(cache, id) shows an entry in the panel. */
 export class Result {
@@ -38,13 +44,14 @@ export class Result {
 
   /** What the look-up found, before or without sampling. */
   found(figures) {
-    const detail = figures.outcome === "hit" ? t("result.found") : figures.outcome === "unread" ? figures.reason : ""
+    const detail = figures.outcome === "hit" ? t("result.found") : figures.outcome === "unread" ? reasonOf(figures) : ""
     this.replace(this.headline(figures.outcome, figures.match_score, detail), this.body(figures))
   }
 
   /** What became of the run. */
   finished(figures) {
     this.timeline = undefined
+    this.entry = figures.entry_id
     const detail = figures.outcome === "hit" ? this.reuse(figures) : figures.outcome === "identical" ? t("result.identical") : ""
     this.replace(
       this.headline(figures.outcome, figures.match_score, detail),
@@ -52,7 +59,15 @@ export class Result {
       this.stages(figures),
       this.body(figures),
       this.notes(figures),
+      this.lost(figures.said?.stored),
     )
+    this.markLost()
+  }
+
+  /** Say that the entry of this run was not kept, where that is known by now. */
+  markLost() {
+    const why = whyLost(this.entry)
+    if (why && !this.element.querySelector(".chorus-lost")) this.element.append(this.lostLine(why))
   }
 
   /** The height in pixels at which nothing has to be scrolled. */
@@ -114,7 +129,7 @@ export class Result {
   body(figures) {
     const source = figures.source ?? (figures.source_id && { id: figures.source_id, prompt: figures.prompt, preview: true })
     if (figures.outcome === "hit" || figures.outcome === "identical") return source && this.source(figures, source)
-    if (figures.outcome === "bypassed") return h("p", {}, figures.reason)
+    if (figures.outcome === "bypassed") return h("p", {}, reasonOf(figures))
     return figures.outcome === "miss" ? this.nearest(figures) : null
   }
 
@@ -174,7 +189,7 @@ export class Result {
   }
 
   nearest(figures) {
-    if (!figures.nearest?.length) return h("p", {}, figures.match_score === null ? t("miss.empty") : figures.reason)
+    if (!figures.nearest?.length) return h("p", {}, figures.said?.reason.code === "miss.empty" ? t("miss.empty") : reasonOf(figures))
     const items = figures.nearest.slice(0, MOST_NEAREST).map((entry) => {
       const why = this.refusal(figures, entry)
       return h(
@@ -203,11 +218,23 @@ export class Result {
 
   /** A match that was refused only when sampling began has a reason of its own. */
   lateRefusal(figures) {
-    return figures.source ? h("p", {}, figures.reason) : null
+    return figures.source ? h("p", {}, reasonOf(figures)) : null
+  }
+
+  /** What became of keeping the run, where that is nothing. */
+  lost(stored) {
+    if (!stored || PLAIN.has(stored.code)) return null
+    return stored.code === "not_kept.fault" ? this.lostLine(stored.values.error) : h("p", { class: "chorus-quiet" }, said(stored))
+  }
+
+  /** In short; what to do about it is in the toast, and in the line's title. */
+  lostLine(why) {
+    const short = why.code === "fault.unavailable" ? why.values.reason : why
+    return h("p", { class: "chorus-lost", role: "status", title: said(why) }, icon("exclamation-triangle"), t("lost.line", { why: said(short) }))
   }
 
   notes(figures) {
-    const notes = figures.notes ?? []
-    return notes.length ? h("ul", { class: "chorus-notes" }, notes.map((note) => h("li", {}, note))) : null
+    const notes = figures.said?.notes ?? figures.notes ?? []
+    return notes.length ? h("ul", { class: "chorus-notes" }, notes.map((note) => h("li", {}, said(note)))) : null
   }
 }

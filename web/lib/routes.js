@@ -1,8 +1,9 @@
 // The server's routes below /chorus/v1; docs/routes.md describes them.
 
 import { api } from "../../../scripts/api.js"
+import { said } from "./i18n.js"
 
-/** What a route answered instead of what was asked. code: for programs; message: for the person at the screen. */
+/** What a route answered instead of what was asked. code: for programs; message: for the person at the screen, in the page's language. */
 export class RouteError extends Error {
   constructor(code, message) {
     super(message)
@@ -19,7 +20,8 @@ async function ask(path, options) {
   }
   const body = await answer.json().catch(() => ({}))
   if (answer.ok) return body
-  throw new RouteError(body.error?.code ?? "failed", body.error?.message ?? `${answer.status} ${answer.statusText}`)
+  const { code = "failed", message = `${answer.status} ${answer.statusText}`, said: why = message } = body.error ?? {}
+  throw new RouteError(code, said(why))
 }
 
 function post(path, body, keepalive = false) {
@@ -35,6 +37,8 @@ export const entry = (cache, id) => ask(entryPath(cache, id))
 export const workflow = (cache, id) => ask(`${entryPath(cache, id)}/workflow`)
 export const pin = (cache, ids, pinned) => post(`${cachePath(cache)}/pin`, { ids, pinned })
 export const forget = (cache, ids, keepalive = false) => post(`${cachePath(cache)}/forget`, { ids }, keepalive)
+/** parts: folder, or url and blobs; "" takes the usual place back. */
+export const choosePlace = (parts) => post("/chorus/v1/place", parts)
 export const chooseLimit = (gigabytes) => post("/chorus/v1/limit", { gigabytes })
 
 /** A page of entries. query: the parameters of the route; those that are empty are left out. */

@@ -13,7 +13,7 @@ const TYPING_MS = 250
 export class Filters {
   constructor(changed) {
     this.changed = changed
-    this.words = h("input", { type: "search", class: "chorus-search", placeholder: t("filter.words"), "aria-label": t("filter.words") })
+    this.words = h("input", { type: "search", class: "chorus-search", maxlength: "1000", placeholder: t("filter.words"), "aria-label": t("filter.words") })
     this.words.addEventListener("input", () => {
       clearTimeout(this.typing)
       this.typing = setTimeout(() => this.changed(), TYPING_MS)

@@ -3,7 +3,7 @@
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
 import { h, icon } from "../lib/dom.js"
-import { bytes, moment, number, t } from "../lib/i18n.js"
+import { bytes, moment, number, said, t } from "../lib/i18n.js"
 import * as routes from "../lib/routes.js"
 import { openWorkflow, startFrom } from "./actions.js"
 import { Detail } from "./detail.js"
@@ -46,6 +46,7 @@ export class Panel {
     this.detail.element.hidden = true
     api.addEventListener("chorus.changed", ({ detail }) => detail.cache === this.cache || !this.cache ? this.soon() : undefined)
     api.addEventListener("reconnected", () => this.soon())
+    api.addEventListener("chorus.moved", () => (this.started = this.start()))
     setInterval(() => this.poll(), POLL_MS)
   }
 
@@ -67,6 +68,7 @@ export class Panel {
     try {
       this.status = await routes.status()
       this.filters.allowMeaning(this.status.meaning)
+      if (this.status.fault) return this.failed(new Error(said(this.status.fault)))
       const { caches } = this.status
       if (!caches.includes(this.cache)) this.cache = caches.includes("default") ? "default" : caches[0]
       this.caches()

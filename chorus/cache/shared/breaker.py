@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+from ...messages import Message
+
 
 class Breaker:
     """Closed while all is well. A fault opens it: for `pause` seconds nobody asks, then one caller may try.
@@ -16,7 +18,7 @@ class Breaker:
         self._pause = pause
         self._lock = threading.Lock()
         self._until = 0.0  # monotonic seconds; 0 while closed
-        self._reason = ""
+        self._reason: Message | str = ""
 
     def allows(self) -> bool:
         """Whether the service may be asked now. Of all that come after a pause, only the first may."""
@@ -34,7 +36,7 @@ class Breaker:
         return time.monotonic() < self._until
 
     @property
-    def reason(self) -> str:
+    def reason(self) -> Message | str:
         """Why it was opened last."""
         return self._reason
 
@@ -42,7 +44,7 @@ class Breaker:
         """The service answered."""
         self._until = 0.0
 
-    def opened(self, reason: str) -> None:
+    def opened(self, reason: Message | str) -> None:
         """The service did not answer."""
         with self._lock:
             self._reason = reason

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from ...messages import say
 from ..entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space, unit_vector
 from ..errors import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
 from ..format import BlobDamaged, BlobNewer, EntryFile, pack
@@ -105,6 +106,19 @@ class SharedCache:
         """See `Cache.version`."""
         return self._read(lambda catalog: catalog.version())
 
+    def names(self) -> list[str]:
+        """The tenant's caches, by name. Makes none, this one neither."""
+        with self._catalog() as catalog:
+            return catalog.names()
+
+    def check(self) -> None:
+        """CacheUnavailable unless the database answers and the files are its own. Makes no cache."""
+        with self._catalog(CHANGE) as catalog:
+            mark, empty = catalog.store_mark(), catalog.is_empty()
+        there = self._objects.mark()
+        if there != mark and not (there is None and empty):
+            raise self._other_location()
+
     # -- tensors
 
     def load(
@@ -119,7 +133,7 @@ class SharedCache:
         try:
             return self._from_file(entry_id, ["preview"], lambda file: file.webp("preview"))
         except ValueError as error:
-            raise EntryMissing(entry_id, f"it has no preview: {error}") from error
+            raise EntryMissing(entry_id, say("reason.no_preview", error=error)) from error
 
     def _from_file(self, entry_id: str, names: Collection[str], take: Callable[[EntryFile], T]) -> T:
         """What `take` gets from the entry's verified file, which has tensors of these names."""
@@ -128,17 +142,19 @@ class SharedCache:
             damaged = catalog.damaged
         if row is None:
             if damaged:
-                raise EntryDamaged(entry_id, self._database.place, "its row in the catalog lacks its checksum")
+                raise EntryDamaged(entry_id, self._database.place, say("reason.row"))
             if _ID.fullmatch(entry_id):
                 self._tier.remove(entry_id)
             raise EntryMissing(entry_id)
         if unknown := sorted(set(names) - set(row.entry.tensor_names)):
-            raise EntryMissing(entry_id, f"it has no tensor {', '.join(unknown)}; it has {row.entry.tensor_names}")
+            raise EntryMissing(
+                entry_id, say("reason.no_tensor", names=", ".join(unknown), known=str(row.entry.tensor_names))
+            )
         try:
             copy = self._from_tier(row, take)
             return self._from_store(row, take) if copy is None else copy
         except BlobNewer as error:
-            raise CacheUnavailable(self._objects.path(entry_id), str(error), "Update Chorus to use it.") from error
+            raise CacheUnavailable(self._objects.path(entry_id), str(error), say("advice.update")) from error
 
     def put(self, new: NewEntry, entry_id: str | None = None) -> Entry:
         """See `Cache.put`. Evicts the least recently used. ValueError also for an id that is in use."""
@@ -282,7 +298,7 @@ class SharedCache:
                 taken = take(EntryFile(content, row.digest))
             except FileNotFoundError:
                 self._drop_missing(entry_id)
-                raise EntryMissing(entry_id, f"its file {self._objects.path(entry_id)} is gone") from None
+                raise EntryMissing(entry_id, say("reason.file_gone", file=self._objects.path(entry_id))) from None
             except BlobDamaged as error:
                 if attempt == 2:
                     self._quarantine([row.seq], str(error))
@@ -325,8 +341,8 @@ class SharedCache:
             if (excess := room.used + size - room.limit) > 0:
                 evicted = catalog.evict(excess, entry_id)
             if evicted is None:
-                reason = f"pinned entries and what is being stored leave less than {size:,} of {room.limit:,} bytes"
-                raise CacheUnavailable(self._database.place, reason, "Unpin some, or raise the limit.")
+                reason = say("reason.no_room_shared", more=size, limit=room.limit)
+                raise CacheUnavailable(self._database.place, reason, say("advice.unpin"))
         try:
             self._remove_files(evicted)
         except BaseException:
@@ -343,8 +359,7 @@ class SharedCache:
                 log.warning("The search index of %s could not be made yet: %s", new.embedder, error)
         with self._changing() as catalog:
             if not catalog.release(entry_id):
-                reason = "minutes passed while an entry was being uploaded"
-                raise CacheUnavailable(self._database.place, reason, "It was not kept; the next one will be.")
+                raise CacheUnavailable(self._database.place, say("reason.overtaken"), say("advice.next"))
             known = catalog.vector_length(new.embedder) if new.is_source else None
             if known not in (None, new.vector.size):
                 raise VectorLengthMismatch(new.embedder, new.vector.size, known)
@@ -420,9 +435,8 @@ class SharedCache:
         self._keep_limit()
 
     def _other_location(self) -> CacheUnavailable:
-        reason = f"{self._objects.place} is not where the files of this database's tenant lie"
-        advice = "Mount the share, or correct CHORUS_CACHE_BLOBS; docs/shared_cache.md says how to move it."
-        return CacheUnavailable(self._database.place, reason, advice)
+        reason = say("reason.location", files=self._objects.place)
+        return CacheUnavailable(self._database.place, reason, say("advice.location"))
 
 
 def _ranked(found: list[Found], query: np.ndarray) -> list[Match]:

@@ -79,6 +79,11 @@ class Catalog:
 
     # -- reading
 
+    def names(self) -> list[str]:
+        """Of all caches of the tenant."""
+        rows = self._execute('SELECT cache FROM chorus.caches WHERE tenant = %(tenant)s ORDER BY cache COLLATE "C"')
+        return [name for (name,) in rows.fetchall()]
+
     def version(self) -> int:
         """Grows with every change that a search could notice."""
         return self._one(f"SELECT version FROM chorus.caches WHERE {_MINE}")[0]
@@ -206,8 +211,9 @@ class Catalog:
         )
 
     def store_mark(self) -> str | None:
-        """The mark of the blob location that this tenant's files lie in."""
-        return self._one("SELECT store FROM chorus.tenants WHERE tenant = %(tenant)s")[0]
+        """The mark of the blob location that this tenant's files lie in, None where there is none yet."""
+        found = self._execute("SELECT store FROM chorus.tenants WHERE tenant = %(tenant)s").fetchone()
+        return None if found is None else found[0]
 
     def is_empty(self) -> bool:
         """Whether the tenant has no entries, in any cache."""

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
+from ...messages import say
 from ..errors import CacheUnavailable
 from .breaker import Breaker
 from .schema import MIGRATIONS
@@ -26,8 +27,6 @@ STATEMENT = 6.0  # seconds for a statement, kept by the server
 MIGRATION = 30.0  # seconds for making tables, at the first transaction of all
 PAUSE = 5.0  # seconds in which nobody asks after a fault
 _MIGRATION_LOCK = 0x43485253  # "CHRS": one worker at a time makes tables
-
-_ADVICE = "Requests count as misses meanwhile; it is tried again every few seconds."
 
 
 class Database:
@@ -70,7 +69,7 @@ class Database:
     def transaction(self, seconds: float = DEADLINE) -> Iterator[psycopg.Connection]:
         """All of the changes made in it, or none. seconds: until it is cut off."""
         if not self._breaker.allows():
-            raise CacheUnavailable(self.place, self._breaker.reason, _ADVICE)
+            raise CacheUnavailable(self.place, self._breaker.reason, say("advice.soon"))
         try:
             with self._begun() as connection, _cut_off_after(seconds, connection):
                 yield connection
@@ -126,7 +125,7 @@ class Database:
     def _open(self) -> None:
         with self._lock:
             if self._closed:
-                raise CacheUnavailable(self.place, "it was closed", "Open it again.")
+                raise CacheUnavailable(self.place, say("reason.closed"), say("advice.reopen"))
             if self._pool.closed:
                 self._pool.open()
 
@@ -150,16 +149,15 @@ class Database:
         """Make or check the tables, at the first transaction of this worker."""
         version = _version(connection)
         if version > len(MIGRATIONS):
-            reason = f"a newer Chorus made its tables (version {version}, this one knows {len(MIGRATIONS)})"
-            raise CacheUnavailable(self.place, reason, "Update Chorus on this machine.")
+            reason = say("reason.newer", version=version, known=len(MIGRATIONS))
+            raise CacheUnavailable(self.place, reason, say("advice.update"))
         if version < len(MIGRATIONS):
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
             try:
                 _make_tables(connection, _version(connection))
             except psycopg.errors.InsufficientPrivilege as error:
-                reason = f"its tables are missing or old and this role may not make them ({error.diag.message_primary})"
-                advice = "Let their owner open the cache once; docs/shared_cache.md says how."
-                raise CacheUnavailable(self.place, reason, advice) from None
+                reason = say("reason.tables", error=error.diag.message_primary)
+                raise CacheUnavailable(self.place, reason, say("advice.owner")) from None
             connection.execute("COMMIT")
             connection.execute("BEGIN")
         self._migrated = True
@@ -168,16 +166,15 @@ class Database:
         text = self._settings.redacted(" ".join(str(error).split()))
         if isinstance(error, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
             self._breaker.closed()
-            reason = f"another worker kept it locked for more than {LOCK:g} s"
-            return CacheUnavailable(self.place, reason, "It is tried again with the next request.")
+            return CacheUnavailable(self.place, say("reason.locked_by_worker", seconds=LOCK), say("advice.tried_again"))
         if isinstance(error, psycopg.OperationalError | PoolTimeout | PoolClosed | OSError):
             if isinstance(error, PoolTimeout):
                 text = self._refusal or f"no connection within {WAIT:g} s"
-            reason = f"the database does not answer ({text})"
+            reason = say("reason.database_away", error=text)
             self._breaker.opened(reason)
-            return CacheUnavailable(self.place, reason, _ADVICE)
+            return CacheUnavailable(self.place, reason, say("advice.soon"))
         self._breaker.closed()
-        return CacheUnavailable(self.place, f"PostgreSQL says: {text}", "docs/shared_cache.md says how to set it up.")
+        return CacheUnavailable(self.place, say("reason.postgres", error=text), say("advice.set_up"))
 
 
 def _version(connection: psycopg.Connection) -> int:

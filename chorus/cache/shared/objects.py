@@ -25,6 +25,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
+from ...messages import Message, say
 from ..errors import CacheUnavailable
 from .breaker import Breaker
 from .settings import Settings
@@ -126,24 +127,23 @@ class ObjectStore:
             stores, loop = self._opened()
             result = asyncio.run_coroutine_threadsafe(finish(stores), loop).result()
         except CancelledError:
-            raise CacheUnavailable(self.place, "it was closed", "Open it again.") from None
+            raise CacheUnavailable(self.place, say("reason.closed"), say("advice.reopen")) from None
         except TimeoutError:
-            raise self._away("it does not answer in time", trip=True) from None
+            raise self._away(say("reason.store_silent"), trip=True) from None
         except (BaseError, OSError, ValueError) as error:  # whose text may quote what it was given
             raise self._away(self._settings.redacted(_first_line(error)), trip=True) from None
         self._breaker.closed()
         return result
 
-    def _away(self, reason: str, trip: bool = False) -> CacheUnavailable:
+    def _away(self, reason: Message | str, trip: bool = False) -> CacheUnavailable:
         if trip:
             self._breaker.opened(reason)
-        advice = "Requests count as misses meanwhile; it is tried again every few seconds."
-        return CacheUnavailable(self.place, reason, advice)
+        return CacheUnavailable(self.place, reason, say("advice.soon"))
 
     def _opened(self) -> tuple[tuple[Any, Any], asyncio.AbstractEventLoop]:
         with self._lock:
             if self._closed:
-                raise CacheUnavailable(self.place, "it was closed", "Open it again.")
+                raise CacheUnavailable(self.place, say("reason.closed"), say("advice.reopen"))
             if self._stores is None:
                 self._stores = _open(self._settings)
             if self._loop is None:
@@ -220,7 +220,7 @@ def _open(settings: Settings) -> tuple[Any, Any]:
     folder = _folder(settings)
     if folder is not None:
         if not folder.is_dir():
-            raise CacheUnavailable(folder, "there is no such folder", "Mount the share, or make the folder.")
+            raise CacheUnavailable(folder, say("reason.no_folder"), say("advice.mount"))
         store = LocalStore(prefix=folder)
         return store, store
 

@@ -6,8 +6,10 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ...messages import say
 from ..errors import CacheUnavailable
 
 URL, BLOBS, TENANT, LOCAL_GB = "CHORUS_CACHE_URL", "CHORUS_CACHE_BLOBS", "CHORUS_CACHE_TENANT", "CHORUS_CACHE_LOCAL_GB"
@@ -36,36 +38,42 @@ class Settings:
 
     def __post_init__(self):
         if not self.url.startswith(("postgresql://", "postgres://")):
-            raise CacheUnavailable(
-                URL, "it is not a postgresql:// URL", f"Correct {URL}, or unset it to cache locally."
-            )
+            raise CacheUnavailable(URL, say("reason.not_postgres"), say("advice.url", variable=URL))
         if not self.blobs:
-            raise CacheUnavailable(URL, f"{BLOBS} is not set", "Set it to a bucket (s3://…) or a folder (file:///…).")
+            raise CacheUnavailable(URL, say("reason.not_set", variable=BLOBS), say("advice.blobs"))
         try:
             parts = urlsplit(self.blobs)
         except ValueError:
-            raise CacheUnavailable(BLOBS, "it is not a URL", f"Expected one of {', '.join(SCHEMES)}.") from None
-        if parts.scheme not in SCHEMES:
-            reason = f"{parts.scheme + '://' if parts.scheme else 'a path without a scheme'} is no location for blobs"
             raise CacheUnavailable(
-                BLOBS, reason, f"Expected one of {', '.join(SCHEMES)}, for example file:///mnt/share."
-            )
+                BLOBS, say("reason.not_url"), say("advice.schemes", schemes=", ".join(SCHEMES))
+            ) from None
+        if parts.scheme not in SCHEMES:
+            wrong = f"{parts.scheme}://"
+            reason = say("reason.scheme", scheme=wrong) if parts.scheme else say("reason.no_scheme")
+            raise CacheUnavailable(BLOBS, reason, say("advice.schemes", schemes=", ".join(SCHEMES)))
         if ("@" in parts.netloc and parts.scheme != "abfss") or parts.query:
-            reason = "it carries credentials or options"
-            raise CacheUnavailable(BLOBS, reason, "Give them in the environment variables of the object store.")
+            raise CacheUnavailable(BLOBS, say("reason.credentials"), say("advice.credentials"))
         if not _TENANT.fullmatch(self.tenant):
-            reason = f"{self.tenant!r} is no name for a tenant"
-            raise CacheUnavailable(TENANT, reason, "Use lower-case letters, digits, '_' and '-', at most 63 of them.")
+            raise CacheUnavailable(TENANT, say("reason.tenant", tenant=self.tenant), say("advice.tenant"))
+
+    def _known(self) -> Mapping[str, Any]:
+        """The parts of the URL."""
+        from psycopg.conninfo import conninfo_to_dict
+
+        try:
+            return conninfo_to_dict(self.url)
+        except Exception:  # whose text quotes the URL
+            raise CacheUnavailable(URL, say("reason.libpq"), say("advice.encode")) from None
+
+    @property
+    def holds_password(self) -> bool:
+        """Whether the URL itself has a secret in it."""
+        return bool({"password", "sslpassword", "oauth_client_secret"} & self._known().keys())
 
     @property
     def place(self) -> str:
         """The database in words: host, port and name, never the user or the password."""
-        from psycopg.conninfo import conninfo_to_dict
-
-        try:
-            known = conninfo_to_dict(self.url)
-        except Exception:  # whose text quotes the URL
-            raise CacheUnavailable(URL, "libpq cannot read the URL", "Percent-encode special characters.") from None
+        known = self._known()
         host = known.get("host") or os.environ.get("PGHOST") or "localhost"
         port = known.get("port") or os.environ.get("PGPORT") or "5432"
         name = known.get("dbname") or os.environ.get("PGDATABASE") or "its default database"

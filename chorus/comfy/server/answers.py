@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from ...cache import CacheError, CacheUnavailable, EntryMissing
+from ...messages import Message, said_by
 from ..caches import warn
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -22,11 +23,11 @@ _NEVER_KEPT = {"Cache-Control": "no-store"}
 
 
 class Problem(Exception):
-    """A request that cannot be answered. code: for programs; message: for the person at the screen."""
+    """A request that cannot be answered. code: for programs; said: for the person at the screen."""
 
-    def __init__(self, status: int, code: str, message: str):
-        super().__init__(message)
-        self.status, self.code = status, code
+    def __init__(self, status: int, code: str, said: Message | str):
+        super().__init__(str(said))
+        self.status, self.code, self.said = status, code, said
 
 
 async def in_thread(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -60,7 +61,10 @@ async def body_of(request: web.Request) -> dict[str, Any]:
 
 
 def answering(handler: Handler) -> Handler:
-    """`handler` with every failure turned into {"error": {"code", "message"}} and a fitting status."""
+    """`handler` with every failure turned into {"error": {"code", "message"}} and a fitting status.
+
+    Where the message is one of `TEXTS`, `said` has its code and values, so that a page can translate it.
+    """
 
     @functools.wraps(handler)
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -69,19 +73,21 @@ def answering(handler: Handler) -> Handler:
         except Problem as error:
             problem = error
         except EntryMissing as error:
-            problem = Problem(404, "no_such_entry", str(error))
+            problem = Problem(404, "no_such_entry", said_by(error))
         except CacheUnavailable as error:
-            problem = Problem(503, "cache_unavailable", str(error))
+            problem = Problem(503, "cache_unavailable", said_by(error))
         except CacheError as error:
-            problem = Problem(409, "cache_error", str(error))
+            problem = Problem(409, "cache_error", said_by(error))
         except ValueError as error:
-            problem = Problem(400, "bad_request", str(error))
+            problem = Problem(400, "bad_request", said_by(error))
         except web.HTTPException:
             raise
         except Exception as error:
             warn(f"{request.method} {request.path} failed: {type(error).__name__}: {error}")
             problem = Problem(500, "failed", f"{type(error).__name__}: {error}")
-        body = {"error": {"code": problem.code, "message": str(problem)}}
-        return web.json_response(body, status=problem.status, headers=_NEVER_KEPT)
+        body: dict[str, Any] = {"code": problem.code, "message": str(problem)}
+        if isinstance(problem.said, Message):
+            body["said"] = problem.said.to_json()
+        return web.json_response({"error": body}, status=problem.status, headers=_NEVER_KEPT)
 
     return answer

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...cache import Cache
 from ...cache.words import everywhere
+from ...messages import say
 from ..embed import open_clip_embedder
 from .answers import Problem
 from .listing import short
@@ -16,6 +17,6 @@ def nearest(cache: Cache, text: str, limit: int) -> dict[str, Any]:
     try:
         embedder = open_clip_embedder()
     except RuntimeError as error:
-        raise Problem(409, "no_embedder", f"prompts cannot be compared by meaning: {error}") from error
+        raise Problem(409, "no_embedder", say("route.no_embedder", error=error)) from error
     found = everywhere(cache, embedder(text), limit)
     return {"total": len(found), "entries": [short(m.entry) | {"score": m.score} for m in found]}

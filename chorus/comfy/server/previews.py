@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ...cache import EntryMissing
+from ...messages import say
 from ..caches import open_cache
 
 _QUALITY = 75
@@ -58,5 +59,5 @@ def _with_preview(cache_name: str, entry_id: str) -> str:
     if entry is None:
         raise EntryMissing(entry_id)
     if "preview" not in entry.tensor_names:
-        raise EntryMissing(entry_id, "it was stored without a preview: connect frames to Chorus Cache Store")
+        raise EntryMissing(entry_id, say("reason.no_frames"))
     return entry_id

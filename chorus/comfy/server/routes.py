@@ -7,11 +7,13 @@ from typing import Any
 
 from aiohttp import web
 
-from ...cache import Cache
+from ...cache import Cache, CacheError
+from ...messages import said_by, say, to_json
 from ...prompt.embedding import OpenClipEmbedder
+from .. import place as places
 from .. import workflows
-from ..caches import cache_names, caches_root, limit_caches, open_cache
-from ..events import cache_changed
+from ..caches import cache_names, limit_caches, limit_fixed, open_cache
+from ..events import cache_changed, moved
 from ..limit import GIGABYTE, VARIABLE, limit_bytes, limit_is_fixed
 from . import listing, meaning, previews
 from .answers import Handler, Problem, answering, body_of, in_thread, json_of
@@ -39,6 +41,7 @@ def register(routes: web.RouteTableDef) -> None:
         ("POST", f"{CACHE}/pin", pin),
         ("POST", f"{CACHE}/forget", forget),
         ("POST", f"{ROOT}/limit", limit),
+        ("POST", f"{ROOT}/place", place),
     )
     for method, path, handler in table:
         routes.route(method, path)(answering(handler))
@@ -46,17 +49,26 @@ def register(routes: web.RouteTableDef) -> None:
 
 async def status(request: web.Request) -> web.Response:
     """Which caches there are, where they lie, how large they may grow, and whether prompts compare by meaning."""
-    return await json_of(_status)
+    return await json_of(_status, _proxied(request))
 
 
-def _status() -> dict[str, Any]:
-    root = caches_root()
+def _status(proxied: bool) -> dict[str, Any]:
+    place, fixed = places.current(), limit_fixed()
+    names, fault = [], None
+    try:
+        names = cache_names()
+    except (CacheError, ValueError) as error:  # what is set can still be shown, and set otherwise
+        fault = to_json(said_by(error))
     return {
         "version": VERSION,
-        "caches": cache_names(),
-        "folder": str(root),
-        "limit_gb": limit_bytes(root) / GIGABYTE,
+        "caches": names,
+        "fault": fault,
+        "shared": place.shared,
+        "folder": str(place.folder),
+        "place": places.shown(proxied),
+        "limit_gb": limit_bytes(place.folder) / GIGABYTE,
         "limit_from": VARIABLE if limit_is_fixed() else None,
+        "limit_fixed": fixed.to_json() if fixed else None,
         "meaning": OpenClipEmbedder.default_weights_cached() and OpenClipEmbedder.available() is None,
     }
 
@@ -130,7 +142,25 @@ async def limit(request: web.Request) -> web.Response:
     if isinstance(gigabytes, bool) or not isinstance(gigabytes, int | float):
         raise Problem(400, "bad_request", f"gigabytes={gigabytes!r}: expected a number")
     await in_thread(limit_caches, float(gigabytes))
-    return await json_of(_status)
+    return await json_of(_status, _proxied(request))
+
+
+async def place(request: web.Request) -> web.Response:
+    """Choose where caches opened from now on are: {"folder": …}, or {"url": …, "blobs": …}; "" for the usual one."""
+    body = await body_of(request)
+    if not body or not body.keys() <= places.VARIABLES.keys() or not all(isinstance(v, str) for v in body.values()):
+        raise Problem(400, "bad_request", f"expected texts under some of {', '.join(places.VARIABLES)}")
+    try:
+        await in_thread(lambda: places.choose(_proxied(request), **body))
+    except places.NotAllowed as error:
+        raise Problem(403, "not_allowed", error.said) from error
+    moved()
+    return await json_of(_status, _proxied(request))
+
+
+def _proxied(request: web.Request) -> bool:
+    """Whether somebody else asks through a proxy, to whom this server's own address says nothing."""
+    return any(name in request.headers for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP"))
 
 
 async def _change(request: web.Request, work: Any) -> web.Response:
@@ -171,7 +201,8 @@ def _cache(request: web.Request) -> Cache:
     """The cache that the path names, only where it exists: asking must not make one."""
     name = request.match_info["cache"]
     if name not in cache_names():
-        raise Problem(404, "no_such_cache", f"there is no cache {name[:80]!r}; there are: {', '.join(cache_names())}")
+        known = ", ".join(cache_names())
+        raise Problem(404, "no_such_cache", say("route.no_such_cache", cache=name[:80], caches=known))
     return open_cache(name)
 
 

@@ -1,0 +1,239 @@
+"""Every sentence that a person is shown, once: by code, in English, with places for its values.
+
+The pages say it in their own language by its code (`said` in locales/*/main.json, whose English is this table); logs,
+the command line, answers to other programs and saved history have the text. What the operating system, a library or
+a server says is a value of such a sentence and stays as it was said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TEXTS = {
+    # what the look-up found
+    "lookup.off": "mode is off",
+    "lookup.write_only": "mode is write only",
+    "lookup.unreadable": "the cache could not be read: {error}",
+    "lookup.hit": "hit {score} ≥ {threshold}: '{prompt}'",
+    "lookup.chosen": "chosen by hand, {score}: '{prompt}'",
+    "lookup.identical": "the same request was stored as {entry}",
+    # why nothing is reused
+    "miss.empty": "the cache is empty for this way of embedding",
+    "miss.nearest": "no entry to start from; nearest: {nearest}",
+    "miss.near": "{score} '{prompt}': {why}",
+    "miss.below": "score below {threshold}",
+    "miss.chosen_gone": "the chosen source '{entry}' is not in this cache (any more)",
+    "miss.chosen_differs": "the chosen source '{prompt}' cannot be used: {why}",
+    "miss.chosen_reused": "the chosen source '{prompt}' was itself made from another",
+    "miss.no_stage": "a match, but no stage node is wired in to use it",
+    "miss.image": "the source was made from another conditioning image",
+    "miss.seed": "the same prompt with another seed asks for another take",
+    "miss.steps": "the schedule of {steps} steps has none at or above the source's start",
+    # in which respects an entry differs
+    "differs.weights": "other weights",
+    "differs.patches": "other LoRA or strength",
+    "differs.latent_format": "other latent format ({here} here, {there} there)",
+    "differs.shape": "other shape ({here} here, {there} there)",
+    "differs.tasks": "other task ({here} here, {there} there)",
+    "differs.task": "other task",
+    "differs.image": "other conditioning image",
+    "differs.start": "other start latent",
+    "differs.prediction": "other prediction type ({here} here, {there} there)",
+    # why Chorus left a run alone
+    "bypassed.fault": "an error of its own: {error}",
+    "bypassed.noise_mask": "the latent has a noise mask; inpainting is sampled as it is",
+    "bypassed.own_steps": "this sampler chooses its own steps, so there are none to skip",
+    "bypassed.prediction": "the model predicts {prediction}; only flow models are reused",
+    "bypassed.free_noise": "FreeNoise reorders the noise of context windows; switch it off there to reuse",
+    "bypassed.shape": "the sampled latent is {sampled}, the look-up was for {expected}: "
+    "connect the same latent to ChorusCacheLookup",
+    "bypassed.model": "the sampled model or its LoRAs are not those given to ChorusCacheLookup",
+    "bypassed.hooks": "the conditioning carries hooks, which change the weights between steps",
+    "bypassed.start_latent": "sampling starts from another latent than the one given to ChorusCacheLookup",
+    "bypassed.middle": "sampling starts in the middle of a schedule from a latent Chorus has not seen made",
+    # what was done otherwise than asked
+    "note.not_looked": "identical requests were not looked for: {error}",
+    "note.not_loaded": "the stored result could not be loaded: {error}",
+    "note.k1_lowered": "K1 lowered from {wanted} to {k1}: the source was made by a sampler that draws noise, "
+    "and its states serve only their own sigma",
+    "note.draws_noise": "{sampler} draws noise: the rest of the run is another draw than a cold one's",
+    "note.windows": "no selective steps: the model is sampled in context windows",
+    "note.easycache": "no selective steps: EasyCache would take what they leave out for a picture that stands still",
+    "note.network": "no selective steps: {network} is not the plain Wan model",
+    "note.grid": "no selective steps: masks of {grid} do not fit this latent",
+    "note.patched": "no selective steps: another node patches the blocks' outputs",
+    "note.no_text": "full middle steps: connect the positive CONDITIONING or CLIP to the look-up to compare words",
+    "note.no_attention": "full middle steps: the source has no recorded attention",
+    "note.only_new": "full middle steps: the prompt only adds words, and where they go nobody knows yet",
+    "note.same_words": "the prompts say the same: middle steps are reused whole",
+    "note.combined": "no word is amplified: the positive conditioning is a combination",
+    "note.no_blocks": "no word is amplified: {network} has no blocks of Wan's kind",
+    "note.two_samplers": "not a source for others: its two samplers differ in whether they draw noise",
+    "note.recording": "not a source for others: recording failed ({error})",
+    # what became of a finished run
+    "kept.storing": "being stored as {entry}",
+    "kept.storing_states": "being stored as {entry}, {count} checkpoints",
+    "not_kept.bypassed": "nothing stored: Chorus left this run alone: {reason}",
+    "not_kept.no_run": "nothing stored: no finished run; is a Chorus stage node on the model that was sampled?",
+    "not_kept.unfinished": "nothing stored: the run stopped at σ = {sigma}; store after the last sampler",
+    "not_kept.other_latent": "nothing stored: this latent is not what the sampler of this plan returned",
+    "not_kept.there": "nothing stored: it is there already",
+    "not_kept.mode": "nothing stored: the look-up's mode does not write",
+    "not_kept.fault": "nothing stored: {error}",
+    # what is wrong with a cache or an entry
+    "fault.unavailable": "The cache at {place} is unavailable: {reason}. {advice}",
+    "fault.missing": "Cache entry {entry} is not available: {reason}. The request counts as a miss.",
+    "fault.damaged": "Cache entry {entry} is damaged ({reason}; file {file}). It is in quarantine and will not be "
+    "used again. If this happens often, check the disk and the memory.",
+    "fault.too_large": "An entry of {bytes} bytes does not fit in a cache of {limit} bytes. "
+    "Raise the cache's size limit, or store fewer or smaller checkpoints.",
+    "fault.vectors": "The vectors kept for embedder '{embedder}' have {kept} numbers, this one has {length}. "
+    "Give another embedder another name, or clear the cache.",
+    "reason.gone": "it was evicted or forgotten",
+    "reason.file_gone": "its file {file} is gone",
+    "reason.no_tensor": "it has no tensor {names}; it has {known}",
+    "reason.no_frames": "it was stored without a preview: connect frames to Chorus Cache Store",
+    "reason.no_preview": "it has no preview: {error}",
+    "reason.row": "its row in the catalog does not have its checksum",
+    "reason.disk_full": "the disk is full ({error})",
+    "reason.not_permitted": "it may not be written to ({error})",
+    "reason.closed": "it was closed",
+    "reason.locked": "another process kept it locked for more than {seconds} s",
+    "reason.locked_by_worker": "another worker kept it locked for more than {seconds} s",
+    "reason.catalog": "the catalog is damaged ({error})",
+    "reason.sqlite": "SQLite says: {error}",
+    "reason.postgres": "PostgreSQL says: {error}",
+    "reason.foreign": "the file is another program's database",
+    "reason.newer": "a newer Chorus made it (catalog version {version}, this one knows {known})",
+    "reason.old": "it is damaged or of an earlier Chorus, and its folder cannot be written to",
+    "reason.file_system": "its file system cannot hold a shared SQLite database",
+    "reason.no_room_bytes": "{reserved} bytes are being stored and {pinned} are pinned, "
+    "so that {more} more would exceed {limit}",
+    "reason.no_room_entries": "{reserved} entries are being stored and {pinned} are pinned, "
+    "so that {more} more would exceed {limit}",
+    "reason.no_room_shared": "pinned entries and what is being stored leave less than {more} of {limit} bytes",
+    "reason.overtaken": "minutes passed, or the catalog was replaced, while an entry was being written",
+    "reason.not_deleted": "a file cannot be deleted yet ({error})",
+    "reason.busy": "{count} results of {bytes} bytes are still being written",
+    "reason.not_written": "an entry was not written within {seconds} s",
+    "reason.database_away": "the database does not answer ({error})",
+    "reason.store_silent": "it does not answer in time",
+    "reason.tables": "its tables are missing or old and this role may not make them ({error})",
+    "reason.no_folder": "there is no such folder",
+    "reason.location": "{files} is not where the files of this database's tenant lie",
+    "reason.package": "a package is missing ({error})",
+    "reason.not_postgres": "it is not a postgresql:// URL",
+    "reason.libpq": "libpq cannot read the URL",
+    "reason.not_set": "{variable} is not set",
+    "reason.not_url": "it is not a URL",
+    "reason.scheme": "{scheme} is no location for blobs",
+    "reason.no_scheme": "a path without a scheme is no location for blobs",
+    "reason.credentials": "it carries credentials or options",
+    "reason.tenant": "'{tenant}' is no name for a tenant",
+    # what to do about it
+    "advice.space": "Free some space there, or choose another cache folder.",
+    "advice.permissions": "Check the permissions of the folder, or choose another one that can be written to.",
+    "advice.disk": "Check free space and permissions of the folder.",
+    "advice.reopen": "Open it again.",
+    "advice.tried_again": "It is tried again with the next request.",
+    "advice.soon": "Requests count as misses meanwhile; it is tried again every few seconds.",
+    "advice.rebuilt": "It is checked, and rebuilt from the cached files, with the next request.",
+    "advice.other_folder": "Choose another cache folder.",
+    "advice.local_disk": "Choose a cache folder on a local disk.",
+    "advice.update": "Update Chorus to use it.",
+    "advice.unpin": "Unpin or forget some, or raise the cache's limit.",
+    "advice.limit": "Raise the cache's limit.",
+    "advice.next": "The entry was not kept; the next one will be.",
+    "advice.deleted_later": "It is not used any more; it is deleted when the cache is opened in an hour or later.",
+    "advice.too_slow": "The disk is too slow; this result is not kept.",
+    "advice.slow": "The disk is slow; it is tried again with the next request.",
+    "advice.set_up": "docs/shared_cache.md says how to set it up.",
+    "advice.owner": "Let their owner open the cache once; docs/shared_cache.md says how.",
+    "advice.mount": "Mount the share, or make the folder.",
+    "advice.location": "Mount the share, or correct CHORUS_CACHE_BLOBS; docs/shared_cache.md says how to move it.",
+    "advice.requirements": "In ComfyUI's Python: pip install -r requirements.txt",
+    "advice.url": "Correct {variable}, or unset it to cache locally.",
+    "advice.blobs": "Set it to a bucket (s3://…) or a folder (file:///…).",
+    "advice.schemes": "Expected one of {schemes}, for example file:///mnt/share.",
+    "advice.credentials": "Give them in the environment variables of the object store.",
+    "advice.tenant": "Use lower-case letters, digits, '_' and '-', at most 63 of them.",
+    "advice.encode": "Percent-encode special characters.",
+    # what a page asked for in vain
+    "route.no_such_cache": "there is no cache '{cache}'; there are: {caches}",
+    "route.no_embedder": "prompts cannot be compared by meaning: {error}",
+    "route.fixed": "it is set by {variable} in the environment of ComfyUI: change it there",
+    "route.limit": "a limit of {limit} GB: choose {least} to {most} GB",
+    "route.limit_shared": "the caches are shared between machines: {variable} in the environment of a worker sets "
+    "their limit",
+    # where the caches may be put
+    "place.exposed": "ComfyUI listens on {listen}, so others could choose where it writes: set {name} in its "
+    "environment, or {variable}=1 there to allow it here",
+    "place.relative": "'{folder}' is no absolute path: give one such as /data/chorus",
+    "place.no_folder": "'{folder}' is a file, not a folder",
+    "place.password": "the URL holds a password, which does not belong into settings: leave it out and set PGPASSWORD "
+    "in the environment of ComfyUI, or use ~/.pgpass",
+}
+
+_TWO_DIGITS = ("score", "threshold")  # the pages too: web/lib/i18n.js
+
+
+@dataclass(frozen=True)
+class Message:
+    """A sentence of `TEXTS` with its values: texts, numbers, further messages, or lists of these."""
+
+    code: str
+    values: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return TEXTS[self.code].format(**{name: _english(name, value) for name, value in self.values.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """{"code", "values", "text"}, for a page."""
+        return {"code": self.code, "values": {n: to_json(v) for n, v in self.values.items()}, "text": str(self)}
+
+
+def say(code: str, **values: Any) -> Message:
+    """The message `code` of `TEXTS`. A value that is neither text, number, message nor list counts as its text.
+
+    tests/face/test_messages.py reads every call, so that none has a code or a value that the table lacks.
+    """
+    return Message(code, {name: _plain(value) for name, value in values.items()})
+
+
+def said_by(error: Exception) -> Message | str:
+    """What an error says: its message where it has one, else its text."""
+    said = getattr(error, "said", None)
+    return said if isinstance(said, Message) else str(error)
+
+
+def to_json(value: Any) -> Any:
+    """A message's value, or a message, as plain data."""
+    if isinstance(value, Message):
+        return value.to_json()
+    return [to_json(one) for one in value] if isinstance(value, tuple) else value
+
+
+class BadInput(ValueError):
+    """What was asked for cannot be done; `said` tells why, and what to do."""
+
+    def __init__(self, said: Message):
+        super().__init__(str(said))
+        self.said = said
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Message | str | int | float):
+        return value
+    return tuple(_plain(one) for one in value) if isinstance(value, Sequence) else str(value)
+
+
+def _english(name: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return "; ".join(_english(name, one) for one in value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.2f}" if name in _TWO_DIGITS else f"{value:,.3f}".rstrip("0").rstrip(".")
+    return str(value)
