@@ -206,7 +206,7 @@ def test_a_file_is_not_adopted_for_an_entry_that_is_there(cache):
 def test_a_file_is_adopted_under_its_own_id_only(cache, entry_id):
     content = cache.file(cache.put(new_entry(1)).id)
     cache.clear()
-    with pytest.raises(ValueError, match="id|another entry"):
+    with pytest.raises(ValueError, match=r"id|another entry"):
         cache.adopt(entry_id, content)
     assert cache.stats().bytes == cache.count() == 0
 
