@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from ...cache import CacheError, CacheUnavailable, EntryMissing
+from ...cache.bundle import BundleRefused
 from ..caches import warn
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -68,6 +69,8 @@ def answering(handler: Handler) -> Handler:
             return await handler(request)
         except Problem as error:
             problem = error
+        except BundleRefused as error:
+            problem = Problem(507 if error.code == "cache_full" else 400, error.code, str(error))
         except EntryMissing as error:
             problem = Problem(404, "no_such_entry", str(error))
         except CacheUnavailable as error:
