@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from .limit import choose_limit, limit_bytes
 
 _open: dict[Path, WriteBehind] = {}
 _lock = threading.Lock()
+_COPIES = "shared"  # folder of a fleet's cache on this machine
 _NAME = re.compile(r"[\w][\w .-]{0,63}")
 
 
@@ -29,10 +31,11 @@ def caches_root() -> Path:
 
 
 def cache_names() -> list[str]:
-    """The caches that exist, by name."""
+    """The caches that exist, by name; of a fleet's, those that this machine has used."""
+    mark = _COPIES if _of_fleet() else "catalog-*.sqlite"
     try:
         folders = [p for p in caches_root().iterdir() if _NAME.fullmatch(p.name)]
-        return sorted(p.name for p in folders if any(p.glob("catalog-*.sqlite")))
+        return sorted(p.name for p in folders if any(p.glob(mark)))
     except FileNotFoundError:
         return []
 
@@ -54,7 +57,7 @@ def open_cache(name: str) -> Cache:
 
 
 def _opened(name: str, folder: Path) -> Cache:
-    if not os.environ.get("CHORUS_CACHE_URL", "").strip():
+    if not _of_fleet():
         return LocalCache(folder, **limits() | {"max_bytes": limit_bytes(folder.parent)})
     try:  # here: what it imports costs a local cache nothing
         from ..cache.shared import SharedCache, from_environment
@@ -62,7 +65,14 @@ def _opened(name: str, folder: Path) -> Cache:
         advice = "In ComfyUI's Python: pip install -r requirements.txt"
         raise CacheUnavailable("CHORUS_CACHE_URL", f"a package is missing ({error})", advice) from error
     limit = max_bytes() if "CHORUS_CACHE_GB" in os.environ else None
-    return SharedCache(from_environment(), name, tier=folder / "shared", max_bytes=limit)
+    shared = SharedCache(from_environment(), name, tier=folder / _COPIES, max_bytes=limit)
+    with suppress(OSError):  # where no copies can be kept, the cache serves all the same
+        (folder / _COPIES).mkdir(parents=True, exist_ok=True)
+    return shared
+
+
+def _of_fleet() -> bool:
+    return bool(os.environ.get("CHORUS_CACHE_URL", "").strip())
 
 
 def limit_caches(gigabytes: float) -> None:

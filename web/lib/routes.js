@@ -30,17 +30,17 @@ function post(path, body, keepalive = false) {
 function carry(path, type, body, { signal, sent, got }) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest() // fetch does not tell how much it has sent
-    let begun = false
     request.open("POST", api.apiURL(path))
     request.setRequestHeader("Content-Type", type)
     if (api.user) request.setRequestHeader("Comfy-User", api.user)
     request.responseType = "blob" // which browsers keep on disk where it is large
     request.upload.addEventListener("progress", (event) => sent?.(event.loaded))
-    request.addEventListener("progress", (event) => {
-      begun = true
-      got?.(event.loaded)
+    request.addEventListener("progress", (event) => got?.(event.loaded))
+    request.addEventListener("error", async () => {
+      // Browsers do not say whether it was the connection or the whole server.
+      const code = await status().then(() => "cut_off", (error) => error.code)
+      reject(new RouteError(code, ""))
     })
-    request.addEventListener("error", () => reject(new RouteError(begun ? "cut_off" : "offline", "")))
     request.addEventListener("abort", () => reject(new RouteError("cancelled", "")))
     request.addEventListener("load", async () => {
       if (request.status === 200) return resolve(request.response)

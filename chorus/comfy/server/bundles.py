@@ -50,7 +50,7 @@ async def send(request: web.Request, cache: Cache, ids: list[str]) -> web.Stream
         if not isinstance(error, ConnectionError):  # else nobody wants the rest
             warn(f"an export was cut off: {error}")
         if request.transport is not None:
-            request.transport.abort()
+            request.transport.close()  # what was written still arrives, the end of the answer does not
     return response
 
 
