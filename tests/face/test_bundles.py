@@ -15,6 +15,7 @@ import pytest
 from chorus.cache import LocalCache
 from chorus.cache.bundle import MANIFEST, write_bundle
 
+from .conftest import SETTINGS, Face
 from .entries import fill, unreadable
 from .test_panel import CONTRAST, Panel
 
@@ -169,6 +170,44 @@ def test_a_bundle_dropped_on_the_panel_is_imported_and_opens_no_graph(panel_of, 
         said(panel, "a.chorus: new entries 3")
         assert page.evaluate("() => window.dropped") == 0
         assert "chorus-dropping" not in page.locator(".chorus-panel").get_attribute("class")
+
+
+def test_open_pages_are_told_how_far_an_import_is(panel_of, bundle) -> None:
+    with panel_of("told") as panel:
+        panel.page.evaluate(
+            """() => {
+                window.told = []
+                app.api.addEventListener("chorus.import", ({ detail }) => window.told.push(detail))
+            }"""
+        )
+        import_file(panel, bundle)
+        said(panel, "new entries 3")
+        told = panel.page.evaluate("() => window.told")
+        assert told[0] == {"cache": "told", "done": 1, "of": 3}
+        assert [one["done"] for one in told] == sorted({one["done"] for one in told})
+
+
+def test_the_first_cache_of_all_can_come_from_a_bundle(browser, fresh_comfy_server, bundle) -> None:
+    settings = fresh_comfy_server.base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    try:
+        face = Face(context.new_page(), fresh_comfy_server.url)
+        face.page.on("filechooser", lambda chooser: None)
+        face.open()
+        face.toggle_panel()
+        face.page.get_by_text("The cache is empty.").wait_for()
+        with face.page.expect_file_chooser() as chooser:
+            face.page.get_by_role("button", name="Import…").click()
+        chooser.value.set_files(bundle)
+        face.page.get_by_text("new entries 3").wait_for()
+        face.page.locator(".chorus-tile", has_text="A pink cube").nth(2).wait_for()
+        face.assert_clean()
+    finally:
+        context.close()
+    with closing(LocalCache(fresh_comfy_server.base / "user" / "__chorus" / "default")) as cache:
+        assert cache.count() == 3
 
 
 def newer(content: bytes) -> bytes:

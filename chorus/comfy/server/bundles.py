@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 import tempfile
 import time
@@ -124,7 +125,7 @@ def _take(name: str, file: IO[bytes]) -> dict[str, Any]:
 
 def _telling(name: str) -> Callable[[int, int], None]:
     """Tell the open pages now and then how far an import is, and that the cache changes."""
-    told = time.monotonic()
+    told = -math.inf
 
     def progress(done: int, of: int) -> None:
         nonlocal told
