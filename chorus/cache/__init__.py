@@ -2,7 +2,7 @@
 
 from .entry import EVERYTHING, SORTS, CacheStats, Entry, Match, ModelStats, NewEntry, Query, Space
 from .errors import CacheError, CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
-from .interface import Cache
+from .interface import Cache, every
 from .local import LocalCache
 from .write_behind import WriteBehind
 
@@ -25,4 +25,5 @@ __all__ = [
     "Space",
     "VectorLengthMismatch",
     "WriteBehind",
+    "every",
 ]

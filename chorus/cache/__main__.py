@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress, track
 from rich.table import Table
 
-from . import EVERYTHING, SORTS, CacheError, Entry, EntryDamaged, EntryMissing, LocalCache, Query
+from . import SORTS, CacheError, Entry, EntryDamaged, EntryMissing, LocalCache, Query, every
 from .bundle import read_bundle, write_bundle
 from .local import limits
 from .schema import MIGRATIONS
@@ -25,7 +25,6 @@ from .words import by_meaning, by_text
 
 DAY = 86_400.0  # seconds
 UNLIMITED = 2**62  # bytes
-PAGE = 200  # entries read from the catalog at once
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 out, err = Console(), Console(stderr=True)
@@ -63,14 +62,6 @@ def opened(folder: Path, **other_limits: Any) -> Iterator[LocalCache]:
     finally:
         if cache is not None:
             cache.close()
-
-
-def every(cache: LocalCache, query: Query = EVERYTHING) -> list[Entry]:
-    """All entries that answer the query, in its order."""
-    found: list[Entry] = []
-    while page := cache.entries(PAGE, len(found), query):
-        found += page
-    return found
 
 
 def size(count: float) -> str:
@@ -300,7 +291,10 @@ def export_bundle(
     model: Model = "",
     pinned: Annotated[bool, typer.Option("--pinned", help="Only pinned ones.")] = False,
 ) -> None:
-    """Write entries into a bundle for other people. Their prompts, previews and settings go with them."""
+    """Write entries into a bundle for other people. Their prompts, previews and settings go with them.
+
+    Exit status 1 when one is damaged, or was evicted meanwhile, and is left out.
+    """
     if bundle.exists():
         err.print(f"{bundle} is there already", markup=False)
         raise typer.Exit(2)
@@ -313,8 +307,12 @@ def export_bundle(
         if not found:
             err.print("no entry is like that")
             raise typer.Exit(2)
-        written = write_bundle(cache, found, bundle, lambda done: advance(done, len(found)))
-    out.print(f"{len(found)} entries, {size(written)}, in {bundle}", markup=False)
+        written = write_bundle(cache, [e.id for e in found], bundle, lambda done: advance(done, len(found)))
+    for entry_id, why in written.left_out:
+        err.print(f"{entry_id} is left out: {why}", markup=False)
+    out.print(f"{len(found) - len(written.left_out)} entries, {size(written.bytes)}, in {bundle}", markup=False)
+    if written.left_out:
+        raise typer.Exit(1)
 
 
 @app.command("import")
@@ -336,7 +334,8 @@ def import_bundle(
         for entry_id, why in imported.refused:
             err.print(f"{entry_id} is refused: {why}", markup=False)
         taken, present, refused = map(len, (imported.taken, imported.present, imported.refused))
-        out.print(f"{taken} entries taken, {present} were there, {refused} refused")
+        evicted = f", {imported.evicted} evicted to make room" if imported.evicted else ""
+        out.print(f"{taken} entries taken, {present} were there, {refused} refused{evicted}")
     if imported.refused:
         raise typer.Exit(1)
 

@@ -1,7 +1,9 @@
 """Bundles: entries in one file, to share with other people. A zip of entry files and a manifest.
 
-    manifest.json                     {"chorus_bundle": 1, "entries": [{"id", "bytes", "sha256", "prompt"}, …]}
     entries/<id>.safetensors          the entry's file, as the cache keeps it
+    manifest.json                     {"chorus_bundle": 1, "entries": [{"id", "bytes", "sha256", "prompt"}, …]}
+
+Entry files are stored in the zip as they are, so that none unpacks to more than it weighs.
 
 A bundle comes from a stranger: nothing in it is believed before it was checked, and nothing is written outside the
 cache. An entry is taken over only when its file is what the manifest says, is sound, and holds only finite numbers.
@@ -14,131 +16,289 @@ import hashlib
 import json
 import os
 import re
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from .entry import Entry
-from .errors import CacheError
-from .local import LocalCache
+from .entry import CacheStats, Entry
+from .errors import CacheError, CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
+from .interface import Cache
 
 VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 64 * 2**20  # bytes
 MAX_ENTRIES = 100_000
-UNREADABLE = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError)  # by zipfile
+_SIGNATURE = b"PK\x03\x04"  # how a zip file with anything in it begins
 _MEMBER = re.compile(r"entries/([0-9a-f]{32})\.safetensors")
+# What zipfile raises for a file that is none, or is broken.
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+)
 
 
 class BundleRefused(CacheError):
-    """A file is not a bundle that this version reads, or claims what cannot be."""
+    """A bundle is not taken, and nothing of it was. place: which; code: why, for programs, one of `CODES`."""
 
-    def __init__(self, path: Path, reason: str):
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
+    CODES = ("not_a_bundle", "bundle_damaged", "bundle_version", "cache_full")
+
+    def __init__(self, place: Path | str, code: str, reason: str):
+        super().__init__(place, code, reason)
+        self.place, self.code, self.reason = place, code, reason
 
     def __str__(self) -> str:
-        return f"{self.path} is not taken: {self.reason}."
+        return f"{self.place} is not taken: {self.reason}."
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a bundle's entries. refused: (id, why)."""
+    """What became of a bundle's entries. refused: (id, why).
+
+    evicted: how many fewer entries the cache has than it had and has taken: they made room.
+    """
 
     taken: tuple[Entry, ...]
     present: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
+    evicted: int = 0
 
 
-def write_bundle(cache: LocalCache, entries: Sequence[Entry], path: Path, progress: Callable[[int], None]) -> int:
-    """Put `entries` into a bundle at `path`, complete or not at all; returns its size in bytes.
+@dataclass(frozen=True)
+class Exported:
+    """A bundle that was written. bytes: its size. left_out: (id, why) of entries that are not there, or damaged."""
 
-    `progress(done)` is called after each. Raises what `LocalCache.file` raises, and OSError.
+    bytes: int
+    left_out: tuple[tuple[str, str], ...]
+
+
+# -- writing
+
+
+def write_bundle(cache: Cache, ids: Iterable[str], path: Path, progress: Callable[[int], None]) -> Exported:
+    """Put entries into a bundle at `path`, complete or not at all.
+
+    `progress(done)` is called after each. Raises what `bundled` raises, and OSError.
     """
     partial = path.with_name(path.name + ".partial")
-    listed = []
+    left_out: list[tuple[str, str]] = []
     try:
-        # Entry files are compressed already.
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as bundle:
-            for entry in entries:
-                content = cache.file(entry.id)
-                bundle.writestr(f"entries/{entry.id}.safetensors", content)
-                digest = hashlib.sha256(content).hexdigest()
-                listed.append({"id": entry.id, "bytes": len(content), "sha256": digest, "prompt": entry.prompt})
-                progress(len(listed))
-            bundle.writestr(MANIFEST, json.dumps({"chorus_bundle": VERSION, "entries": listed}, indent=1))
+        with partial.open("wb") as file:
+            for done, pieces in enumerate(bundled(cache, ids, left_out), start=1):
+                file.writelines(pieces)
+                progress(done)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return path.stat().st_size
+    return Exported(path.stat().st_size, tuple(left_out))
 
 
-def read_bundle(cache: LocalCache, path: Path, progress: Callable[[int, int], None]) -> Imported:
-    """Take a bundle's entries over into `cache`; those that are there already stay as they are.
+def bundled(cache: Cache, ids: Iterable[str], left_out: list[tuple[str, str]]) -> Iterator[list[bytes]]:
+    """The bytes of a bundle in their order, for each entry in turn and at last for the manifest.
 
-    `progress(done, of)` is called after each. Raises BundleRefused for a file that is no bundle, and CacheError when
-    the cache itself cannot take entries; an entry that is not sound is refused alone.
+    Entries that are not there (any more), or turn out damaged, are put into `left_out` with the reason. Before any
+    bytes come: EntryMissing or EntryDamaged when none is left, ValueError for no ids or too many. CacheUnavailable.
     """
-    taken: list[Entry] = []
-    present: list[str] = []
-    refused: list[tuple[str, str]] = []
+    wanted = list(dict.fromkeys(ids))
+    if not 0 < len(wanted) <= MAX_ENTRIES:
+        raise ValueError(f"{len(wanted):,} entries to export: a bundle has 1 to {MAX_ENTRIES:,}")
+    sink = _Pieces()
+    listed: list[dict[str, str | int]] = []
+    fault: CacheError | None = None
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED, allowZip64=True) as bundle:  # type: ignore[call-overload]
+        for entry_id in wanted:
+            try:
+                entry, content = _read(cache, entry_id)
+            except (EntryMissing, EntryDamaged) as error:
+                left_out.append((entry_id, str(error.reason)))
+                fault = error
+                continue
+            bundle.writestr(f"entries/{entry_id}.safetensors", content)
+            digest = hashlib.sha256(content).hexdigest()
+            listed.append({"id": entry_id, "bytes": len(content), "sha256": digest, "prompt": entry.prompt})
+            yield sink.taken()
+        if fault is not None and not listed:
+            raise fault
+        bundle.writestr(MANIFEST, _manifest(listed))
+    yield sink.taken()
+
+
+def _manifest(listed: list[dict[str, str | int]]) -> bytes:
+    text = json.dumps({"chorus_bundle": VERSION, "entries": listed}, indent=1).encode()
+    if len(text) <= MAX_MANIFEST:
+        return text
+    return _manifest([{key: value for key, value in entry.items() if key != "prompt"} for entry in listed])
+
+
+def _read(cache: Cache, entry_id: str) -> tuple[Entry, bytes]:
+    entry = cache.get(entry_id)
+    if entry is None:
+        raise EntryMissing(entry_id)
+    return entry, cache.file(entry_id)
+
+
+class _Pieces:
+    """A file that can only be written, and gives away what was."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def write(self, piece: bytes) -> int:
+        self._pieces.append(piece)
+        return len(piece)
+
+    def flush(self) -> None:
+        """Part of what zipfile wants of a file."""
+
+    def taken(self) -> list[bytes]:
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+
+# -- reading
+
+
+def read_bundle(cache: Cache, path: Path, progress: Callable[[int, int], None]) -> Imported:
+    """Take the entries of the bundle at `path` over into `cache`; see `Bundle`. BundleRefused also when it is away."""
     try:
-        with zipfile.ZipFile(path) as bundle:
-            listed = _manifest(path, bundle)
-            for done, (entry_id, (size, digest)) in enumerate(listed.items(), start=1):
-                if cache.get(entry_id) is not None:
-                    present.append(entry_id)
-                else:
-                    try:
-                        content = _member(bundle, entry_id, size, digest, cache.max_bytes)
-                        taken.append(cache.adopt(entry_id, content))
-                    except (ValueError, *UNREADABLE) as error:
-                        refused.append((entry_id, str(error)))
-                progress(done, len(listed))
-    except (*UNREADABLE, OSError) as error:
-        raise BundleRefused(path, f"it cannot be read as a zip file ({error})") from error
-    return Imported(tuple(taken), tuple(present), tuple(refused))
+        file = path.open("rb")
+    except OSError as error:
+        raise BundleRefused(path, "not_a_bundle", f"it cannot be opened ({error})") from error
+    with file:
+        return Bundle(file, path).copy_into(cache, progress)
 
 
-def _manifest(path: Path, bundle: zipfile.ZipFile) -> dict[str, tuple[int, str]]:
-    """Entry id → (bytes, SHA-256), with every member of the zip accounted for."""
-    names = bundle.namelist()
-    if len(names) > MAX_ENTRIES + 1:
-        raise BundleRefused(path, f"it has {len(names):,} members, more than {MAX_ENTRIES:,}")
-    if MANIFEST not in names:
-        raise BundleRefused(path, f"it has no {MANIFEST}")
-    strange = [name for name in names if name != MANIFEST and not _MEMBER.fullmatch(name)]
-    if strange:
-        raise BundleRefused(path, f"it holds something else than entries: {strange[0]!r}")
-    if len(set(names)) < len(names):
-        raise BundleRefused(path, "it holds a name twice")
-    if bundle.getinfo(MANIFEST).file_size > MAX_MANIFEST:
-        raise BundleRefused(path, f"its {MANIFEST} is larger than {MAX_MANIFEST:,} bytes")
-    try:
-        with bundle.open(MANIFEST) as file:
-            manifest = json.loads(file.read(MAX_MANIFEST + 1))
-        version = manifest["chorus_bundle"]
-        if version != VERSION:
-            raise BundleRefused(path, f"it has version {version!r}, this Chorus reads {VERSION}")
-        listed = {entry["id"]: (int(entry["bytes"]), str(entry["sha256"])) for entry in manifest["entries"]}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BundleRefused(path, f"its {MANIFEST} is not one ({type(error).__name__}: {error})") from error
-    members = {_MEMBER.fullmatch(name)[1] for name in names if name != MANIFEST}  # type: ignore[index]
-    if members != listed.keys():
-        raise BundleRefused(path, "its manifest lists other entries than it holds")
-    return listed
+class Bundle:
+    """A bundle whose list was checked, its entries not yet. BundleRefused for a file that is no bundle.
 
+    file: open for reading and seekable; it stays the caller's to close. place: what messages call it.
+    """
 
-def _member(bundle: zipfile.ZipFile, entry_id: str, size: int, digest: str, most: int) -> bytes:
-    """An entry's file, no larger than it says. ValueError with what is wrong."""
-    if not 0 < size <= most:
-        raise ValueError(f"it says it has {size:,} bytes; the cache holds {most:,}")
-    with bundle.open(f"entries/{entry_id}.safetensors") as file:
-        content = file.read(size + 1)  # never more, however far it would unpack
-    if len(content) != size:
-        raise ValueError(f"it has other than the {size:,} bytes it says")
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise ValueError("it does not have the checksum in the manifest")
-    return content
+    def __init__(self, file: IO[bytes], place: Path | str):
+        self._place = place
+        try:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            signature = file.read(len(_SIGNATURE))
+        except OSError as error:
+            raise self._refused("not_a_bundle", f"it cannot be read ({error})") from error
+        if signature != _SIGNATURE:
+            raise self._refused("not_a_bundle", "it is no bundle, which is a zip file")
+        try:
+            self._zip = zipfile.ZipFile(file)
+        except _UNREADABLE as error:
+            raise self._refused("bundle_damaged", f"it cannot be read as a zip file ({error})") from error
+        self._listed = self._manifest(size)
+
+    def copy_into(self, cache: Cache, progress: Callable[[int, int], None]) -> Imported:
+        """Take the entries over into `cache`; those that are there already stay as they are.
+
+        Evicts others as `Cache.put` does. `progress(done, of)` is called after each. BundleRefused when they can
+        never fit beside what is pinned, CacheUnavailable when the cache takes none now; an entry that is not sound is
+        refused alone.
+        """
+        before = cache.stats()
+        there = {entry_id: cache.get(entry_id) is not None for entry_id in self._listed}
+        present = [entry_id for entry_id in there if there[entry_id]]
+        absent = [entry_id for entry_id in there if not there[entry_id]]
+        self._require_room(absent, before)
+        taken: list[Entry] = []
+        refused: list[tuple[str, str]] = []
+        for done, entry_id in enumerate(absent, start=1):
+            try:
+                taken.append(cache.adopt(entry_id, self._member(entry_id, before.max_bytes)))
+            except CacheUnavailable as error:
+                if not taken:
+                    raise
+                refused += [(rest, str(error)) for rest in absent[done - 1 :]]
+                break
+            except (EntryTooLarge, VectorLengthMismatch, MemoryError, *_UNREADABLE) as error:
+                refused.append((entry_id, str(error) or type(error).__name__))
+            progress(len(present) + done, len(self._listed))
+        try:
+            evicted = max(0, before.entries + len(taken) - cache.count())
+        except CacheUnavailable:  # what was taken is to be told all the same
+            evicted = 0
+        return Imported(tuple(taken), tuple(present), tuple(refused), evicted)
+
+    def _refused(self, code: str, reason: str) -> BundleRefused:
+        return BundleRefused(self._place, code, reason)
+
+    def _manifest(self, size: int) -> dict[str, tuple[int, str]]:
+        """Entry id → (bytes, SHA-256), with every member of the zip, a file of `size` bytes, accounted for."""
+        members = self._zip.infolist()
+        names = [member.filename for member in members]
+        if len(names) > MAX_ENTRIES + 1:
+            raise self._refused("not_a_bundle", f"it has {len(names):,} members, more than {MAX_ENTRIES:,}")
+        if MANIFEST not in names:
+            raise self._refused("not_a_bundle", f"it has no {MANIFEST}")
+        strange = [name for name in names if name != MANIFEST and not _MEMBER.fullmatch(name)]
+        if strange:
+            raise self._refused("not_a_bundle", f"it holds something else than entries: {strange[0]!r}")
+        if len(set(names)) < len(names):
+            raise self._refused("bundle_damaged", "it holds a name twice")
+        if sum(member.compress_size for member in members) > size:
+            raise self._refused("bundle_damaged", "its members overlap")
+        listed = self._read_manifest()
+        if {f"entries/{entry_id}.safetensors" for entry_id in listed} != set(names) - {MANIFEST}:
+            raise self._refused("bundle_damaged", "its manifest lists other entries than it holds")
+        return listed
+
+    def _read_manifest(self) -> dict[str, tuple[int, str]]:
+        try:
+            with self._zip.open(MANIFEST) as file:
+                content = file.read(MAX_MANIFEST + 1)
+        except _UNREADABLE as error:
+            raise self._refused("bundle_damaged", f"its {MANIFEST} cannot be read ({error})") from error
+        if len(content) > MAX_MANIFEST:
+            raise self._refused("not_a_bundle", f"its {MANIFEST} is larger than {MAX_MANIFEST:,} bytes")
+        try:
+            manifest = json.loads(content)
+            version = manifest["chorus_bundle"]
+            if version == VERSION:
+                return {str(entry["id"]): (int(entry["bytes"]), str(entry["sha256"])) for entry in manifest["entries"]}
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            reason = f"its {MANIFEST} is not one ({type(error).__name__}: {error})"
+            raise self._refused("not_a_bundle", reason) from error
+        reason = f"it has version {version!r}, this Chorus reads {VERSION}: update Chorus, or ask for another export"
+        raise self._refused("bundle_version", reason)
+
+    def _require_room(self, absent: list[str], stats: CacheStats) -> None:
+        need = sum(self._info(entry_id).compress_size for entry_id in absent)
+        room = stats.max_bytes - stats.pinned_bytes
+        if need > room:
+            reason = f"its new entries take {need:,} bytes, and beside pinned ones the cache has {max(0, room):,}"
+            raise self._refused("cache_full", f"{reason}: raise the cache's limit, or unpin some")
+        if stats.max_entries is not None and len(absent) > stats.max_entries:
+            reason = f"it has {len(absent):,} new entries, but the cache keeps at most {stats.max_entries:,}"
+            raise self._refused("cache_full", f"{reason}: raise CHORUS_CACHE_ENTRIES")
+
+    def _info(self, entry_id: str) -> zipfile.ZipInfo:
+        return self._zip.getinfo(f"entries/{entry_id}.safetensors")
+
+    def _member(self, entry_id: str, most: int) -> bytes:
+        """An entry's file, no larger than it says. ValueError with what is wrong."""
+        size, digest = self._listed[entry_id]
+        if not 0 < size <= most:
+            raise ValueError(f"it says it has {size:,} bytes; the cache holds {most:,}")
+        member = self._info(entry_id)
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("it is compressed; Chorus stores entries in a bundle as they are")
+        if member.file_size != size or member.compress_size != size:
+            raise ValueError(f"it has other than the {size:,} bytes it says")
+        with self._zip.open(member) as file:
+            content = file.read(size + 1)  # never more, whatever its own header claims
+        if len(content) != size:
+            raise ValueError(f"it has other than the {size:,} bytes it says")
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError("it does not have the checksum in the manifest")
+        return content

@@ -12,6 +12,8 @@ from .entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space
 if TYPE_CHECKING:
     import torch
 
+_PAGE = 200  # entries read from the catalog at once
+
 
 class Cache(Protocol):
     """Entries of finished requests, found by prompt vector or by request.
@@ -54,6 +56,15 @@ class Cache(Protocol):
         Raises EntryTooLarge; VectorLengthMismatch; ValueError for a tensor that cannot be stored.
         """
 
+    def file(self, entry_id: str) -> bytes:
+        """The entry's file as it is kept, verified (docs/format.md). Raises what `load` raises."""
+
+    def adopt(self, entry_id: str, content: bytes) -> Entry:
+        """Keep an entry's file from elsewhere, byte by byte, under its own id, once all of it was checked.
+
+        ValueError with what is wrong with it, also for an id that is in use; for the rest see `put`.
+        """
+
     def record_hit(self, entry_id: str, saved_seconds: float) -> None:
         """Count a hit that saved so many seconds, and make the entry the most recently used."""
 
@@ -80,3 +91,13 @@ class Cache(Protocol):
 
     def close(self) -> None:
         """Let go of all files."""
+
+
+def every(cache: Cache, query: Query = EVERYTHING) -> list[Entry]:
+    """All entries that answer the query, in its order, each once, whatever comes or goes meanwhile."""
+    found: dict[str, Entry] = {}
+    offset = 0
+    while page := cache.entries(_PAGE, offset, query):
+        found.update((entry.id, entry) for entry in page)
+        offset += len(page)
+    return list(found.values())

@@ -229,14 +229,11 @@ class LocalCache:
         return self._keep(entry_id, new, packed)
 
     def file(self, entry_id: str) -> bytes:
-        """The entry's file as it lies, verified. Raises what `load` raises."""
+        """See `Cache.file`."""
         return self._from_file(entry_id, (), lambda file: file.content)
 
     def adopt(self, entry_id: str, content: bytes) -> Entry:
-        """Keep an entry's file from elsewhere under its own id, once all of it was checked.
-
-        ValueError with what is wrong with it; for the rest see `put`.
-        """
+        """See `Cache.adopt`."""
         self._blobs.path(entry_id)  # is it an id?
         new, packed = unpack(entry_id, content)
         return self._keep(entry_id, new, packed)

@@ -183,6 +183,16 @@ class WriteBehind:
         self._await(entry_id)
         return self.cache.preview(entry_id)
 
+    def file(self, entry_id: str) -> bytes:
+        """See `Cache.file`."""
+        self._await(entry_id)
+        return self.cache.file(entry_id)
+
+    def adopt(self, entry_id: str, content: bytes) -> Entry:
+        """See `Cache.adopt`. Committed when it returns: who takes entries over wants to know what became of each."""
+        self._await(entry_id)
+        return self.cache.adopt(entry_id, content)
+
     def pin(self, entry_id: str, pinned: bool = True) -> None:
         """See `Cache.pin`."""
         self._await(entry_id)

@@ -31,6 +31,11 @@ def not_kept(cache_name: str, entry_id: str, why: Message | str) -> None:
     send("not_kept", {"cache": cache_name, "entry": entry_id, "text": str(why), "said": to_json(why)})
 
 
+def import_goes_on(cache_name: str, done: int, of: int) -> None:
+    """An import into this cache has gone through `done` of its entries."""
+    send("import", {"cache": cache_name, "done": done, "of": of})
+
+
 def run_started(figures: dict[str, Any]) -> None:
     """A sampler begins under a plan. figures: outcome, steps, k1, k2, and what else describes the run."""
     from comfy_execution.utils import get_executing_context

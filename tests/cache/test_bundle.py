@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -11,7 +12,7 @@ import zipfile
 import pytest
 import torch
 
-from chorus.cache import LocalCache
+from chorus.cache import EntryMissing, LocalCache, WriteBehind
 from chorus.cache.bundle import MANIFEST, BundleRefused, read_bundle, write_bundle
 from chorus.cache.format import pack
 from chorus.cache.record import write_record
@@ -29,7 +30,7 @@ def quiet(*_):
 def bundle(cache, tmp_path):
     entries = [cache.put(new_entry(number)) for number in range(3)]
     path = tmp_path / "three.chorus"
-    write_bundle(cache, entries, path, quiet)
+    write_bundle(cache, [entry.id for entry in entries], path, quiet)
     return path
 
 
@@ -91,7 +92,7 @@ def test_compressed_entries_go_along_as_they_are(cache, other, tmp_path):
     coding = {"final": "dct/0.1", "tokens": "rows", "preview": "webp"}
     entry = cache.put(new_entry(1, tensors=kept, coding=coding))
     assert entry.coding == coding
-    write_bundle(cache, [entry], tmp_path / "coded.chorus", quiet)
+    write_bundle(cache, [entry.id], tmp_path / "coded.chorus", quiet)
     imported = read_bundle(other, tmp_path / "coded.chorus", quiet)
     assert imported.refused == ()
     (taken,) = imported.taken
@@ -106,12 +107,83 @@ def test_what_is_there_already_stays_as_it_is(cache, bundle):
     assert cache.entries() == before
 
 
+def lose(root, entry):
+    (root / "blobs" / entry.id[:2] / f"{entry.id}.safetensors").unlink()
+
+
 def test_an_export_that_fails_leaves_no_file(cache, tmp_path, root):
     entry = cache.put(new_entry(1))
-    (root / "blobs" / entry.id[:2] / f"{entry.id}.safetensors").unlink()
-    with pytest.raises(Exception, match="gone"):
-        write_bundle(cache, [entry], tmp_path / "none.chorus", quiet)
+    lose(root, entry)
+    with pytest.raises(EntryMissing, match="gone"):
+        write_bundle(cache, [entry.id], tmp_path / "none.chorus", quiet)
+    with pytest.raises(ValueError, match="0 entries to export"):
+        write_bundle(cache, [], tmp_path / "none.chorus", quiet)
+    sound = cache.put(new_entry(2))
+    with pytest.raises(ZeroDivisionError):
+        write_bundle(cache, [sound.id], tmp_path / "none.chorus", lambda done: 1 // 0)
     assert not list(tmp_path.glob("none.chorus*"))
+
+
+def test_an_entry_that_is_gone_or_damaged_is_left_out_and_named(cache, other, tmp_path, root):
+    kept, lost, damaged = (cache.put(new_entry(number)) for number in range(3))
+    lose(root, lost)
+    (file,) = root.rglob(f"{damaged.id}.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    ids = [lost.id, kept.id, damaged.id, kept.id, STRANGER]
+    written = write_bundle(cache, ids, tmp_path / "one.chorus", quiet)
+    assert written.bytes == (tmp_path / "one.chorus").stat().st_size
+    assert [entry_id for entry_id, _ in written.left_out] == [lost.id, damaged.id, STRANGER]
+    assert [why for _, why in written.left_out][2] == "it was evicted or forgotten"
+    assert [entry.id for entry in read_bundle(other, tmp_path / "one.chorus", quiet).taken] == [kept.id]
+
+
+def test_a_bundle_goes_through_caches_that_write_behind(tmp_path):
+    faults = []
+    behind = [WriteBehind(LocalCache(tmp_path / name), tmp_path / name, lambda *f: faults.append(f)) for name in "ab"]
+    here, there = behind
+    try:
+        entry = here.put(new_entry(1))
+        write_bundle(here, [entry.id], tmp_path / "one.chorus", quiet)
+        (taken,) = read_bundle(there, tmp_path / "one.chorus", quiet).taken
+        assert there.file(taken.id) == here.file(entry.id)
+        assert faults == []
+    finally:
+        for cache in behind:
+            cache.close()
+
+
+def test_a_bundle_that_can_never_fit_is_refused_before_anything_is_evicted(bundle, tmp_path):
+    size = (bundle.stat().st_size - 2000) // 3
+    small = LocalCache(tmp_path / "small", max_bytes=2 * size)
+    own = small.put(new_entry(9))
+    with pytest.raises(BundleRefused, match=r"take [\d,]+ bytes, and .* raise the cache's limit") as refusal:
+        read_bundle(small, bundle, quiet)
+    assert refusal.value.code == "cache_full"
+    assert [entry.id for entry in small.entries()] == [own.id]
+    small.close()
+    few = LocalCache(tmp_path / "few", max_entries=2)
+    with pytest.raises(BundleRefused, match="keeps at most 2"):
+        read_bundle(few, bundle, quiet)
+    few.close()
+
+
+def test_entries_that_make_room_for_a_bundle_are_counted(bundle, tmp_path):
+    small = LocalCache(tmp_path / "small", max_entries=4, eviction="lru")
+    for number in (7, 8, 9):
+        last = small.put(new_entry(number))
+    imported = read_bundle(small, bundle, quiet)
+    assert (len(imported.taken), imported.evicted) == (3, 2)
+    assert {entry.id for entry in small.entries()} == {last.id, *(entry.id for entry in imported.taken)}
+    small.close()
+
+
+def test_when_the_cache_fails_half_way_the_rest_is_refused_with_the_reason(bundle, tmp_path):
+    into = LocalCache(tmp_path / "into")
+    imported = read_bundle(into, bundle, lambda done, of: into.close())
+    assert len(imported.taken) == 1
+    assert ["it was closed" in why for _, why in imported.refused] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +225,23 @@ def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(other, tmp_p
         bundle.writestr(MANIFEST, json.dumps({"chorus_bundle": 1, "entries": [listed]}))
     assert bomb.stat().st_size < 2**20
     imported = read_bundle(other, bomb, quiet)
-    assert imported.refused == ((STRANGER, "it has other than the 1,000 bytes it says"),)
+    ((_, why),) = imported.refused
+    assert "compressed" in why
+
+
+def test_members_that_share_their_bytes_are_refused(other, tmp_path):
+    """A small file that would be read as often as it has members."""
+    path = one_entry(tmp_path / "one.chorus", packed())
+    with zipfile.ZipFile(path, "a") as bundle:
+        (entry,) = [member for member in bundle.infolist() if member.filename != MANIFEST]
+        for number in range(3):
+            again = copy.copy(entry)
+            again.filename = f"entries/{number:032x}.safetensors"
+            bundle.filelist.append(again)
+            bundle.NameToInfo[again.filename] = again
+        bundle._didModify = True
+    with pytest.raises(BundleRefused, match="overlap"):
+        read_bundle(other, path, quiet)
 
 
 @pytest.mark.parametrize("size", [-1, 0, 10**15])

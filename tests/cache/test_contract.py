@@ -6,6 +6,7 @@ import inspect
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from chorus.cache import (
     Query,
     VectorLengthMismatch,
     WriteBehind,
+    every,
 )
 from chorus.cache.shared import Settings, SharedCache
 
@@ -167,6 +169,88 @@ def test_any_text_is_kept_and_found(cache, words):
     assert cache.entries(query=Query(words=words.upper())) == [entry]
     assert cache.entries(query=Query(weights=name)) == [entry]
     assert name in {model.weights for model in cache.stats().models}
+
+
+# -- files that come and go
+
+
+def test_a_file_goes_from_one_cache_to_another_byte_by_byte(cache, open_cache, tmp_path):
+    entry = cache.put(new_entry(1))
+    content = cache.file(entry.id)
+    assert len(content) == entry.bytes
+    cache.forget(entry.id)
+    with pytest.raises(EntryMissing):
+        cache.file(entry.id)
+    with closing(LocalCache(tmp_path / "elsewhere")) as elsewhere:
+        assert elsewhere.adopt(entry.id, content).created == entry.created
+        assert elsewhere.file(entry.id) == content
+    taken = cache.adopt(entry.id, content)  # the id is free again
+    for one in (cache, open_cache()):
+        assert one.get(entry.id) == taken
+        assert one.file(entry.id) == content
+        assert_is_entry(1, one.load(entry.id))
+        assert [match.entry for match in one.search(random_vector(1), EMBEDDER, SPACE)] == [taken]
+    assert cache.stats().bytes == len(content)
+
+
+def test_a_file_is_not_adopted_for_an_entry_that_is_there(cache):
+    entry = cache.put(new_entry(1))
+    content = cache.file(entry.id)
+    with pytest.raises(ValueError, match=entry.id):
+        cache.adopt(entry.id, content)
+    assert cache.get(entry.id) == entry
+    assert_is_entry(1, cache.load(entry.id))
+
+
+@pytest.mark.parametrize("entry_id", ["0" * 32, "../../../../etc/passwd", "ABCDEF" * 6, ""])
+def test_a_file_is_adopted_under_its_own_id_only(cache, entry_id):
+    content = cache.file(cache.put(new_entry(1)).id)
+    cache.clear()
+    with pytest.raises(ValueError, match=r"id|another entry"):
+        cache.adopt(entry_id, content)
+    assert cache.stats().bytes == cache.count() == 0
+
+
+def test_a_damaged_file_is_not_adopted_and_takes_no_room(cache):
+    entry = cache.put(new_entry(1))
+    content = cache.file(entry.id)
+    cache.clear()
+    for place in (0, len(content) // 2, len(content) - 1):
+        broken = bytearray(content)
+        broken[place] ^= 1
+        with pytest.raises(ValueError, match="no sound entry"):
+            cache.adopt(entry.id, bytes(broken))
+    for short in (b"", content[:7], content[:-1]):
+        with pytest.raises(ValueError, match="no sound entry"):
+            cache.adopt(entry.id, short)
+    assert cache.stats().bytes == cache.count() == 0
+    assert_is_entry(1, cache.load(cache.adopt(entry.id, content).id))
+
+
+def test_an_adopted_file_keeps_to_the_limits(cache, open_cache):
+    entries = [cache.put(new_entry(number, kilobytes=4 if number else 100)) for number in range(3)]
+    large, first, second = ((entry.id, cache.file(entry.id)) for entry in entries)
+    cache.clear()
+    cache = open_cache(max_bytes=int(1.5 * len(first[1])))
+    cache.adopt(*first)
+    with pytest.raises(EntryTooLarge):
+        cache.adopt(*large)
+    assert cache.adopt(*second).id == second[0]
+    assert [entry.id for entry in every(cache)] == [second[0]]
+    cache.pin(second[0])
+    with pytest.raises(CacheUnavailable, match="pinned"):
+        cache.adopt(*first)
+    assert cache.stats().bytes == len(second[1])
+
+
+def test_a_file_with_a_vector_of_another_length_is_not_adopted(cache):
+    entry = cache.put(new_entry(1, vector=unit([1, 0])))
+    content = cache.file(entry.id)
+    cache.clear()
+    cache.put(new_entry(2, vector=unit([1, 0, 0])))
+    with pytest.raises(VectorLengthMismatch):
+        cache.adopt(entry.id, content)
+    assert cache.count() == 1
 
 
 # -- finding

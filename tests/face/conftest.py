@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
@@ -68,6 +70,43 @@ def browser() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        return self.json["error"]["code"]
+
+
+@pytest.fixture
+def ask_cache(face_server: ComfyServer) -> Callable[..., Answer]:
+    """`ask_cache("/entries", cache="name")`: what a route answers; below the root where `cache` is None."""
+    place = urlsplit(face_server.url)
+
+    def asked(path: str, *, cache: str | None, post: Any = None, headers: Mapping[str, str] = {}) -> Answer:
+        connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
+        root = "/chorus/v1" if cache is None else f"/chorus/v1/caches/{quote(cache, safe='')}"
+        try:
+            if post is None:
+                connection.request("GET", root + path, headers=dict(headers))
+            else:
+                body = post if isinstance(post, bytes) else json.dumps(post).encode()
+                connection.request("POST", root + path, body, {"Content-Type": "application/json", **headers})
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.getheaders()), response.read())
+        finally:
+            connection.close()
+
+    return asked
 
 
 class Face:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,20 @@ def fill(folder: Path, count: int, **changes: Any) -> list[str]:
         return [cache.put(new_entry(number, **changes)).id for number in range(count)]
     finally:
         cache.close()
+
+
+@contextmanager
+def unreadable(folder: Path, entry_id: str) -> Iterator[None]:
+    """An entry's file cannot be read now, and is neither gone nor damaged."""
+    (file,) = folder.rglob(f"{entry_id}.safetensors")
+    aside = file.with_suffix(".aside")
+    file.rename(aside)
+    file.mkdir()
+    try:
+        yield
+    finally:
+        file.rmdir()
+        aside.rename(file)
 
 
 def fill_catalog(folder: Path, count: int) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
 import io
-import json
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
 
+from .conftest import Answer
 from .entries import FRAMES, SIDE, fill
 
 if TYPE_CHECKING:
@@ -24,46 +22,15 @@ CACHE = "routes"
 MISSING = "0" * 32
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def code(self) -> str:
-        return self.json["error"]["code"]
-
-
 @pytest.fixture(scope="module")
 def ids(face_server: ComfyServer) -> list[str]:
     return fill(face_server.base / "user" / "__chorus" / CACHE, 7)
 
 
 @pytest.fixture
-def ask(face_server: ComfyServer, ids):
+def ask(ask_cache, ids):
     """`ask("/entries")` below the cache's path, `ask("/status", cache=None)` below the root."""
-    place = urlsplit(face_server.url)
-
-    def answer(path: str, *, cache: str | None = CACHE, post: Any = None, headers: Mapping[str, str] = {}) -> Answer:
-        connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
-        root = "/chorus/v1" if cache is None else f"/chorus/v1/caches/{quote(cache, safe='')}"
-        try:
-            if post is None:
-                connection.request("GET", root + path, headers=dict(headers))
-            else:
-                body = post if isinstance(post, bytes) else json.dumps(post).encode()
-                connection.request("POST", root + path, body, {"Content-Type": "application/json", **headers})
-            response = connection.getresponse()
-            return Answer(response.status, dict(response.getheaders()), response.read())
-        finally:
-            connection.close()
-
-    return answer
+    return partial(ask_cache, cache=CACHE)
 
 
 def test_status_names_the_caches_and_where_they_are(ask, face_server: ComfyServer) -> None:
@@ -156,7 +123,7 @@ def test_limit_is_chosen_and_kept(ask) -> None:
     assert ask("/limit", cache=None, post={"gigabytes": 20}).json["limit_gb"] == 20
 
 
-@pytest.mark.parametrize("path", ["/pin", "/forget"])
+@pytest.mark.parametrize("path", ["/pin", "/forget", "/export"])
 def test_state_changes_by_json_post_from_here_only(ask, ids, path) -> None:
     body = {"ids": [ids[0]], "pinned": True}
     assert ask(path).status in (404, 405)
@@ -190,8 +157,9 @@ def test_cache_that_is_none_is_not_made(ask, name, cache_folder: Path) -> None:
     ],
 )
 def test_bad_body_is_refused_with_a_reason(ask, body) -> None:
-    answer = ask("/forget", post=body)
-    assert answer.status == 400 and answer.json["error"]["message"]
+    for path in ("/forget", "/export"):
+        answer = ask(path, post=body)
+        assert answer.status == 400 and answer.json["error"]["message"]
 
 
 def test_too_many_ids_are_refused(ask) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -83,3 +85,27 @@ def test_a_video_made_by_the_first_is_a_hit_on_the_second(machines, environment,
         assert len(list((server.base / "user" / "__chorus" / "default" / "shared").rglob("*.safetensors"))) == 2
         everything = server.log() + str(server.client().get("/history"))
         assert PASSWORD not in everything and SECRET not in everything
+
+
+def ask(server, path, body=None, kind="application/json"):
+    """What a route of the default cache answers."""
+    request = urllib.request.Request(f"{server.url}/chorus/v1/caches/default{path}", body, {"Content-Type": kind})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read()
+
+
+def test_a_bundle_from_one_machine_brings_back_what_the_fleet_has_lost(machines, postgres):
+    first, second = machines
+    render(first, SOURCE)
+    render(second, SOURCE)
+    listed = json.loads(ask(first, "/entries"))["entries"]
+    ids = [entry["id"] for entry in listed]
+    bundle = ask(first, "/export", json.dumps({"query": {}}).encode())
+    ask(second, "/forget", json.dumps({"ids": ids}).encode())
+    assert json.loads(ask(first, "/entries"))["total"] == 0
+    taken = json.loads(ask(second, "/import", bundle, "application/zip"))
+    assert (taken["added"], taken["refused"]) == (len(ids), 0) and ids
+    again = json.loads(ask(first, "/entries"))["entries"]
+    assert sorted(entry["id"] for entry in again) == sorted(ids)
+    made, _ = render(first, SOURCE)
+    assert made["outcome"] == "identical"

@@ -28,6 +28,32 @@ function post(path, body, keepalive = false) {
   return ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), keepalive })
 }
 
+/** A POST of a file, or for one, with its progress in bytes: sent(bytes) on the way there, got(bytes) on the way back. */
+function carry(path, type, body, { signal, sent, got }) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest() // fetch does not tell how much it has sent
+    request.open("POST", api.apiURL(path))
+    request.setRequestHeader("Content-Type", type)
+    if (api.user) request.setRequestHeader("Comfy-User", api.user)
+    request.responseType = "blob" // which browsers keep on disk where it is large
+    request.upload.addEventListener("progress", (event) => sent?.(event.loaded))
+    request.addEventListener("progress", (event) => got?.(event.loaded))
+    request.addEventListener("error", async () => {
+      // Browsers do not say whether it was the connection or the whole server.
+      const code = await status().then(() => "cut_off", (error) => error.code)
+      reject(new RouteError(code, ""))
+    })
+    request.addEventListener("abort", () => reject(new RouteError("cancelled", "")))
+    request.addEventListener("load", async () => {
+      if (request.status === 200) return resolve(request.response)
+      const { error } = await request.response.text().then(JSON.parse).catch(() => ({}))
+      reject(new RouteError(error?.code ?? "failed", error?.message ?? `${request.status} ${request.statusText}`))
+    })
+    signal.addEventListener("abort", () => request.abort(), { once: true })
+    request.send(body)
+  })
+}
+
 const cachePath = (cache) => `/chorus/v1/caches/${encodeURIComponent(cache)}`
 const entryPath = (cache, id) => `${cachePath(cache)}/entries/${id}`
 
@@ -40,6 +66,16 @@ export const forget = (cache, ids, keepalive = false) => post(`${cachePath(cache
 /** parts: folder, or url and blobs; "" takes the usual place back. */
 export const choosePlace = (parts) => post("/chorus/v1/place", parts)
 export const chooseLimit = (gigabytes) => post("/chorus/v1/limit", { gigabytes })
+
+/** A bundle of entries, as a Blob. */
+export const exportBundle = (cache, ids, following) =>
+  carry(`${cachePath(cache)}/export`, "application/json", JSON.stringify({ ids }), following)
+
+/** Take a bundle over: { added, present, refused, reasons, evicted }. */
+export async function importBundle(cache, file, following) {
+  const answer = await carry(`${cachePath(cache)}/import`, "application/zip", file, following)
+  return JSON.parse(await answer.text())
+}
 
 /** A page of entries. query: the parameters of the route; those that are empty are left out. */
 export function entries(cache, query) {

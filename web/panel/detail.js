@@ -9,7 +9,7 @@ import { sizeOf } from "./filters.js"
 const MOST_CHILDREN = 5
 const PLACE = { width: 74, height: 56, step: 64 }
 
-/** actions: back(), pin(entry), forget(entry), workflow(entry), source(entry), open(id), failed(error). */
+/** actions: back(), pin(entry), export(entry), forget(entry), workflow(entry), source(entry), open(id), failed(error). */
 export class Detail {
   constructor(actions) {
     this.actions = actions
@@ -50,7 +50,7 @@ export class Detail {
     this.player?.stop()
     this.player = entry.preview ? new Player(this.cache, entry.id, entry.shape, t("result.preview", { prompt: entry.prompt })) : null
     const video = this.player?.canvas ?? h("p", { class: "chorus-quiet" }, t("entry.noPreview"))
-    this.element.replaceChildren(
+    const parts = [
       this.bar(),
       h("div", { class: "chorus-video" }, video),
       h("p", { class: "chorus-prompt" }, entry.prompt),
@@ -58,7 +58,8 @@ export class Detail {
       this.family(entry),
       this.facts(entry),
       this.settings(entry),
-    )
+    ]
+    this.element.replaceChildren(...parts.filter(Boolean))
     this.element.focus({ preventScroll: true })
   }
 
@@ -71,6 +72,7 @@ export class Detail {
       button("source", "bolt", this.actions.source, entry.source),
       button("workflow", "sitemap", this.actions.workflow, entry.workflow),
       button(entry.pinned ? "unpin" : "pin", "thumbtack", this.actions.pin, true, String(entry.pinned)),
+      button("export", "file-export", this.actions.export),
       button("forget", "trash", this.actions.forget),
     )
   }

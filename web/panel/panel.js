@@ -1,4 +1,4 @@
-// The cache as an album: a sidebar tab that lists, finds, shows, pins and forgets entries.
+// The cache as an album: a sidebar tab that lists, finds, shows, pins, shares and forgets entries.
 
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
@@ -11,6 +11,7 @@ import { space, totals } from "./figures.js"
 import { Filters } from "./filters.js"
 import { Forgetting } from "./forgetting.js"
 import { Grid } from "./grid.js"
+import { Transfer } from "./transfer.js"
 
 const SETTLE_MS = 300 // several changes in a row are one
 const POLL_MS = 20_000 // what other processes changed sends no event
@@ -36,13 +37,22 @@ export class Panel {
       back: () => this.back(),
       open: (id) => this.open(id),
       pin: async (entry) => (await this.pin([entry], !entry.pinned)) && this.detail.show(this.cache, entry.id),
+      export: (entry) => this.transfer.export(this.cache, [entry]),
       forget: (entry) => this.forget([entry]),
       workflow: (entry) => this.attempt(() => openWorkflow(this.cache, entry)),
       source: (entry) => this.attempt(() => startFrom(this.cache, entry)),
       failed: (error) => this.failed(error),
     })
-    this.album = h("div", { class: "chorus-album" }, this.head, this.filters.element, this.bar, this.state, this.grid.element)
-    this.root = h("div", { class: "chorus chorus-panel" }, this.album, this.detail.element, this.undo)
+    this.transfer = new Transfer({
+      cache: () => this.cache,
+      limit: () => this.stats?.limit,
+      before: () => this.forgetting.commit(), // else what comes back would be forgotten after all
+      after: () => this.soon(),
+    })
+    const tools = h("div", { class: "chorus-row chorus-tools" }, this.transfer.button, this.transfer.input)
+    this.album = h("div", { class: "chorus-album" }, this.head, this.filters.element, tools, this.bar, this.state, this.grid.element)
+    this.root = h("div", { class: "chorus chorus-panel" }, this.transfer.element, this.album, this.detail.element, this.undo)
+    this.transfer.acceptDrops(this.root)
     this.detail.element.hidden = true
     api.addEventListener("chorus.changed", ({ detail }) => detail.cache === this.cache || !this.cache ? this.soon() : undefined)
     api.addEventListener("reconnected", () => this.soon())
@@ -232,6 +242,7 @@ export class Panel {
       h("button", { class: "chorus-button", onclick: () => this.grid.all() }, t("selection.all", { count: number(this.grid.total) })),
       button("pin", "thumbtack", () => this.pin(entries, true)),
       button("unpin", "lock-open", () => this.pin(entries, false)),
+      button("export", "file-export", () => this.transfer.export(this.cache, entries)),
       button("forget", "trash", () => this.forget(entries)),
       button("none", "times", () => this.grid.none()),
     )

@@ -18,7 +18,8 @@ import numpy as np
 from ...messages import say
 from ..entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space, unit_vector
 from ..errors import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
-from ..format import BlobDamaged, BlobNewer, EntryFile, pack
+from ..foreign import unpack
+from ..format import BlobDamaged, BlobNewer, EntryFile, Packed, pack
 from ..record import write_record
 from .catalog import Catalog, Found, Row
 from .database import CHANGE, DEADLINE, Database
@@ -158,12 +159,23 @@ class SharedCache:
 
     def put(self, new: NewEntry, entry_id: str | None = None) -> Entry:
         """See `Cache.put`. Evicts the least recently used. ValueError also for an id that is in use."""
-        if entry_id is None:
-            entry_id = uuid.uuid4().hex
-        elif not _ID.fullmatch(entry_id):
-            raise ValueError(f"{entry_id!r} is not an entry id (32 lower-case hex digits)")
+        entry_id = _checked(uuid.uuid4().hex if entry_id is None else entry_id)
         self._objects.check()  # before the work of packing
         packed = pack(write_record(entry_id, time.time(), new), new.vector, new.tensors, new.coding)
+        return self._keep(entry_id, new, packed)
+
+    def file(self, entry_id: str) -> bytes:
+        """See `Cache.file`."""
+        return self._from_file(entry_id, (), lambda file: file.content)
+
+    def adopt(self, entry_id: str, content: bytes) -> Entry:
+        """See `Cache.adopt`."""
+        _checked(entry_id)
+        self._objects.check()
+        new, packed = unpack(entry_id, content)
+        return self._keep(entry_id, new, packed)
+
+    def _keep(self, entry_id: str, new: NewEntry, packed: Packed) -> Entry:
         content = packed.to_bytes()
         self._reserve(entry_id, len(content))
         try:
@@ -437,6 +449,12 @@ class SharedCache:
     def _other_location(self) -> CacheUnavailable:
         reason = say("reason.location", files=self._objects.place)
         return CacheUnavailable(self._database.place, reason, say("advice.location"))
+
+
+def _checked(entry_id: str) -> str:
+    if not _ID.fullmatch(entry_id):
+        raise ValueError(f"{entry_id!r} is not an entry id (32 lower-case hex digits)")
+    return entry_id
 
 
 def _ranked(found: list[Found], query: np.ndarray) -> list[Match]:

@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from ...cache import CacheError, CacheUnavailable, EntryMissing
+from ...cache.bundle import BundleRefused
 from ...messages import Message, said_by
 from ..caches import warn
 
@@ -72,6 +73,8 @@ def answering(handler: Handler) -> Handler:
             return await handler(request)
         except Problem as error:
             problem = error
+        except BundleRefused as error:
+            problem = Problem(507 if error.code == "cache_full" else 400, error.code, str(error))
         except EntryMissing as error:
             problem = Problem(404, "no_such_entry", said_by(error))
         except CacheUnavailable as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -72,6 +73,16 @@ def query_of(parameters: Mapping[str, str]) -> Query:
             except ValueError as error:
                 raise ValueError(f"{name}={parameters[name][:80]!r}: {error}") from error
     return Query(**asked)
+
+
+def query_from(parameters: Any) -> Query:
+    """The query of a JSON object with the same parameters. ValueError names a bad or unknown one."""
+    if not isinstance(parameters, dict):
+        raise ValueError(f"query: expected an object with parameters of the list, not {str(parameters)[:80]!r}")
+    if unknown := sorted(set(parameters) - set(_READERS)):
+        raise ValueError(f"query: there is no parameter {unknown[0][:80]!r}; there are {', '.join(_READERS)}")
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in parameters.items()}
+    return query_of(texts)
 
 
 def number_of(parameters: Mapping[str, str], name: str, usual: int, most: int) -> int:

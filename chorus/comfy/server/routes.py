@@ -7,15 +7,16 @@ from typing import Any
 
 from aiohttp import web
 
-from ...cache import Cache, CacheError
+from ...cache import Cache, CacheError, every
+from ...cache.bundle import MAX_ENTRIES, MAX_MANIFEST
 from ...messages import said_by, say, to_json
 from ...prompt.embedding import OpenClipEmbedder
 from .. import place as places
 from .. import workflows
-from ..caches import cache_names, limit_caches, limit_fixed, open_cache
+from ..caches import cache_folder, cache_names, limit_caches, limit_fixed, open_cache
 from ..events import cache_changed, moved
 from ..limit import GIGABYTE, VARIABLE, limit_bytes, limit_is_fixed
-from . import listing, meaning, previews
+from . import bundles, listing, meaning, previews
 from .answers import Handler, Problem, answering, body_of, in_thread, json_of
 
 VERSION = 1
@@ -40,6 +41,8 @@ def register(routes: web.RouteTableDef) -> None:
         ("GET", f"{ENTRY}/workflow", workflow),
         ("POST", f"{CACHE}/pin", pin),
         ("POST", f"{CACHE}/forget", forget),
+        ("POST", f"{CACHE}/export", export),
+        ("POST", f"{CACHE}/import", import_bundle),
         ("POST", f"{ROOT}/limit", limit),
         ("POST", f"{ROOT}/place", place),
     )
@@ -136,6 +139,38 @@ async def forget(request: web.Request) -> web.Response:
     return await _change(request, work)
 
 
+async def export(request: web.Request) -> web.StreamResponse:
+    """A bundle, streamed: of {"ids": […]}, or of all that answer {"query": {"words": "fox", "pinned": true}}."""
+    body = await body_of(request)
+    if ("ids" in body) == ("query" in body):
+        raise Problem(400, "bad_request", 'say what to export: either "ids" or "query"')
+    if "ids" in body:
+        ids = _ids(body, MAX_ENTRIES)
+        return await bundles.send(request, await in_thread(_cache, request), ids)
+    query = listing.query_from(body["query"])
+    cache = await in_thread(_cache, request)
+    ids = await in_thread(lambda: [found.id for found in every(cache, query)])
+    if not ids:
+        raise Problem(404, "no_such_entry", "no entry answers the query")
+    return await bundles.send(request, cache, ids)
+
+
+async def import_bundle(request: web.Request) -> web.Response:
+    """Take a bundle over, the body of the request; the cache is made where there is none."""
+    name = request.match_info["cache"]
+    most = await in_thread(_most_uploaded, name)
+    async with bundles.received(request, places.current().folder, most) as file:
+        answer = await bundles.take(name, file)
+    return await json_of(lambda: answer)
+
+
+def _most_uploaded(name: str) -> int:
+    """What a bundle for this cache may weigh, in bytes: all that the cache can hold, and a manifest."""
+    cache_folder(name)  # is it a name?
+    limit = open_cache(name).stats().max_bytes if name in cache_names() else limit_bytes(places.current().folder)
+    return limit + MAX_MANIFEST
+
+
 async def limit(request: web.Request) -> web.Response:
     """Choose how large each cache may grow: {"gigabytes": 40}."""
     gigabytes = (await body_of(request)).get("gigabytes")
@@ -213,10 +248,10 @@ def _entry_id(request: web.Request) -> str:
     return entry_id
 
 
-def _ids(body: dict[str, Any]) -> list[str]:
+def _ids(body: dict[str, Any], most: int = _MOST_IDS) -> list[str]:
     ids = body.get("ids")
     if not isinstance(ids, list) or not all(isinstance(i, str) and _ID.fullmatch(i) for i in ids):
         raise Problem(400, "bad_request", "ids: expected a list of entry ids, each of 32 hex digits")
-    if len(ids) > _MOST_IDS:
-        raise Problem(400, "bad_request", f"{len(ids)} ids: at most {_MOST_IDS} in one request")
+    if len(ids) > most:
+        raise Problem(400, "bad_request", f"{len(ids)} ids: at most {most} in one request")
     return ids
