@@ -305,14 +305,13 @@ def test_the_server_answers_while_it_imports(export, take, ask, cache_folder) ->
     answers: list[Answer] = []
     importing = threading.Thread(target=lambda: answers.append(take(bundle, cache="taken long")))
     importing.start()
-    slowest = 0.0
+    meanwhile = 0
     while importing.is_alive():
-        start = time.monotonic()
         assert ask("/status", cache=None).status == 200
-        slowest = max(slowest, time.monotonic() - start)
+        meanwhile += 1
     importing.join()
     assert answers[0].json["added"] == 30
-    assert slowest < 1.0, f"{slowest:.2f} s"
+    assert meanwhile >= 5  # one, had the server waited for the import
 
 
 def test_random_bundles_bring_what_was_exported_or_nothing(export, take, ids, ask, cache_folder) -> None:
