@@ -28,6 +28,7 @@ TABLES = (
     "edits",
     "chains",
     "transfer",
+    "embedders",
     "locality",
     "capacity",
     "states",

@@ -20,8 +20,9 @@ All of it samples the small Wan ([small_wan.md](small_wan.md)) through the real 
 interval over requests. What follows from it is in [method.md](method.md).
 
 Alignment is the share of a prompt's attributes that the judge reads back from the video. A loss is against the same \
-request sampled in full. A step equivalent is a step's cost: the share of tokens that went through the model, summed \
-over steps.
+request sampled in full. The error of the named objects is their RMS difference (RGB in 0 to 1) from the best \
+rendering of what the prompt says, told of the videos in which every attribute is read back. A step equivalent is a \
+step's cost: the share of tokens that went through the model, summed over steps.
 """
 
 
@@ -48,6 +49,8 @@ def _section(name: str, result: dict, results: Path) -> str:
 BARS = {
     "loss_ratio_vs_nirvana": ("alignment loss over NIRVANA's at equal cost", "at most 0.5"),
     "loss_ratio_vs_fewer_steps": ("alignment loss over that of fewer steps at equal cost", "below 1"),
+    "error_rise": ("error of the named objects risen by, hits", "no more than fewer steps'"),
+    "error_rise_of_fewer_steps": ("error of the named objects risen by, fewer steps at equal cost", ""),
     "details_loss": ("details lost by hits", "no more than fewer steps lose"),
     "details_loss_of_fewer_steps": ("details lost by fewer steps at equal cost", ""),
     "hit_cost_4": ("cost of a hit, share of 4 steps", "at most 0.69"),

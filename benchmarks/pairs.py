@@ -59,7 +59,7 @@ def _alike(count: int, seed: int) -> tuple[tuple[scenes.Caption, scenes.Caption,
     found = []
     for score in wanted:
         source = scenes.sample_caption(rng, held_out=True)
-        targets = [_some_edits(source, rng) for _ in range(CANDIDATES)]
+        targets = [some_edits(source, rng) for _ in range(CANDIDATES)]
         points = vectors([source, *targets])
         scores = points[1:] @ points[0]
         best = int(np.abs(scores - score).argmin())
@@ -67,7 +67,7 @@ def _alike(count: int, seed: int) -> tuple[tuple[scenes.Caption, scenes.Caption,
     return tuple(found)
 
 
-def _some_edits(caption: scenes.Caption, rng: np.random.Generator) -> scenes.Caption:
+def some_edits(caption: scenes.Caption, rng: np.random.Generator) -> scenes.Caption:
     """One to four edits, another wording now and then; never the same prompt."""
     target = caption
     while target.text == caption.text or target.attributes() == caption.attributes():

@@ -90,8 +90,9 @@ def digest(*patterns: str) -> str:
 
 def measured_digest() -> str:
     """Of everything but Chorus that a sample depends on: weights, the model's files, the measures, the templates."""
-    tests = "tests/small_wan"
-    return digest(f"{tests}/weights/*", f"{tests}/[cjnst]*.py", "benchmarks/metrics.py", "workflows/api/*")
+    model, bench = "tests/small_wan", "benchmarks"
+    measures = (f"{bench}/metrics.py", f"{bench}/systems.py", "workflows/api/*")
+    return digest(f"{model}/weights/*", f"{model}/[cjnst]*.py", *measures)
 
 
 def code_digest() -> str:

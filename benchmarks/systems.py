@@ -90,11 +90,15 @@ class SmallWan:
             graph[negative]["inputs"]["text"] = ""
 
     def measured(self, frames: np.ndarray, request: Request) -> dict:
-        """Share of the prompt's attributes that the judge reads back, and which."""
+        """Share of the prompt's attributes that the judge reads back, which, and the error of the named objects.
+
+        The error is that of `judge.fidelity`: it still tells where every attribute is read back.
+        """
         if request.caption is None:
             return {}
         right = {name: bool(hit) for name, hit in judge.correct(frames, request.caption).items()}
-        return {"alignment": statistics.mean(right.values()), "right": right}
+        error = judge.fidelity(frames, request.caption)
+        return {"alignment": statistics.mean(right.values()), "right": right, "error": error}
 
 
 def distilled(request: Request) -> bool:

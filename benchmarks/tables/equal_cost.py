@@ -26,7 +26,8 @@ def nirvana(k: int) -> System:
 def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by steps and system, at the calibrated setting and at every share of the schedule."""
     rows: list[dict] = []
-    keys = ("loss_ratio_vs_nirvana", "loss_ratio_vs_fewer_steps", "details_loss", "details_loss_of_fewer_steps")
+    keys = ("loss_ratio_vs_nirvana", "loss_ratio_vs_fewer_steps")
+    keys += tuple(f"{name}{of}" for name in ("details_loss", "error_rise") for of in ("", "_of_fewer_steps"))
     summary: dict[str, dict] = {key: {} for key in keys}
     for steps, (count, few) in (FULL if full else QUICK).items():
         pairs = hit_pairs(count, REPORTED, steps)
@@ -44,8 +45,9 @@ def measure(bench: Bench, full: bool) -> report.Result:
         losses = [of(found[name], "alignment") for name in ("cold", "Chorus", "NIRVANA", "fewer steps")]
         summary["loss_ratio_vs_nirvana"][str(steps)] = report.combined(_loss_ratio, *losses[:3])
         summary["loss_ratio_vs_fewer_steps"][str(steps)] = report.combined(_loss_ratio, *losses[:2], losses[3])
-        summary["details_loss"][str(steps)] = _details_loss(hits, cold)
-        summary["details_loss_of_fewer_steps"][str(steps)] = _details_loss(found["fewer steps"], cold)
+        for whose, samples in (("", hits), ("_of_fewer_steps", found["fewer steps"])):
+            summary[f"details_loss{whose}"][str(steps)] = _details_loss(samples, cold)
+            summary[f"error_rise{whose}"][str(steps)] = _error_rise(samples, cold)
         if steps == 4:
             summary["hit_cost_4"] = report.estimate(costs / steps)
             summary["alignment_loss_4"] = report.estimate(losses[0] - losses[1])
@@ -75,7 +77,7 @@ def at_cost(bench: Bench, pair: Pair, cost: float, nirvana_wanted: bool) -> dict
 
     below = sampled(low)
     above = sampled(high) if weight > 0 else below
-    measures = ("alignment", "details", "step_equivalents")
+    measures = ("alignment", "error", "details", "step_equivalents")
     return {name: (1 - weight) * below[name] + weight * above[name] for name in measures}
 
 
@@ -105,6 +107,7 @@ def _row(steps: int, system: str, setting: str, samples: Sequence[dict], cold: S
         "step equivalents": report.estimate(of(samples, "step_equivalents")),
         "alignment": report.estimate(of(samples, "alignment")),
         "alignment loss": report.estimate(of(cold, "alignment") - of(samples, "alignment")),
+        "error rise": _error_rise(samples, cold),
         "details loss": _details_loss(samples, cold),
     }
 
@@ -112,6 +115,15 @@ def _row(steps: int, system: str, setting: str, samples: Sequence[dict], cold: S
 def _details_loss(samples: Sequence[dict], cold: Sequence[dict]) -> dict:
     """Share of the cold runs' details that is gone; below 0 where there are more."""
     return report.combined(lambda a, b: float(1 - b.mean() / a.mean()), of(cold, "details"), of(samples, "details"))
+
+
+def _error_rise(samples: Sequence[dict], cold: Sequence[dict]) -> dict:
+    """How much further from the prompt's rendering than the cold runs', as a share of these, where all words show."""
+    whole = (of(cold, "alignment") == 1) & (of(samples, "alignment") == 1)
+    if not whole.any():
+        return {"mean": None, "low": None, "high": None, "n": 0}
+    errors = of(cold, "error")[whole], of(samples, "error")[whole]
+    return report.combined(lambda a, b: float(b.mean() / a.mean() - 1), *errors)
 
 
 def _loss_ratio(cold: np.ndarray, ours: np.ndarray, rival: np.ndarray) -> float:

@@ -21,7 +21,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
     rows: list[dict] = []
     summary: dict = {}
     for steps, (count, many) in SETTINGS.items() if full else ((4, (40, False)),):
-        for warm in ((0, 1000) if steps == 4 else (1000,)) if full else (100,):
+        for warm in (0, 1000) if full else (100,):
             captions = [r.caption for r in stream(vidprom(), count + warm, SEED, warm=warm)]
             asked = run_stream(captions, SEED + warm, steps, threshold(), warm)
             for cached in (False, True) if many and warm else (False,):
