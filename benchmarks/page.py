@@ -49,8 +49,8 @@ def _section(name: str, result: dict, results: Path) -> str:
 BARS = {
     "loss_ratio_vs_nirvana": ("alignment loss over NIRVANA's at equal cost", "at most 0.5"),
     "loss_ratio_vs_fewer_steps": ("alignment loss over that of fewer steps at equal cost", "below 1"),
-    "error_rise": ("error of the named objects risen by, hits", "no more than fewer steps'"),
-    "error_rise_of_fewer_steps": ("error of the named objects risen by, fewer steps at equal cost", ""),
+    "error_rise": ("rise of the named objects' error, hits", "no more than with fewer steps"),
+    "error_rise_of_fewer_steps": ("rise of the named objects' error, fewer steps at equal cost", ""),
     "details_loss": ("details lost by hits", "no more than fewer steps lose"),
     "details_loss_of_fewer_steps": ("details lost by fewer steps at equal cost", ""),
     "hit_cost_4": ("cost of a hit, share of 4 steps", "at most 0.69"),
