@@ -53,6 +53,8 @@ BARS = {
     "error_rise_of_fewer_steps": ("rise of the named objects' error, fewer steps at equal cost", ""),
     "details_loss": ("details lost by hits", "no more than fewer steps lose"),
     "details_loss_of_fewer_steps": ("details lost by fewer steps at equal cost", ""),
+    "alignment_beyond_fewer_steps": ("alignment of hits beyond that of fewer steps, request by request", "above 0"),
+    "details_beyond_fewer_steps": ("details of hits beyond those of fewer steps, request by request", "above 0"),
     "hit_cost_4": ("cost of a hit, share of 4 steps", "at most 0.69"),
     "alignment_loss_4": ("alignment loss of hits, 4 steps", "at most 0.02"),
     "hit_speedup_50_easycache": ("speedup of hits with EasyCache, 50 steps", "at least 3.58"),

@@ -28,6 +28,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
     rows: list[dict] = []
     keys = ("loss_ratio_vs_nirvana", "loss_ratio_vs_fewer_steps")
     keys += tuple(f"{name}{of}" for name in ("details_loss", "error_rise") for of in ("", "_of_fewer_steps"))
+    keys += ("alignment_beyond_fewer_steps", "details_beyond_fewer_steps")
     summary: dict[str, dict] = {key: {} for key in keys}
     for steps, (count, few) in (FULL if full else QUICK).items():
         pairs = hit_pairs(count, REPORTED, steps)
@@ -48,6 +49,11 @@ def measure(bench: Bench, full: bool) -> report.Result:
         for whose, samples in (("", hits), ("_of_fewer_steps", found["fewer steps"])):
             summary[f"details_loss{whose}"][str(steps)] = _details_loss(samples, cold)
             summary[f"error_rise{whose}"][str(steps)] = _error_rise(samples, cold)
+        summary["alignment_beyond_fewer_steps"][str(steps)] = report.estimate(losses[1] - losses[3])
+        summary["details_beyond_fewer_steps"][str(steps)] = report.combined(
+            lambda a, b, c: float((b.mean() - c.mean()) / a.mean()),
+            *(of(found[name], "details") for name in ("cold", "Chorus", "fewer steps")),
+        )
         if steps == 4:
             summary["hit_cost_4"] = report.estimate(costs / steps)
             summary["alignment_loss_4"] = report.estimate(losses[0] - losses[1])
