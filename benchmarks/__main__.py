@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.server:
         subject = RealWan(**{field.name: getattr(options, field.name) for field in dataclasses.fields(RealWan)})
         kept = KEPT / hashlib.sha256(repr([options.server, subject]).encode()).hexdigest()[:12]
-        bench = Bench(kept, subject, Server(options.server))
+        bench = Bench(kept, subject, Server(options.server), kept / "videos")
     else:
         bench = Bench()
     try:

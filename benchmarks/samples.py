@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import tempfile
 import time
 import uuid
@@ -109,7 +110,11 @@ def _shaped_by(request: Request, system: System, source: Request | None) -> str:
 class Bench:
     """Samples requests under systems. kept: the folder of finished samples."""
 
-    def __init__(self, kept: Path = KEPT, subject: Subject | None = None, host: Host | None = None):
+    def __init__(
+        self, kept: Path = KEPT, subject: Subject | None = None, host: Host | None = None, videos: Path | None = None
+    ):
+        """videos: a folder where every video that is sampled is written, for eyes and for other tools' measures."""
+        self._videos = videos
         self.subject: Any = subject or SmallWan()
         self._host = host
         self._kept = kept
@@ -189,6 +194,8 @@ class Bench:
         else:
             frames, report, seconds = self._run(request, system, None, "off")
             report = {"outcome": "cold", "step_equivalents": float(request.steps), "steps_computed": request.steps}
+        if self._videos is not None:
+            write_video(frames, self._videos / f"{request.steps} steps" / system.name / f"{_file_name(request)}.mp4")
         return self._told(frames, report, seconds, request)
 
     def live(self, request: Request, system: System, cache_name: str) -> dict:
@@ -240,6 +247,24 @@ class Bench:
     def _fill(self, name: str, source: Request, precision: str | None) -> dict:
         self._run(source, System("source", reads=False, precision=precision), name, "write only")
         return {"cache": name}
+
+
+def _file_name(request: Request) -> str:
+    return f"{re.sub(r'[^a-z0-9]+', ' ', request.prompt.lower())[:80].strip()}, seed {request.seed}"
+
+
+def write_video(frames: np.ndarray, file: Path, fps: int = 16) -> None:
+    """Write [T, H, W, 3] in [0, 1] as an MP4 of H.264 that looks the same; fps: Wan's own."""
+    import av
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(file), "w") as video:
+        height, width = (size // 2 * 2 for size in frames.shape[1:3])  # H.264 halves the colours' size
+        stream = video.add_stream("h264", fps, {"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in (frames[:, :height, :width] * 255).round().astype(np.uint8):
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        video.mux(stream.encode())
 
 
 def quality(frames: np.ndarray) -> dict:

@@ -98,7 +98,6 @@ def clip_score(frames: np.ndarray, prompt: str, model: str, weights: str, most: 
 
 
 # (source, target): one or two words changed, as people do between two runs.
-# Source and target: one or two words changed, as people do between two runs.
 PROMPTS: Sequence[tuple[str, str]] = tuple(
     (prompt.format(before), prompt.format(after))
     for prompt, before, after in (

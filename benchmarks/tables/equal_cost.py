@@ -83,7 +83,7 @@ def at_cost(bench: Bench, pair: Pair, cost: float, nirvana_wanted: bool) -> dict
 
     below = sampled(low)
     above = sampled(high) if weight > 0 else below
-    measures = ("alignment", "error", "details", "step_equivalents")
+    measures = {"alignment", "error", "details", "step_equivalents"} & below.keys()  # real weights have no error
     return {name: (1 - weight) * below[name] + weight * above[name] for name in measures}
 
 

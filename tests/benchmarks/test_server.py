@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 
 from benchmarks import server
-from benchmarks.samples import Bench
+from benchmarks.samples import Bench, write_video
 from benchmarks.systems import COLD, Request, SmallWan, System, graph
 from benchmarks.tables import real
 from small_wan import scenes
@@ -39,11 +40,23 @@ def test_a_server_samples_what_it_is_asked(comfy_server, tmp_path):
 
 
 def test_the_table_for_real_weights(comfy_server, tmp_path):
-    result = real.measure(Bench(tmp_path, Scored(), server.Server(comfy_server.url)), full=False)
+    videos = tmp_path / "videos"
+    result = real.measure(Bench(tmp_path, Scored(), server.Server(comfy_server.url), videos), full=False)
     rows = {row["system"]: row for row in result.rows}
     assert set(rows) == {"cold", "stage 1 only", "Chorus", "NIRVANA at Chorus's cost", "fewer steps at Chorus's cost"}
     assert rows["Chorus"]["step equivalents"]["mean"] < rows["cold"]["step equivalents"]["mean"] == 4.0
     assert all(np.isfinite(row["alignment"]["mean"]) for row in rows.values())
+    assert {folder.name for folder in (videos / "4 steps").iterdir()} >= {"cold", "stage 1 only", "Chorus", "NIRVANA"}
+    assert len(list((videos / "4 steps" / "Chorus").glob("*.mp4"))) == rows["Chorus"]["n"]
+
+
+def test_a_written_video_shows_what_was_sampled(tmp_path):
+    frames = np.linspace(0, 1, 5 * 32 * 49 * 3, dtype=np.float32).reshape(5, 32, 49, 3)
+    write_video(frames, tmp_path / "a" / "b.mp4")
+    with av.open(str(tmp_path / "a" / "b.mp4")) as video:
+        shown = np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]) / 255
+    assert shown.shape == (5, 32, 48, 3)
+    assert np.abs(shown - frames[:, :, :48]).mean() < 0.03
 
 
 def test_model_names_and_sizes_reach_the_graph():
