@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from chorus.prompt.embedding import OpenClipEmbedder
+from chorus.prompt.sentence import embed_sentences
 from chorus.prompt.tokens import unit_tokens
 from small_wan import scenes
 from small_wan.text_encoder import encode
@@ -100,7 +99,7 @@ def embedders() -> Mapping[str, Callable[[str], np.ndarray]]:
     known = {
         "conditioning": lambda prompt: pool_encoding(encode(prompt)).vector,
         "mean of the encodings": _mean,
-        "WordLlama": _static,
+        "WordLlama": lambda prompt: embed_sentences([prompt])[0],
     }
     if OpenClipEmbedder.available() is None:
         clip = OpenClipEmbedder()
@@ -111,18 +110,6 @@ def embedders() -> Mapping[str, Callable[[str], np.ndarray]]:
 def _mean(prompt: str) -> np.ndarray:
     mean = unit_tokens(encode(prompt)).mean(0).numpy()
     return mean / np.linalg.norm(mean)
-
-
-def _static(prompt: str) -> np.ndarray:
-    return _word_llama().embed([prompt], norm=True)[0]
-
-
-@cache
-def _word_llama():
-    import wordllama
-
-    # It looks for its own tokenizer in a folder of another name; as a cache, the package's folder serves.
-    return wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
 
 
 def _details(samples: Sequence[dict], cold: Sequence[dict], group: np.ndarray) -> dict:

@@ -126,14 +126,16 @@ def search(
 ) -> None:
     """List the entries nearest in meaning.
 
-    Meaning needs open_clip's weights on this machine, and entries that were embedded with it; where either is missing
-    the entries that share most words with the text are listed, and a line says so.
+    Meaning needs the package wordllama; without it the entries that share most words with the text are listed, and a
+    line says so.
     """
     with opened(folder) as cache:
-        found, why_not = by_meaning(cache, words, limit)
-        if why_not:
-            err.print(f"by words, not by meaning: {why_not}", markup=False)
-            found = by_text(every(cache), words, limit)
+        entries = list(every(cache))
+    try:
+        found = by_meaning(entries, words, limit)
+    except RuntimeError as error:
+        err.print(f"by words, not by meaning: {error}", markup=False)
+        found = by_text(entries, words, limit)
     if as_json:
         typer.echo(json.dumps([{**dataclasses.asdict(m.entry), "score": m.score} for m in found], indent=1))
         return

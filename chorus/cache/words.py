@@ -1,36 +1,35 @@
-"""Entries by what people type: by meaning where an embedder is at hand, else by the words they share."""
+"""Entries by what people type: by meaning, or by the words they share."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
-from .entry import Entry, Match, Space
-from .interface import Cache
+import numpy as np
 
-if TYPE_CHECKING:
-    from ..prompt.vector import PromptVector
+from .entry import Entry, Match
 
-# In no space there is: so "elsewhere" is everywhere.
-_NOWHERE = Space("", "", "", (), "", "")
+_MOST_KEPT = 50_000  # vectors of prompts, half a kilobyte each
+_vectors: dict[str, np.ndarray] = {}
 
 
-def everywhere(cache: Cache, wanted: PromptVector, k: int) -> list[Match]:
-    """The k sources nearest to a vector, in all spaces; only those of its embedder can be compared."""
-    return cache.search_elsewhere(wanted.vector, wanted.embedder, _NOWHERE, k)
+def by_meaning(entries: Iterable[Entry], text: str, k: int) -> list[Match]:
+    """The k entries whose prompts come nearest to `text` in meaning; RuntimeError says why there is no telling.
 
+    Vectors of prompts are kept for the next search.
+    """
+    from ..prompt.sentence import embed_sentences
 
-def by_meaning(cache: Cache, text: str, k: int) -> tuple[list[Match], str]:
-    """The k sources nearest to `text` by open_clip, and "", or none and why there are none."""
-    from ..prompt.open_clip_text import OpenClipEmbedder
-
-    reason = OpenClipEmbedder.available()
-    if reason is not None:
-        return [], reason
-    wanted = OpenClipEmbedder()(text)
-    found = everywhere(cache, wanted, k)
-    return found, "" if found else f"no entry was embedded with {wanted.embedder}"
+    wanted = embed_sentences([text])[0]
+    entries = list(entries)
+    new = list(dict.fromkeys(entry.prompt for entry in entries if entry.prompt not in _vectors))
+    made = dict(zip(new, embed_sentences(new).astype(np.float16), strict=True)) if new else {}
+    scores = [float((made[e.prompt] if e.prompt in made else _vectors[e.prompt]) @ wanted) for e in entries]
+    if len(_vectors) + len(made) > _MOST_KEPT:
+        _vectors.clear()
+    _vectors.update(list(made.items())[:_MOST_KEPT])
+    best = sorted(range(len(entries)), key=lambda i: -scores[i])
+    return [Match(entries[i], scores[i]) for i in best[:k]]
 
 
 def by_text(entries: Sequence[Entry], text: str, k: int) -> list[Match]:

@@ -92,14 +92,32 @@ def ids(run, folder, *options):
     return [e["id"] for e in json.loads(run("ls", folder, "--json", *options).stdout)]
 
 
-def test_search_lists_what_shares_most_words_and_says_that_it_is_not_by_meaning(run, filled):
-    found = run("search", filled, "left take 2", "--json")
+def test_search_finds_what_means_the_same(run, open_cache, root):
+    cache = open_cache()
+    for number, prompt in enumerate(("a dog sleeps on a green sofa", "coffee is poured into a cup", "", "…")):
+        cache.put(new_entry(number, prompt=prompt))
+    cache.close()
+    found = run("search", root, "a cat naps on a couch", "--json")
+    matches = json.loads(found.stdout)
+    assert matches[0]["prompt"] == "a dog sleeps on a green sofa"
+    assert len(matches) == 4 and matches[0]["score"] > 0.2 > matches[1]["score"]
+    assert not found.stderr
+    assert "coffee" in run("search", root, "espresso", "--limit", "1").stdout
+
+
+def test_search_without_the_package_lists_what_shares_most_words_and_says_so(checkout, filled):
+    def search(*words: str) -> subprocess.CompletedProcess:
+        hidden = "import sys; sys.modules['wordllama'] = None; from chorus.cache.__main__ import app; app()"
+        command = [sys.executable, "-c", hidden, "search", str(filled), *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=checkout, timeout=120, check=False)
+
+    found = search("left take 2", "--json")
     matches = json.loads(found.stdout)
     assert matches[0]["prompt"].endswith("take 2") and matches[0]["score"] == 1.0
     assert all(m["score"] < 1.0 for m in matches[1:]) and len(matches) == 3
-    assert "by words, not by meaning" in found.stderr
-    assert "take 2" in run("search", filled, "take 2", "--limit", "1").stdout
-    assert json.loads(run("search", filled, "zebra", "--json").stdout) == []
+    assert "by words, not by meaning: pip install wordllama" in found.stderr
+    assert "take 2" in search("take 2", "--limit", "1").stdout
+    assert json.loads(search("zebra", "--json").stdout) == []
 
 
 def test_pinned_entries_are_told_and_survive_pruning(run, filled):

@@ -76,11 +76,22 @@ def panel_of(open_page, cache_folder):
     return opened
 
 
+def test_search_by_meaning_puts_the_nearest_first(panel_of) -> None:
+    with panel_of("meaning") as panel:
+        page = panel.page
+        page.get_by_label("by meaning").check()
+        page.get_by_label("Search prompts").fill("crimson")
+        page.wait_for_function(
+            "() => document.querySelector('.chorus-tile[aria-posinset=\"1\"]')?.title.includes('red')"
+        )
+        panel.expect()  # the others follow
+        assert all("red" in prompt for prompt in panel.prompts()[: panel.count(words="red")])
+
+
 def test_search_filters_and_order(panel_of) -> None:
     with panel_of("search") as panel:
         page = panel.page
         assert panel.prompts()[0].endswith(f"take {COUNT - 1}")
-        assert "To search by meaning" in page.locator(".chorus-how").inner_text()
         page.get_by_label("Search prompts").fill("YELLOW")
         panel.expect(tiles=3)
         assert all("yellow" in prompt for prompt in panel.prompts())

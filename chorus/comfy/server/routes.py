@@ -10,7 +10,7 @@ from aiohttp import web
 from ...cache import Cache, CacheError, every
 from ...cache.bundle import MAX_ENTRIES, MAX_MANIFEST
 from ...messages import said_by, say, to_json
-from ...prompt.embedding import OpenClipEmbedder
+from ...prompt import sentence
 from .. import place as places
 from .. import workflows
 from ..caches import cache_folder, cache_names, limit_caches, limit_fixed, open_cache
@@ -72,7 +72,7 @@ def _status(proxied: bool) -> dict[str, Any]:
         "limit_gb": limit_bytes(place.folder) / GIGABYTE,
         "limit_from": VARIABLE if limit_is_fixed() else None,
         "limit_fixed": fixed.to_json() if fixed else None,
-        "meaning": OpenClipEmbedder.default_weights_cached() and OpenClipEmbedder.available() is None,
+        "meaning": sentence.unavailable() is None,
     }
 
 
