@@ -102,8 +102,11 @@ def most_saved(rows: Sequence[Mapping], start: float) -> int:
 
 
 def _choose(rows: list[dict]) -> None:
-    start = place(rows)
-    most = most_saved(rows, start)
+    try:
+        start = place(rows)
+        most = most_saved(rows, start)
+    except ValueError:  # with few samples there may be none
+        return
     for r in rows:
         if r["state taken at"] == f"{start:g}" and r["saved"] == most:
             r["chosen"] = "chosen"
