@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import FloatRect, Page, sync_playwright
+from playwright.sync_api import Browser, FloatRect, Page, sync_playwright
 
 from .server import ComfyServer
 from .small_workflow import small_workflow
@@ -39,7 +39,7 @@ ADD_STYLE = """(css) => {
 }"""
 HIDE = "* { caret-color: transparent !important } .p-toast, [data-testid='queue-overlay'] { display: none !important }"
 
-TEMPLATE, LOOKUP, STORE = "wan21_t2v_chorus", 9, 16
+TEMPLATE, PROMPT, STORE = "wan21_t2v_chorus", 4, 16
 PROMPTS = (
     "A red circle moves up over a teal background.",
     "A pink cross moves right over an olive background, a cyan square moves left.",
@@ -47,7 +47,8 @@ PROMPTS = (
     "A green triangle moves down over a maroon background.",
     "A yellow circle moves up over a teal background.",
 )
-FRAME_MS, LONGEST_S, MOST_BYTES = 200, 30, 5_000_000
+CORNER = (150, 120)  # where a node stands clear of ComfyUI's bars
+FRAME_MS, MOST_SHOTS, LONGEST_S, MOST_BYTES = 200, 300, 36, 5_000_000
 
 
 class Studio:
@@ -61,6 +62,13 @@ class Studio:
 
     def load(self, prompt: str, template: str = TEMPLATE, seed: int = 3) -> None:
         self.page.evaluate("(graph) => app.loadGraphData(graph)", small_workflow(template, prompt, seed=seed))
+
+    def write(self, prompt: str) -> None:
+        """Put a text in the node that holds the prompt."""
+        self.page.evaluate(
+            "([id, text]) => { app.graph.getNodeById(id).widgets[0].value = text; app.canvas.setDirty(true, true) }",
+            [PROMPT, prompt],
+        )
 
     def run(self) -> None:
         self.page.evaluate(RUN)
@@ -145,45 +153,90 @@ def tour_vue_light(studio: Studio) -> None:
 
 
 def recording(studio: Studio) -> None:
-    """The first run, the change of a word, the hit, and the album, as an animated WebP."""
-    shots: list[Image.Image] = []
+    """A run in full, two words changed, the hit, and the album, as an animated WebP of half a minute."""
+    with opened(studio.page.context.browser, studio.page.url) as fresh:  # a page with one workflow open
+        film = Film(fresh)
+        fresh.load("a green cross moves left over a gray background", seed=9)
+        fresh.frame(PROMPT, *CORNER)
+        film.hold(3.0)
+        film.queue(STORE)
+        film.hold(3.0)
+        fresh.frame(PROMPT, *CORNER)
+        for text in ("a green", "a ", "a blue", "a blue ", "a blue cross"):
+            fresh.write(f"{text} cross moves left over a gray background".replace("cross cross", "cross"))
+            film.shoot(350)
+        film.hold(1.0)
+        film.queue(PROMPT)
+        film.hold(2.5)
+        fresh.frame(STORE, *CORNER)
+        film.roll(7.0)
+        fresh.panel()
+        film.roll(2.0)
+        fresh.page.get_by_label("by meaning").check()
+        search = fresh.page.get_by_label("Search prompts")
+        for text in ("a", "an az", "an azure", "an azure plus"):
+            search.fill(text)
+            film.shoot(350)
+        fresh.page.wait_for_timeout(900)
+        film.hold(2.0)
+        fresh.page.locator(".chorus-tile").first.click()
+        fresh.page.locator(".chorus-facts").wait_for()
+        fresh.page.wait_for_timeout(600)
+        film.roll(4.5)
+        film.write(IMAGES / "recording.webp")
 
-    def shoot(times: int = 1) -> None:
-        for _ in range(times):
-            shots.append(Image.open(io.BytesIO(studio.page.screenshot())).convert("RGB").resize((960, 600)))
 
-    studio.panel(False)
-    studio.load("A cyan circle moves up over a teal background.", seed=9)
-    studio.frame(LOOKUP, 150, 120)
-    shoot(4)
-    studio.page.evaluate("() => void (window.chorusDone = false)")
-    studio.page.evaluate(
-        """() => {
-            app.api.addEventListener("execution_success", () => { window.chorusDone = true }, { once: true })
-            app.queuePrompt(0)
-        }"""
-    )
-    studio.frame(STORE, 150, 120)
-    while not studio.page.evaluate("() => window.chorusDone") and len(shots) < 60:
-        shoot()
-    studio.page.wait_for_timeout(600)
-    shoot(14)
-    studio.panel()
-    shoot(14)
-    write_animation(shots, IMAGES / "recording.webp")
+class Film:
+    """Shots of a page, each for some milliseconds."""
 
+    def __init__(self, studio: Studio):
+        self.studio = studio
+        self.shots: list[Image.Image] = []
+        self.lengths: list[int] = []
 
-def write_animation(shots: Sequence[Image.Image], file: Path) -> None:
-    """Write the shots as an animation no longer and no larger than a README should carry."""
-    shots = shots[: LONGEST_S * 1000 // FRAME_MS]
-    for quality in (70, 55, 40, 25):
-        first, *rest = shots
-        first.save(
-            file, "WEBP", save_all=True, append_images=rest, duration=FRAME_MS, loop=0, quality=quality, method=4
+    def shoot(self, length: int = FRAME_MS) -> None:
+        shot = Image.open(io.BytesIO(self.studio.page.screenshot())).convert("RGB").resize((960, 600))
+        self.shots.append(shot)
+        self.lengths.append(length)
+
+    def hold(self, seconds: float) -> None:
+        """What stands still: one shot."""
+        self.shoot(round(1000 * seconds))
+
+    def roll(self, seconds: float) -> None:
+        """What moves: a shot every FRAME_MS."""
+        for _ in range(round(1000 * seconds / FRAME_MS)):
+            self.shoot()
+            self.studio.page.wait_for_timeout(FRAME_MS / 2)
+
+    def queue(self, node: int) -> None:
+        """Queue the graph, and shoot a node until it has run."""
+        self.studio.frame(node, *CORNER)
+        self.studio.page.evaluate(
+            """() => {
+                window.chorusDone = false
+                app.api.addEventListener("execution_success", () => { window.chorusDone = true }, { once: true })
+                app.queuePrompt(0)
+            }"""
         )
-        if file.stat().st_size <= MOST_BYTES:
-            return
-    raise SystemExit(f"{file} has {file.stat().st_size:,} bytes, {MOST_BYTES:,} are allowed: take fewer shots")
+        while not self.studio.page.evaluate("() => window.chorusDone"):
+            self.shoot()
+            if len(self.shots) > MOST_SHOTS:
+                raise SystemExit("a run for the recording does not end")
+        self.studio.page.wait_for_timeout(800)
+
+    def write(self, file: Path) -> None:
+        """Write the shots as an animation no longer and no larger than a README should carry."""
+        seconds = sum(self.lengths) / 1000
+        if seconds > LONGEST_S:
+            raise SystemExit(f"the recording takes {seconds:.0f} s, {LONGEST_S} are allowed: hold its shots for less")
+        first, *rest = self.shots
+        for quality in (70, 55, 40, 25):
+            options = {"duration": self.lengths, "loop": 0, "quality": quality, "method": 4}
+            first.save(file, "WEBP", save_all=True, append_images=rest, **options)
+            if file.stat().st_size <= MOST_BYTES:
+                return
+        raise SystemExit(f"{file} has {file.stat().st_size:,} bytes, {MOST_BYTES:,} are allowed: take fewer shots")
 
 
 SCENES: tuple[Callable[[Studio], None], ...] = (
@@ -204,14 +257,23 @@ def studio_on(url: str) -> Iterator[Studio]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         try:
-            page = browser.new_page(viewport={"width": 1440, "height": 900})
-            page.goto(url)
-            page.wait_for_function(READY, timeout=120_000)
-            # Not by add_style_tag, which takes what the host's security policy blocks elsewhere for its own failure.
-            page.evaluate(ADD_STYLE, HIDE)
-            yield Studio(page)
+            with opened(browser, url) as studio:
+                yield studio
         finally:
             browser.close()
+
+
+@contextmanager
+def opened(browser: Browser | None, url: str) -> Iterator[Studio]:
+    """ComfyUI in a page that knows of no other."""
+    assert browser is not None
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(url)
+    page.wait_for_function(READY, timeout=120_000)
+    # Not by add_style_tag, which takes what the host's security policy blocks elsewhere for its own failure.
+    page.evaluate(ADD_STYLE, HIDE)
+    yield Studio(page)
+    page.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
