@@ -28,7 +28,7 @@ FRAMES, HEIGHT, WIDTH = 24, 148, 256  # the largest preview of a wide video
 
 def measure(bench: Bench, full: bool) -> report.Result:
     """Steps a second of the small Wan on a real server, in turn alone and beside the panel. `bench` is not asked."""
-    entries, repeats = (2000, 12) if full else (200, 4)
+    entries, repeats = (10_000, 12) if full else (200, 4)
     template = demo_graph.load_template()
     speeds: dict[bool, list[float]] = {False: [], True: []}
     asked = 0
