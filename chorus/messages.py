@@ -1,8 +1,9 @@
-"""Every sentence that a person is shown, once: by code, in English, with places for its values.
+"""The sentences that people are shown, each once: by code, in English, with places for its values.
 
 The pages say it in their own language by its code (`said` in locales/*/main.json, whose English is this table); logs,
 the command line, answers to other programs and saved history have the text. What the operating system, a library or
-a server says is a value of such a sentence and stays as it was said.
+a server says is a value of such a sentence and stays as it was said. So does why a bundle or one of its entries is
+refused: pages say the kind of refusal in their language (`bundle.error`), and that beneath it.
 """
 
 from __future__ import annotations

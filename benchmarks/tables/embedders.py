@@ -7,13 +7,13 @@ its weights are on the machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from chorus.prompt.embedding import OpenClipEmbedder
+from chorus.prompt.embedding import OpenClipEmbedder, pool_encoding
 from chorus.prompt.sentence import embed_sentences
 from chorus.prompt.tokens import unit_tokens
 from small_wan import scenes
@@ -24,6 +24,7 @@ from ..pairs import CANDIDATES, TUNED, Pair, request, some_edits
 from ..prompts import vectors
 from ..samples import Bench, of
 from ..systems import CHORUS, System
+from .equal_cost import details_loss
 
 STEPS = 20
 K1 = 10
@@ -59,8 +60,8 @@ def measure(bench: Bench, full: bool) -> report.Result:
                     "words shared": report.estimate(shared[group]),
                     "alignment loss": report.estimate(losses["hits"][group]),
                     "alignment loss, state taken at K1": report.estimate(losses["late"][group]),
-                    "details loss": _details(hits, cold, group),
-                    "details loss of fewer steps": _details(fewer, cold, group),
+                    "details loss": details_loss([hits[i] for i in group], [cold[i] for i in group]),
+                    "details loss of fewer steps": details_loss([fewer[i] for i in group], [cold[i] for i in group]),
                     "score with words shared": _correlation(scores, shared) if label else "",
                     "score with loss at K1": _correlation(scores, losses["late"]) if label else "",
                     MATCH: report.combined(_matching, scores, shared) if label else "",
@@ -94,8 +95,6 @@ def pairs_of_any_score(count: int, seed: int) -> list[Pair]:
 
 def embedders() -> Mapping[str, Callable[[str], np.ndarray]]:
     """Name → prompt to unit vector."""
-    from chorus.prompt.pooling import pool_encoding
-
     known = {
         "conditioning": lambda prompt: pool_encoding(encode(prompt)).vector,
         "mean of the encodings": _mean,
@@ -110,11 +109,6 @@ def embedders() -> Mapping[str, Callable[[str], np.ndarray]]:
 def _mean(prompt: str) -> np.ndarray:
     mean = unit_tokens(encode(prompt)).mean(0).numpy()
     return mean / np.linalg.norm(mean)
-
-
-def _details(samples: Sequence[dict], cold: Sequence[dict], group: np.ndarray) -> dict:
-    kept = of(samples, "details")[group], of(cold, "details")[group]
-    return report.combined(lambda a, b: float(1 - a.mean() / b.mean()), *kept)
 
 
 def _matching(scores: np.ndarray, shared: np.ndarray) -> float:

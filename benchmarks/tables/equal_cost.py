@@ -27,7 +27,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by steps and system, at the calibrated setting and at every share of the schedule."""
     rows: list[dict] = []
     keys = ("loss_ratio_vs_nirvana", "loss_ratio_vs_fewer_steps")
-    keys += tuple(f"{name}{of}" for name in ("details_loss", "error_rise") for of in ("", "_of_fewer_steps"))
+    keys += tuple(f"{name}{whose}" for name in ("details_loss", "error_rise") for whose in ("", "_of_fewer_steps"))
     keys += ("alignment_beyond_fewer_steps", "details_beyond_fewer_steps")
     summary: dict[str, dict] = {key: {} for key in keys}
     for steps, (count, few) in (FULL if full else QUICK).items():
@@ -47,7 +47,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
         summary["loss_ratio_vs_nirvana"][str(steps)] = report.combined(_loss_ratio, *losses[:3])
         summary["loss_ratio_vs_fewer_steps"][str(steps)] = report.combined(_loss_ratio, *losses[:2], losses[3])
         for whose, samples in (("", hits), ("_of_fewer_steps", found["fewer steps"])):
-            summary[f"details_loss{whose}"][str(steps)] = _details_loss(samples, cold)
+            summary[f"details_loss{whose}"][str(steps)] = details_loss(samples, cold)
             summary[f"error_rise{whose}"][str(steps)] = _error_rise(samples, cold)
         summary["alignment_beyond_fewer_steps"][str(steps)] = report.estimate(losses[1] - losses[3])
         summary["details_beyond_fewer_steps"][str(steps)] = report.combined(
@@ -114,11 +114,11 @@ def _row(steps: int, system: str, setting: str, samples: Sequence[dict], cold: S
         "alignment": report.estimate(of(samples, "alignment")),
         "alignment loss": report.estimate(of(cold, "alignment") - of(samples, "alignment")),
         "error rise": _error_rise(samples, cold),
-        "details loss": _details_loss(samples, cold),
+        "details loss": details_loss(samples, cold),
     }
 
 
-def _details_loss(samples: Sequence[dict], cold: Sequence[dict]) -> dict:
+def details_loss(samples: Sequence[dict], cold: Sequence[dict]) -> dict:
     """Share of the cold runs' details that is gone; below 0 where there are more."""
     return report.combined(lambda a, b: float(1 - b.mean() / a.mean()), of(cold, "details"), of(samples, "details"))
 

@@ -15,6 +15,7 @@ from .. import report
 from ..pairs import TUNED, hit_pairs
 from ..samples import Bench, of
 from ..systems import COLD, DISTILLED_STEPS, System
+from .equal_cost import details_loss
 
 SHARES = {4: (0.25, 0.5), 20: (0.25, 0.4, 0.5, 0.6), 50: (0.5, 0.6, 0.76)}  # of the steps saved
 STARTS = (0.05, 0.1, 0.13, 0.2, 0.3, 1.0)  # where the state is taken; 1: at K1 itself, as the paper does
@@ -61,9 +62,7 @@ def _row(steps: int, k: int, start: str, cold: list[dict], samples: list[dict], 
         "n": len(samples),
         "alignment loss": report.estimate(loss),
         "of the more alike half": report.estimate(loss[alike]),
-        "details loss": report.combined(
-            lambda a, b: float(1 - b.mean() / a.mean()), of(cold, "details"), of(samples, "details")
-        ),
+        "details loss": details_loss(samples, cold),
         "chosen": "",
     }
 

@@ -20,14 +20,17 @@ def by_meaning(entries: Iterable[Entry], text: str, k: int) -> list[Match]:
     """
     from ..prompt.sentence import embed_sentences
 
-    wanted = embed_sentences([text])[0]
     entries = list(entries)
-    new = list(dict.fromkeys(entry.prompt for entry in entries if entry.prompt not in _vectors))
-    made = dict(zip(new, embed_sentences(new).astype(np.float16), strict=True)) if new else {}
-    scores = [float((made[e.prompt] if e.prompt in made else _vectors[e.prompt]) @ wanted) for e in entries]
-    if len(_vectors) + len(made) > _MOST_KEPT:
-        _vectors.clear()
-    _vectors.update(list(made.items())[:_MOST_KEPT])
+    wanted = embed_sentences([text])[0]
+    prompts = {entry.prompt for entry in entries}
+    vectors = {prompt: vector for prompt, vector in _vectors.copy().items() if prompt in prompts}  # others search, too
+    if new := sorted(prompts - vectors.keys()):
+        made = dict(zip(new, embed_sentences(new).astype(np.float16), strict=True))
+        vectors.update(made)
+        if len(_vectors) + len(made) > _MOST_KEPT:
+            _vectors.clear()
+        _vectors.update(list(made.items())[:_MOST_KEPT])
+    scores = [float(vectors[entry.prompt] @ wanted) for entry in entries]
     best = sorted(range(len(entries)), key=lambda i: -scores[i])
     return [Match(entries[i], scores[i]) for i in best[:k]]
 

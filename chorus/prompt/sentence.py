@@ -15,22 +15,20 @@ from typing import Any
 import numpy as np
 
 
-def unavailable() -> str | None:
-    """None when sentences can be embedded, else one line that says why not. Never raises."""
-    if find_spec("wordllama") is None:
-        return "pip install wordllama"
-    try:
-        _model()
-    except Exception as error:  # whatever a broken or an older package raises
-        return f"wordllama: {type(error).__name__}: {error}".splitlines()[0]
-    return None
+def installed() -> bool:
+    """Whether the package is there; loads nothing."""
+    return find_spec("wordllama") is not None
 
 
 def embed_sentences(texts: Sequence[str]) -> np.ndarray:
-    """[N, 256] float32 of unit norm, of any texts; some 10,000 a second. RuntimeError says why it cannot be."""
-    if reason := unavailable():
-        raise RuntimeError(reason)
-    vectors = np.nan_to_num(_model().embed(list(texts)))  # a text without a word has no mean
+    """[N, 256] float32 of unit norm, of any texts. RuntimeError says in one line why it cannot be."""
+    if not installed():
+        raise RuntimeError("pip install wordllama")
+    try:
+        model = _model()
+    except Exception as error:  # whatever a broken or an older package raises
+        raise RuntimeError(f"wordllama: {type(error).__name__}: {error}".splitlines()[0]) from error
+    vectors = np.nan_to_num(model.embed(list(texts)))  # a text without a word has no mean
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 

@@ -72,7 +72,7 @@ def _status(proxied: bool) -> dict[str, Any]:
         "limit_gb": limit_bytes(place.folder) / GIGABYTE,
         "limit_from": VARIABLE if limit_is_fixed() else None,
         "limit_fixed": fixed.to_json() if fixed else None,
-        "meaning": sentence.unavailable() is None,
+        "meaning": sentence.installed(),
     }
 
 
