@@ -31,7 +31,8 @@ TEXTS = {
     "miss.no_stage": "a match, but no stage node is wired in to use it",
     "miss.image": "the source was made from another conditioning image",
     "miss.seed": "the same prompt with another seed asks for another take",
-    "miss.steps": "the schedule of {steps} steps has none at or above the source's start",
+    "miss.steps": "with {steps} steps nothing can be skipped: K1 rounds to 0",
+    "miss.no_state": "the source keeps no state at sigma {sigma}",
     # in which respects an entry differs
     "differs.weights": "other weights",
     "differs.patches": "other LoRA or strength",
@@ -44,6 +45,8 @@ TEXTS = {
     "differs.prediction": "other prediction type ({here} here, {there} there)",
     # why Chorus left a run alone
     "bypassed.fault": "an error of its own: {error}",
+    "bypassed.failed_hit": "the run that started from the cache failed ({error}); it was sampled anew without it",
+    "bypassed.not_understood": "a part of this request cannot be told from that of other requests ({why})",
     "bypassed.noise_mask": "the latent has a noise mask; inpainting is sampled as it is",
     "bypassed.own_steps": "this sampler chooses its own steps, so there are none to skip",
     "bypassed.prediction": "the model predicts {prediction}; only flow models are reused",
@@ -51,20 +54,47 @@ TEXTS = {
     "bypassed.shape": "the sampled latent is {sampled}, the look-up was for {expected}: "
     "connect the same latent to ChorusCacheLookup",
     "bypassed.model": "the sampled model or its LoRAs are not those given to ChorusCacheLookup",
+    "bypassed.patched_later": "other nodes have patched the model after ChorusCacheLookup: put the Chorus nodes "
+    "after them",
+    "bypassed.other_expert": "the sampled model is not the one given to ChorusCacheLookup; where a video is sampled by "
+    "two models, connect the second one to low_noise_model there",
+    "bypassed.text": "the sampled prompt is not the one given to ChorusCacheLookup: connect the same positive "
+    "CONDITIONING there",
+    "bypassed.text_unknown": "nothing tells whether the sampled prompt is the look-up's: connect the positive "
+    "CONDITIONING to ChorusCacheLookup",
     "bypassed.hooks": "the conditioning carries hooks, which change the weights between steps",
     "bypassed.start_latent": "sampling starts from another latent than the one given to ChorusCacheLookup",
     "bypassed.middle": "sampling starts in the middle of a schedule from a latent Chorus has not seen made",
+    # why a request has no text by which it could be found
+    "text.connect": "the prompt cannot be compared: connect CLIP or the positive CONDITIONING to ChorusCacheLookup, or "
+    "put open_clip weights on this machine ({reason})",
+    "text.connect_positive": "embedding 'conditioning' needs the positive CONDITIONING: connect it to "
+    "ChorusCacheLookup",
+    "text.open_clip": "embedding 'open_clip' cannot be used: {reason}",
+    "text.empty": "the positive conditioning holds no text",
+    # what the masks need
+    "masks.connect": "masks from 'mask': connect a MASK to ChorusSRDMask, or choose 'attention'",
+    "masks.way": "masks from '{way}': expected one of {ways}",
+    "masks.not_installed": "segment anything is not installed: pip install segment-anything",
+    "masks.checkpoint": "SAM checkpoint '{checkpoint}': put sam_vit_h, sam_vit_l or sam_vit_b weights in models/sams",
     # what was done otherwise than asked
+    "note.not_identical": "queued again, this request will not be recognised as the same one ({why})",
+    "note.text_from_graph": "the prompt given to ChorusCacheLookup is not the one that is sampled; the graph's is used",
+    "note.text_unknown": "the graph does not tell which text is sampled; the request is known by its encoding alone",
+    "note.k1_remaining": "K1 lowered from {wanted} to {k1}: with CFG {cfg}, more of the {steps} steps must be computed",
+    "note.k1_first_expert": "K1 lowered from {wanted} to {k1}: the first expert computes at least one step, from the "
+    "calibrated start on",
+    "note.attention": "no selective steps: another node replaces the attention",
     "note.not_looked": "identical requests were not looked for: {error}",
     "note.not_loaded": "the stored result could not be loaded: {error}",
     "note.k1_lowered": "K1 lowered from {wanted} to {k1}: the source was made by a sampler that draws noise, "
     "and its states serve only their own sigma",
     "note.draws_noise": "{sampler} draws noise: the rest of the run is another draw than a cold one's",
     "note.windows": "no selective steps: the model is sampled in context windows",
-    "note.easycache": "no selective steps: EasyCache would take what they leave out for a picture that stands still",
+    "note.easycache": "EasyCache is on. It cannot be combined with selective steps, so all steps are full",
     "note.network": "no selective steps: {network} is not the plain Wan model",
     "note.grid": "no selective steps: masks of {grid} do not fit this latent",
-    "note.patched": "no selective steps: another node patches the blocks' outputs",
+    "note.patched": "no selective steps: another node patches the network's blocks or attention",
     "note.no_text": "full middle steps: connect the positive CONDITIONING or CLIP to the look-up to compare words",
     "note.no_attention": "full middle steps: the source has no recorded attention",
     "note.only_new": "full middle steps: the prompt only adds words, and where they go nobody knows yet",

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..chorus.comfy import masks, run, stages
+from ..chorus.comfy import stages
 from ..chorus.comfy.shown import plan_figures
 from .cache_lookup import fingerprint, optional_inputs, plan_request, settings_inputs
 from .sockets import CATEGORY, LATENT_TOOLTIP, PROMPT_TOOLTIP, Chorus
@@ -42,10 +42,7 @@ class ChorusAllInOne(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
         models, plan = plan_request(**inputs)
-        plan = stages.with_reuse(plan, "auto", 0.0, 0.8)
-        plan = masks.with_regions(plan, "attention", None, 1, 1, "none")
-        plan, _ = stages.with_amplification(plan, 0.25, "outputs", 0.5)
-        plan = stages.with_refinement(plan, "auto", 0.0)
-        attached = [run.attach(m, plan) for m in models]
+        plan = stages.all_stages(plan)
+        attached = [stages.on_model(model, plan) for model in models]
         shown = {"text": (str(plan.explanation),), "chorus_lookup": (plan_figures(plan),)}
         return io.NodeOutput(attached[0], plan, attached[-1], ui=shown)

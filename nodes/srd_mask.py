@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..chorus.comfy import lookup, masks
+from ..chorus.comfy import masks, stages
 from .sockets import CATEGORY, Chorus
 
 
@@ -62,7 +62,7 @@ class ChorusSRDMask(io.ComfyNode):
     def execute(
         cls, chorus, masks_from, edit_dilation, visible_dilation, mask=None, sam_checkpoint="none"
     ) -> io.NodeOutput:
-        plan = masks.with_regions(chorus, masks_from, mask, edit_dilation, visible_dilation, sam_checkpoint)
-        edit, overlay = masks.frame_masks(plan, lookup.source_preview(plan))
-        ui = {"text": (str(plan.regions_note),)} if plan.regions_note else None
-        return io.NodeOutput(plan, edit, overlay, ui=ui)
+        plan, edit, overlay, note = stages.regions(
+            chorus, masks_from, mask, edit_dilation, visible_dilation, sam_checkpoint
+        )
+        return io.NodeOutput(plan, edit, overlay, ui={"text": (str(note),)} if note else None)

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..chorus.comfy import run, stages
+from ..chorus.comfy import stages
 from .sockets import CATEGORY, Chorus
 
 
@@ -61,5 +61,5 @@ class ChorusStage1Reuse(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, chorus, k1, fraction, maximum, start=0.0) -> io.NodeOutput:
-        plan = stages.with_reuse(chorus, k1, fraction, maximum, start)
-        return io.NodeOutput(run.attach(model, plan), plan)
+        plan = stages.reuse(chorus, k1, fraction, maximum, start)
+        return io.NodeOutput(stages.on_model(model, plan), plan)

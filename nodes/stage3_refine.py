@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..chorus.comfy import run, stages
+from ..chorus.comfy import stages
 from .sockets import CATEGORY, Chorus
 
 
@@ -41,5 +41,5 @@ class ChorusStage3Refine(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, chorus, k2, fraction) -> io.NodeOutput:
-        plan = stages.with_refinement(chorus, k2, fraction)
-        return io.NodeOutput(run.attach(model, plan), plan)
+        plan = stages.refinement(chorus, k2, fraction)
+        return io.NodeOutput(stages.on_model(model, plan), plan)

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..chorus.comfy import run, stages
+from ..chorus.comfy import stages
 from ..chorus.reuse.amplification import WHERE
 from .sockets import CATEGORY, Chorus
 
@@ -59,5 +59,5 @@ class TGAAPatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, chorus, strength, where, fade) -> io.NodeOutput:
-        plan, words = stages.with_amplification(chorus, strength, where, fade)
-        return io.NodeOutput(run.attach(model, plan), plan, words, ui={"text": (words,)})
+        plan, words = stages.amplification(chorus, strength, where, fade)
+        return io.NodeOutput(stages.on_model(model, plan), plan, words, ui={"text": (words,)})

@@ -6,7 +6,6 @@ import time
 import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +13,15 @@ import torch
 from ..cache import Cache, CacheError, Match, Query, Space
 from ..messages import Message, said_by, say
 from ..prompt.embedding import PromptVector
-from ..reuse.plan import Plan, Refused, Source, calibration_of
+from ..reuse.calibration import calibration_of
+from ..reuse.plan import Plan, Refused, Source
 from .caches import open_cache, warn
-from .embed import embed
+from .content import NotUnderstood
+from .embed import NoText, embed
 from .place import Place, current
+from .signature import RunningNode
 from .space import expert, space_of, start_latent
+from .text import text_of_request
 
 MODES = ("read and write", "read only", "write only", "off")
 
@@ -38,97 +41,145 @@ class LookupSettings:
 
 def look_up(
     models: list[Any],
-    latent: dict,
+    latent: dict[str, Any],
     settings: LookupSettings,
     clip: Any | None = None,
-    conditioning: list | None = None,
+    conditioning: list[Any] | None = None,
     start_image: torch.Tensor | None = None,
 ) -> Plan:
     """The plan of a request. models: one MODEL, or two for a model of two experts.
 
-    Bad input raises ValueError; a fault of the cache is a miss that says so.
+    Raises nothing: a request that is not understood, and a fault of Chorus, give a plan that declines with the reason;
+    a fault of the cache is a miss that says so.
     """
+
+    def declined(why: Message) -> Plan:
+        return Plan(
+            id=uuid.uuid4().hex,
+            cache_name=settings.cache_name,
+            place=settings.place,
+            reads=False,
+            writes=False,
+            prompt=settings.prompt,
+            explanation=why,
+            declined=why,
+        )
+
+    try:
+        return _looked_up(models, latent, settings, clip, conditioning, start_image)
+    except NotUnderstood as error:
+        return declined(say("bypassed.not_understood", why=str(error)))
+    except NoText as error:
+        return declined(error.said)
+    except Exception as error:
+        warn(f"the look-up failed: {type(error).__name__}: {error}")
+        return declined(say("bypassed.fault", error=f"{type(error).__name__}: {error}"))
+
+
+def _looked_up(
+    models: list[Any],
+    latent: dict[str, Any],
+    settings: LookupSettings,
+    clip: Any | None,
+    conditioning: list[Any] | None,
+    start_image: torch.Tensor | None,
+) -> Plan:
     began = time.perf_counter()
     if settings.mode not in MODES:
         raise ValueError(f"mode {settings.mode!r}: expected one of {', '.join(MODES)}")
-    space = space_of(models, latent, start_image, conditioning)
-    embedded = embed(settings.prompt, settings.embedding, clip, conditioning)
+    node = _running_node()
+    text = text_of_request(node, settings.prompt, clip, conditioning)
+    links = [link for name in ("model", "low_noise_model") if node and (link := node.link(name))]
+    space = space_of(models, latent, start_image, conditioning, node, links, text.encoders)
+    embedded = embed(text.prompt, settings.embedding, clip, conditioning)
     vector = embedded.vector
-    threshold = settings.threshold or calibration_of(vector.embedder).threshold
-    reads = settings.mode in MODES[:2]
-    source, score, explanation = (
-        None,
-        -1.0,
-        say("lookup.off") if settings.mode == MODES[3] else say("lookup.write_only"),
-    )
-    nearest: tuple[Refused, ...] = ()
-    if reads:
-        try:
-            cache = open_cache(settings.cache_name, settings.place)
-            find = partial(_take, entry_id=settings.source) if settings.source else _search
-            source, score, explanation, nearest = find(cache, vector, space, threshold)
-        except CacheError as error:
-            explanation = say("lookup.unreadable", error=said_by(error))
-            warn(str(explanation))
     plan = Plan(
         id=uuid.uuid4().hex,
         cache_name=settings.cache_name,
         place=settings.place,
-        reads=reads,
+        reads=settings.mode in MODES[:2],
         writes=settings.mode in (MODES[0], MODES[2]),
-        prompt=settings.prompt,
+        prompt=text.prompt,
+        explanation=say("lookup.off") if settings.mode == MODES[3] else say("lookup.write_only"),
         embedder=vector.embedder,
         vector=vector.vector,
         space=space,
-        experts=tuple(expert(m) for m in models),
+        experts=tuple(expert(model) for model in models),
+        threshold=settings.threshold or calibration_of(vector.embedder).threshold,
         start_latent=start_latent(latent["samples"]),
-        source=source,
-        score=score,
-        explanation=explanation,
-        threshold=threshold,
-        nearest=nearest,
-        tokens=embedded.encoding,
+        tokens=embedded.tokens,
+        encoded=embedded.encoded,
         token_labels=embedded.labels,
-        asked={"source": (settings.source,)} if settings.source else {},
-        lookup_seconds=time.perf_counter() - began,
+        chosen=settings.source,
+        notes=text.notes,
     )
+    if plan.reads:
+        plan = _searched(plan)
     answers.remember(settings, vector, space, plan)
-    return plan
+    return replace(plan, lookup_seconds=time.perf_counter() - began)
+
+
+def _running_node() -> RunningNode | None:
+    try:
+        return RunningNode()
+    except NotUnderstood:  # a look-up without a graph, as in a script
+        return None
+
+
+def _searched(plan: Plan) -> Plan:
+    """The plan with the answer of its cache now."""
+    try:
+        find = _take if plan.chosen else _search
+        source, score, explanation, nearest = find(open_cache(plan.cache_name, plan.place), plan)
+    except CacheError as error:
+        explanation = say("lookup.unreadable", error=said_by(error))
+        warn(str(explanation))
+        return replace(plan, explanation=explanation)
+    return replace(plan, source=source, score=score, explanation=explanation, nearest=nearest)
+
+
+def refreshed(plan: Plan) -> Plan:
+    """The plan as its look-up would answer now, where it has found nothing.
+
+    The host does not run a look-up again for the entry that its own request has stored (`Answers`); a request that
+    differs in its seed or sampler meets that entry here.
+    """
+    return _searched(plan) if plan.reads and plan.declined is None and plan.source is None else plan
 
 
 # The source, the best score, what people are told of it, and on a miss the nearest entries.
 _Found = tuple[Source | None, float, Message, tuple[Refused, ...]]
 
 
-def _search(cache: Cache, vector: PromptVector, space: Space, threshold: float) -> _Found:
-    found = cache.search(vector.vector, vector.embedder, space, k=3)
+def _search(cache: Cache, plan: Plan) -> _Found:
+    assert plan.vector is not None
+    found = cache.search(plan.vector, plan.embedder, plan.space, k=3)
     best = found[0] if found else None
-    if best is not None and best.score >= threshold:
-        why = say("lookup.hit", score=best.score, threshold=threshold, prompt=best.entry.prompt)
+    if best is not None and best.score >= plan.threshold:
+        why = say("lookup.hit", score=best.score, threshold=plan.threshold, prompt=best.entry.prompt)
         return _source(cache, best), best.score, why, ()
-    elsewhere = cache.search_elsewhere(vector.vector, vector.embedder, space, k=2)
-    nearest = tuple(Refused(m.entry, m.score, space.differing(m.entry.space)) for m in [*found, *elsewhere])
+    elsewhere = cache.search_elsewhere(plan.vector, plan.embedder, plan.space, k=2)
+    nearest = tuple(Refused(m.entry, m.score, plan.space.differing(m.entry.space)) for m in [*found, *elsewhere])
     if not nearest:
         return None, -1.0, say("miss.empty"), ()
-    lines = [
-        say("miss.near", score=r.score, prompt=r.entry.prompt, why=_reasons(r, space, threshold)) for r in nearest[:4]
-    ]
+    lines = [say("miss.near", score=r.score, prompt=r.entry.prompt, why=_reasons(r, plan)) for r in nearest[:4]]
     return None, best.score if best else -1.0, say("miss.nearest", nearest=lines), nearest
 
 
-def _take(cache: Cache, vector: PromptVector, space: Space, threshold: float, entry_id: str) -> _Found:
+def _take(cache: Cache, plan: Plan) -> _Found:
     """The entry that was chosen, whatever its score; a miss with the reason where it cannot be started from."""
-    entry = cache.get(entry_id)
+    assert plan.vector is not None
+    entry = cache.get(plan.chosen)
     if entry is None:
-        return None, -1.0, say("miss.chosen_gone", entry=entry_id), ()
-    same_space = Query(weights=space.weights, shape=space.shape, source=True)
-    found = cache.search(vector.vector, vector.embedder, space, max(1, cache.count(same_space)))
+        return None, -1.0, say("miss.chosen_gone", entry=plan.chosen), ()
+    same_space = Query(weights=plan.space.weights, shape=plan.space.shape, source=True)
+    found = cache.search(plan.vector, plan.embedder, plan.space, max(1, cache.count(same_space)))
     scores = {m.entry.id: m.score for m in found}
     # Another embedder gives no score: reuse as little as a match at the threshold would.
-    match = Match(entry, scores.get(entry_id, threshold))
-    if differs := space.differing(entry.space):
+    match = Match(entry, scores.get(entry.id, plan.threshold))
+    if differs := plan.space.differing(entry.space):
         refused = Refused(entry, match.score, differs)
-        why = say("miss.chosen_differs", prompt=entry.prompt, why=_reasons(refused, space, threshold))
+        why = say("miss.chosen_differs", prompt=entry.prompt, why=_reasons(refused, plan))
         return None, match.score, why, (refused,)
     if not entry.is_source:
         return None, match.score, say("miss.chosen_reused", prompt=entry.prompt), ()
@@ -140,8 +191,8 @@ def _source(cache: Cache, match: Match) -> Source:
     return Source(match.entry, match.score, tensors.get("tokens"), tensors.get("attention"))
 
 
-def _reasons(refused: Refused, space: Space, threshold: float) -> tuple[Message, ...]:
-    return space.differences(refused.entry.space) or (say("miss.below", threshold=threshold),)
+def _reasons(refused: Refused, plan: Plan) -> tuple[Message, ...]:
+    return plan.space.differences(refused.entry.space) or (say("miss.below", threshold=plan.threshold),)
 
 
 def source_preview(plan: Plan) -> torch.Tensor:
@@ -150,8 +201,8 @@ def source_preview(plan: Plan) -> torch.Tensor:
         try:
             frames = open_cache(plan.cache_name, plan.place).load(plan.source.entry.id, ["preview"])["preview"]
             return frames.float() / 255.0
-        except CacheError as error:
-            warn(str(error))
+        except Exception as error:  # a picture for people, nothing more
+            warn(f"the source's preview cannot be shown: {type(error).__name__}: {error}")
     return torch.zeros(1, 64, 64, 3)
 
 

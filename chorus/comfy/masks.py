@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..messages import Message, say
+from ..messages import BadInput, Message, say
 from ..prompt.tokens import token_difference
 from ..reuse.plan import Plan
 from ..reuse.regions import build, dilate, from_attention, from_frames, token_grid
-from .digest import tensor_digest
 from .lookup import source_preview
+from .techniques import selective
 
 WAYS = ("attention", "mask", "segment anything")
 WAN_PATCH = (1, 2, 2)
@@ -37,10 +37,7 @@ def with_regions(
         base, note = _base(plan, way, mask, checkpoint)
         if base is not None:
             regions = build(base, edit_radius, visible_radius)
-    seconds = plan.stage_seconds + time.perf_counter() - began
-    given = tensor_digest(mask) if mask is not None and way == "mask" else ""
-    asked = (way, edit_radius, visible_radius, given, checkpoint)
-    return plan.with_stage("regions", asked, regions=regions, regions_note=note, stage_seconds=seconds)
+    return plan.with_stage(selective.NAME, selective.Masks(regions, note), time.perf_counter() - began)
 
 
 def _base(
@@ -49,13 +46,13 @@ def _base(
     grid = token_grid(plan.space.shape, WAN_PATCH)
     if way == "mask":
         if mask is None:
-            raise ValueError("masks from 'mask': connect a MASK to ChorusSRDMask, or choose 'attention'")
+            raise BadInput(say("masks.connect"))
         return from_frames(mask, grid), None
     base, note = _attention_base(plan, grid)
     if base is None or way == "attention":
         return base, note
     if way != "segment anything":
-        raise ValueError(f"masks from {way!r}: expected one of {', '.join(WAYS)}")
+        raise BadInput(say("masks.way", way=way, ways=", ".join(WAYS)))
     return from_frames(_segment(source_preview(plan), base, checkpoint), grid), None
 
 
@@ -76,9 +73,10 @@ def _attention_base(plan: Plan, grid: tuple[int, int, int]) -> tuple[torch.Tenso
 
 def frame_masks(plan: Plan, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(edit MASK [F, H, W], overlay IMAGE [F, H, W, 3]) over the source's `frames`: edit tinted, unseen dimmed."""
-    if plan.regions is None:
+    regions = selective.regions_of(plan)
+    if regions is None:
         return torch.zeros(frames.shape[:3]), frames
-    edit, visible = (_at_frames(m, frames.shape[:3]) for m in (plan.regions.edit, plan.regions.visible))
+    edit, visible = (_at_frames(m, frames.shape[:3]) for m in (regions.edit, regions.visible))
     lit = frames * (0.35 + 0.65 * visible[..., None])
     overlay = torch.lerp(lit, _TINT.expand_as(lit), 0.45 * edit[..., None])
     rim = (dilate(edit > 0, 1) & ~(edit > 0))[..., None]
@@ -125,10 +123,10 @@ def _predictor(checkpoint: str) -> Any:
     try:
         from segment_anything import SamPredictor, sam_model_registry
     except ImportError as error:
-        raise ValueError("segment anything is not installed: pip install segment-anything") from error
+        raise BadInput(say("masks.not_installed")) from error
     kinds = [kind for kind in ("vit_h", "vit_l", "vit_b") if kind in checkpoint]
     if checkpoint not in sam_checkpoints() or not kinds:
-        raise ValueError(f"SAM checkpoint {checkpoint!r}: put sam_vit_h, sam_vit_l or sam_vit_b weights in models/sams")
+        raise BadInput(say("masks.checkpoint", checkpoint=checkpoint))
     import comfy.model_management
 
     model = sam_model_registry[kinds[0]](folder_paths.get_full_path_or_raise("sams", checkpoint))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ..cache import Cache, CacheError, Entry, Query, Space
-from .recording import Report
+from .sampling.finished import Report
 
 _LATEST = 64  # cold runs looked at; older ones may have run on other hardware
 

@@ -14,7 +14,8 @@ import torch
 from ..cache import Entry
 from ..messages import Message, to_json
 from ..reuse.plan import Plan, Refused
-from .recording import Report
+from .sampling.finished import Report
+from .techniques.selective import regions_of
 
 
 def entry_figures(entry: Entry) -> dict[str, Any]:
@@ -74,9 +75,10 @@ def _refused(refused: Refused) -> dict[str, Any]:
 
 def _masks(plan: Plan) -> dict[str, Any] | None:
     """The SRD masks on the token grid [T, H, W], row by row, eight cells a byte, the highest bit first."""
-    if plan.regions is None:
+    regions = regions_of(plan)
+    if regions is None:
         return None
-    edit, visible = plan.regions.edit, plan.regions.visible
+    edit, visible = regions.edit, regions.visible
     return {"grid": list(edit.shape), "edit": _packed(edit), "visible": _packed(visible)}
 
 

@@ -1,56 +1,41 @@
-"""Which space a model and a latent belong to, and what of their conditioning is not text."""
+"""Which space a request belongs to: what must agree before it may start from another one's states.
+
+Everything that is not understood raises NotUnderstood, and such a request has no space: it is no hit and no source.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
 from ..cache.entry import Space
-from .digest import digest, patches_digest, tensor_digest, weights_digest
+from .content import NotUnderstood, digest, tensor_digest
+from .networks import Network, network_of
+from .networks.weights import lora_digest, weights_digest
+from .patches import foreign_patches
+from .signature import Link, RunningNode
 
-# Keys of a conditioning's options that are not about an image or another model input.
-_NOT_TASK = {
-    "pooled_output",
-    "start_percent",
-    "end_percent",
-    "uuid",
-    "guidance",
-    "attention_mask",
-    "attention_mask_img_shape",
-}
+# Keys of a conditioning that hold neither text nor an input of the model.
+_BOOKKEEPING = {"uuid", "model_conds", "start_percent", "end_percent", "guidance"}
+
+Expert = tuple[str, str, tuple[str, ...]]
+"""A model as it is sampled: digests of its weights and LoRAs, and where other patches lie on it."""
 
 
-def image_conditioning(cond: list) -> str:
-    """Digest of what a CONDITIONING carries beside text (start image, clip vision, references); "" when nothing.
+def carried_inputs(cond: list[Any], network: Network) -> str:
+    """Digest of what a CONDITIONING carries beside text (start image, audio, control, references); "" when nothing.
 
-    Takes a node's CONDITIONING ([[tensor, options], …]) or a guider's converted one ([options, …]).
+    cond: a node's CONDITIONING ([[tensor, options], …]) or a guider's converted one ([options, …]).
+    network: says which keys are text; every other must agree. Raises NotUnderstood.
     """
+    text = {"cross_attn"} | network.text_keys | _BOOKKEEPING
     carried = []
     for item in cond:
         options = item[1] if isinstance(item, list | tuple) else item
-        kept = {
-            k: v
-            for k, v in options.items()
-            if k not in _NOT_TASK and k != "cross_attn" and k != "model_conds" and v is not None
-        }
-        carried.append(kept)
+        carried.append({key: value for key, value in options.items() if key not in text and value is not None})
     return digest(carried) if any(carried) else ""
-
-
-def task_of(latent: torch.Tensor, image: torch.Tensor | None, cond: list | None) -> str:
-    """The task by name: "t2v", "i2v:<digest>" with image conditioning, "v2v:<digest>" with a start latent.
-
-    A start latent beside an image counts too.
-    """
-    parts, start = [], start_latent(latent)
-    if image is not None:
-        parts.append(tensor_digest(image))
-    if cond is not None and (carried := image_conditioning(cond)):
-        parts.append(carried)
-    if parts:
-        return f"i2v:{digest([*parts, start])}"
-    return f"v2v:{start}" if start else "t2v"
 
 
 def start_latent(latent: torch.Tensor) -> str:
@@ -58,9 +43,21 @@ def start_latent(latent: torch.Tensor) -> str:
     return tensor_digest(latent) if torch.count_nonzero(latent) > 0 else ""
 
 
-def expert(patcher: Any) -> tuple[str, str]:
-    """A model as it is sampled: digests of its weights and of its LoRAs."""
-    return weights_digest(patcher), patches_digest(patcher)
+def task_of(latent: torch.Tensor, image: torch.Tensor | None, carried: str) -> str:
+    """The task by name: "t2v", "i2v:<digest>" with inputs beside text, "v2v:<digest>" with a start latent.
+
+    A start latent beside such inputs counts too.
+    """
+    start = start_latent(latent)
+    parts = ([tensor_digest(image)] if image is not None else []) + ([carried] if carried else [])
+    if parts:
+        return f"i2v:{digest([*parts, start])}"
+    return f"v2v:{start}" if start else "t2v"
+
+
+def expert(patcher: Any) -> Expert:
+    """A model as it is sampled. Raises NotUnderstood."""
+    return weights_digest(patcher), lora_digest(patcher), foreign_patches(patcher)
 
 
 def prediction_of(patcher: Any) -> str:
@@ -75,25 +72,45 @@ def prediction_of(patcher: Any) -> str:
     return type(sampling).__mro__[1].__name__
 
 
-def space_of(patchers: list[Any], latent: dict, image: torch.Tensor | None, cond: list | None) -> Space:
-    """The space of a request. patchers: its MODELs, one an expert; latent: the LATENT that gives the shape."""
+def space_of(
+    patchers: list[Any],
+    latent: dict[str, Any],
+    image: torch.Tensor | None,
+    cond: list[Any] | None,
+    node: RunningNode | None,
+    model_links: Collection[Link] = (),
+    prompt_nodes: Collection[str] = (),
+) -> Space:
+    """The space of a request. Raises NotUnderstood, ValueError.
+
+    patchers: its MODELs, one an expert; latent: the LATENT that gives the shape; cond: the positive CONDITIONING.
+    node: the running look-up, model_links what is connected to its MODEL inputs: where other nodes have patched the
+    model, the graph's signature says with which parameters. prompt_nodes: the nodes that encode the prompt, which
+    may differ.
+    """
     import comfy.sample
 
     samples = latent["samples"]
     if samples.is_nested:
-        raise ValueError("this latent holds several streams (audio and video): Chorus reuses single video latents")
+        raise NotUnderstood("the latent holds several streams (audio and video)")
     shaped = comfy.sample.fix_empty_latent_channels(
         patchers[0],
         samples,
         latent.get("downscale_ratio_spacial"),
         latent.get("downscale_ratio_temporal"),
     )
-    experts = [expert(p) for p in patchers]
+    experts = [expert(patcher) for patcher in patchers]
+    patches: list[Any] = [lora for _, lora, _ in experts]
+    if any(foreign for _, _, foreign in experts):
+        if node is None:
+            raise NotUnderstood("the model carries patches of other nodes, and no graph tells with which settings")
+        patches += [[foreign for _, _, foreign in experts], node.signature_of(model_links, prompt_nodes)]
+    carried = carried_inputs(cond, network_of(patchers[0])) if cond is not None else ""
     return Space(
-        weights="+".join(weights for weights, _ in experts),
-        patches="+".join(patches for _, patches in experts) if any(patches for _, patches in experts) else "",
+        weights=digest([weights for weights, _, _ in experts]),
+        patches=digest(patches) if any(patches) else "",
         latent_format=type(patchers[0].get_model_object("latent_format")).__name__,
         shape=tuple(shaped.shape),
-        task=task_of(samples, image, cond),
+        task=task_of(samples, image, carried),
         prediction=prediction_of(patchers[0]),
     )

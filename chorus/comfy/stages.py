@@ -1,64 +1,75 @@
-"""What each stage node adds to a plan."""
+"""What the stage nodes call. A fault in a stage leaves the stage out, with a note, and never ends the graph."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from ..prompt.tokens import label_tokens, real_tokens, token_difference
-from ..reuse.amplification import Amplification
-from ..reuse.plan import Plan, Share, calibration_of
+import torch
 
-CHOICES = ("auto", "fixed")
+from ..messages import Message
+from ..reuse.plan import Plan
+from . import masks
+from .faults import or_else
+from .lookup import source_preview
+from .sampling.wrappers import attach
+from .techniques import amplify, resume, selective
 
-
-def _fraction(name: str, value: float) -> float:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} {value}: expected a fraction of the schedule, 0 to 1")
-    return value
-
-
-def with_reuse(plan: Plan, choice: str, fraction: float, maximum: float, start: float = 0.0) -> Plan:
-    """Stage 1: K1 as a share of the schedule, from score and number of steps or fixed, never above `maximum`.
-
-    start: the fraction at which the source's state is taken; 0 as calibrated, 1 at K1 itself.
-    """
-    calibration = calibration_of(plan.embedder)
-    most = _fraction("maximum", maximum)
-    if choice == "auto":
-        reuse = calibration.reuse(plan.score, most)
-    else:
-        reuse = Share.fixed(min(_fraction("K1", fraction), most))
-    asked = (choice, fraction if choice == "fixed" else None, maximum, start)
-    taken_at = Share.fixed(_fraction("start", start)) if start else calibration.start()
-    return plan.with_stage("reuse", asked, reuse=reuse, start=taken_at)
+CHOICES = resume.CHOICES
 
 
-def with_refinement(plan: Plan, choice: str, fraction: float) -> Plan:
-    """Stage 3: K2 as a fraction of the schedule: as far behind K1 as calibrated, or fixed."""
-    calibration = calibration_of(plan.embedder)
-    if choice == "fixed":
-        return plan.with_stage("refine", (choice, fraction), full_from=Share.fixed(_fraction("K2", fraction)))
-    k1 = calibration.reuse(plan.score) if plan.reuse is None else plan.reuse
-    return plan.with_stage("refine", (choice, None), full_from=calibration.full_from(k1))
+def on_model(model: Any, plan: Plan) -> Any:
+    """A clone of a MODEL that samples under the plan; the MODEL itself where the request is declined."""
+    if plan.declined is not None:
+        return model
+    return or_else(lambda fault: model, lambda: attach(model, plan))
 
 
-def with_amplification(plan: Plan, strength: float, where: str, fade: float) -> tuple[Plan, str]:
-    """TGAA: which words speak louder. Returns the plan and the words with their weights, for people."""
-    began = time.perf_counter()
-    amplification = Amplification(strength, where, _fraction("fade", fade))
-    plan = plan.with_stage("amplify", (strength, where, fade), amplification=amplification)
-    shown = _words(plan, strength)
-    return replace(plan, stage_seconds=plan.stage_seconds + time.perf_counter() - began), shown
+def reuse(plan: Plan, choice: str, fraction: float, maximum: float, start: float) -> Plan:
+    return _with(plan, lambda: resume.with_reuse(plan, choice, fraction, maximum, start))
 
 
-def _words(plan: Plan, strength: float) -> str:
-    if plan.source is None:
-        return "no source, nothing to amplify"
-    if plan.tokens is None or plan.source.tokens is None:
-        return "the words are compared when sampling starts"
-    difference = token_difference(plan.tokens, plan.source.tokens)
-    weights = difference.new[real_tokens(plan.tokens)].tolist()
-    labels = label_tokens(plan.prompt, len(weights), plan.token_labels or None)
-    louder = [f"{word} ×{1 + strength * w:.2f}" for word, w in zip(labels, weights, strict=True) if w > 0]
-    return " · ".join(louder) or "the prompts say the same, nothing to amplify"
+def refinement(plan: Plan, choice: str, fraction: float) -> Plan:
+    return _with(plan, lambda: selective.with_refinement(plan, choice, fraction))
+
+
+def amplification(plan: Plan, strength: float, where: str, fade: float) -> tuple[Plan, str]:
+    """The plan, and the amplified words with their weights, for people."""
+    return or_else(
+        lambda fault: (_noted(plan, fault), str(fault)),
+        lambda: amplify.with_amplification(plan, strength, where, fade),
+    )
+
+
+def regions(
+    plan: Plan, way: str, mask: torch.Tensor | None, edit_radius: int, visible_radius: int, checkpoint: str
+) -> tuple[Plan, torch.Tensor, torch.Tensor, Message | None]:
+    """The plan with its masks; the edit mask as MASK [F, H, W]; the overlay as IMAGE [F, H, W, 3]; a note."""
+
+    def made() -> tuple[Plan, torch.Tensor, torch.Tensor, Message | None]:
+        with_masks = masks.with_regions(plan, way, mask, edit_radius, visible_radius, checkpoint)
+        edit, overlay = masks.frame_masks(with_masks, source_preview(with_masks))
+        return with_masks, edit, overlay, with_masks.stages[selective.NAME].note
+
+    def without(fault: Message) -> tuple[Plan, torch.Tensor, torch.Tensor, Message | None]:
+        frames = source_preview(plan)
+        return _noted(plan, fault), torch.zeros(frames.shape[:3]), frames, fault
+
+    return or_else(without, made)
+
+
+def all_stages(plan: Plan) -> Plan:
+    """Every stage at its calibrated settings, as the all-in-one node has them."""
+    plan = reuse(plan, "auto", 0.0, 0.8, 0.0)
+    plan, *_ = regions(plan, "attention", None, 1, 1, "none")
+    plan, _ = amplification(plan, 0.25, "outputs", 0.5)
+    return refinement(plan, "auto", 0.0)
+
+
+def _with(plan: Plan, stage: Callable[[], Plan]) -> Plan:
+    return or_else(lambda fault: _noted(plan, fault), stage)
+
+
+def _noted(plan: Plan, fault: Message) -> Plan:
+    return replace(plan, notes=(*plan.notes, fault))

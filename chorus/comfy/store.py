@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from ..reuse.profiles import PROFILES, Profile
 from . import workflows
 from .caches import open_cache, warn
 from .events import cache_changed, not_kept
-from .recording import FinishedRun, Recording, Report, finished_runs
+from .sampling.finished import FinishedRun, Recording, Report, finished_runs
 from .savings import cold_time
 
 PREVIEW_SIDE, PREVIEW_FRAMES = 256, 24
@@ -23,7 +25,7 @@ PREVIEW_SIDE, PREVIEW_FRAMES = 256, 24
 
 def store(
     plan: Plan,
-    latent: dict,
+    latent: dict[str, Any],
     frames: torch.Tensor | None,
     keep: float,
     precision: str,
@@ -33,24 +35,48 @@ def store(
 
     keep: checkpoints up to this fraction of the schedule; precision: one of PROFILES; frames: IMAGE [F, H, W, 3] for
     the preview; graph: what `workflows.packed` made of the graph.
-    A run that did not finish left nothing here, so nothing is stored.
+    A run that did not finish left nothing here, so nothing is stored. Raises nothing.
     """
+    try:
+        return _stored(plan, latent, frames, keep, precision, graph)
+    except Exception as error:
+        warn(f"nothing stored: {type(error).__name__}: {error}")
+        return "", say("not_kept.fault", error=f"{type(error).__name__}: {error}"), None
+
+
+def _stored(
+    plan: Plan,
+    latent: dict[str, Any],
+    frames: torch.Tensor | None,
+    keep: float,
+    precision: str,
+    graph: torch.Tensor | None,
+) -> tuple[str, Message, Report | None]:
     began = time.perf_counter()
-    run = finished_runs.get(plan.id)
-    if run is None and (reason := finished_runs.bypassed(plan.id)):
-        report = Report("bypassed", reason, match_score=None, source_prompt=None, chorus_s=plan.lookup_seconds)
-        return "", say("not_kept.bypassed", reason=reason), report
+    samples = latent["samples"]
+    run = None if samples.is_nested else finished_runs.find(plan.id, partial(_returned, samples.detach().cpu()))
     if run is None:
+        reason = plan.declined or finished_runs.bypassed(plan.id)
+        if reason is not None:
+            report = Report("bypassed", reason, match_score=None, source_prompt=None, chorus_s=plan.lookup_seconds)
+            return "", say("not_kept.bypassed", reason=reason), report
+        if finished_runs.find(plan.id, lambda run: True) is not None:
+            return "", say("not_kept.other_latent"), None
         return "", say("not_kept.no_run"), None
     report = run.report
-    if run.complete:
-        finished_runs.take(plan.id)
-        report.chorus_s += plan.lookup_seconds + plan.stage_seconds
-        _count_hit(plan, run)
-    entry_id, stored = _commit(plan, run, latent, frames, keep, precision, graph)
-    if run.complete:
-        report.chorus_s += time.perf_counter() - began
+    if not run.complete:
+        return "", say("not_kept.unfinished", sigma=run.sigmas[-1]), report
+    finished_runs.remove(run)
+    report.chorus_s += plan.lookup_seconds + plan.stage_seconds
+    _count_hit(plan, run)
+    entry_id, stored = _commit(plan, run, frames, keep, precision, graph)
+    report.chorus_s += time.perf_counter() - began
     return entry_id, stored, report
+
+
+def _returned(samples: torch.Tensor, run: FinishedRun) -> bool:
+    """Whether a sampler's run gave this LATENT, [B, C, T, H, W]; the host may have rounded it since."""
+    return samples.shape == run.final.shape and torch.equal(samples, run.final.to(samples.dtype))
 
 
 def summary(stored: Message, report: Report | None) -> str:
@@ -67,7 +93,7 @@ def _count_hit(plan: Plan, run: FinishedRun) -> None:
         return
     try:
         cache = open_cache(plan.cache_name, plan.place)
-        cold = cold_time(cache, plan.space, run.settings["sampler"], report)
+        cold = cold_time(cache, plan.space, run.sampler, report)
         if cold is not None:
             report.cold_s, report.cold_runs = cold.seconds, cold.runs
         cache.record_hit(report.source_id, max(0.0, report.saved_s))
@@ -77,16 +103,14 @@ def _count_hit(plan: Plan, run: FinishedRun) -> None:
         cache_changed(plan.cache_name)
 
 
-def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision: str, graph) -> tuple[str, Message]:
-    if not run.complete:
-        return "", say("not_kept.unfinished", sigma=run.sigmas[-1])
-    samples = latent["samples"].detach().cpu()
-    if samples.shape != run.final.shape or not torch.equal(samples.to(run.final), run.final):
-        return "", say("not_kept.other_latent")
+def _commit(
+    plan: Plan, run: FinishedRun, frames: torch.Tensor | None, keep: float, precision: str, graph: torch.Tensor | None
+) -> tuple[str, Message]:
     if run.report.outcome == "identical":
         return "", say("not_kept.there")
     if not plan.writes:
         return "", say("not_kept.mode")
+    assert plan.vector is not None
     profile = PROFILES[precision]
     tensors, coding = {"final": run.final}, {"final": profile.final_coding()}
     if frames is not None:
@@ -96,15 +120,16 @@ def _commit(plan, run: FinishedRun, latent: dict, frames, keep: float, precision
     if run.recording is not None:
         _add_source(tensors, coding, run, run.recording, keep, profile)
     settings = {
-        **run.settings,
+        "sampler": run.sampler,
         "plan": plan.id,
         "calls": run.calls,
         "seed": run.seed,
         "noise": run.noise_digest,
         "noise_drawn": run.noise_drawn,
         "carried": run.carried,
+        "text": run.text_digest,
         "precision": precision,
-        "stages": {name: list(asked) for name, asked in plan.asked.items()},
+        "stages": sorted(plan.stages),
         "report": run.report.figures(),
     }
     new = NewEntry(
@@ -151,10 +176,9 @@ def _add_source(
             coding[name] = profile.state_coding(sigma, run.noise_drawn)
     words = {}
     if run.tokens is not None:
-        rows = run.tokens[0]
-        words["tokens"] = rows[real_tokens(rows)].half()
+        words["tokens"] = run.tokens[real_tokens(run.tokens)].half()
     if recording.attention is not None:
-        words["attention"] = (recording.attention / recording.attention_count).half()
+        words["attention"] = recording.attention.half()
     tensors |= words
     coding |= dict.fromkeys(words, "raw" if profile.raw else "rows")
 

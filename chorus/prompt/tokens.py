@@ -43,6 +43,18 @@ def token_rows(encoding: torch.Tensor) -> torch.Tensor:
     return rows
 
 
+def one_prompt(encoding: torch.Tensor) -> torch.Tensor | None:
+    """The rows of the one prompt in a batch of encodings: [B, L, C] or [L, C] → [L, C] on the CPU.
+
+    None where the batch holds different prompts, or no sequence of tokens.
+    """
+    if encoding.ndim == 2:
+        return encoding.detach().cpu()
+    if encoding.ndim != 3 or not bool((encoding == encoding[:1]).all()):
+        return None
+    return encoding[0].detach().cpu()
+
+
 def unit_tokens(encoding: torch.Tensor) -> torch.Tensor:
     """The real tokens of one prompt at unit length, on the CPU: [L, C] or [1, L, C] → [n, C] float64."""
     rows = token_rows(encoding)

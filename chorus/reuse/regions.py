@@ -44,12 +44,12 @@ class Regions:
         """Positions of the visible tokens in the frame-major sequence, [V] int64 ascending."""
         return self.visible.flatten().nonzero().squeeze(1)
 
-    def edit_cells(self, patch: tuple[int, int, int], shape: tuple[int, int, int]) -> torch.Tensor:
-        """The edit mask on latent cells, [T, H, W] bool of `shape` (a last, partial patch included)."""
-        cells = self.edit
-        for axis, size in enumerate(patch):
-            cells = cells.repeat_interleave(size, dim=axis)
-        return cells[: shape[0], : shape[1], : shape[2]]
+
+def on_cells(mask: torch.Tensor, patch: tuple[int, int, int], shape: tuple[int, int, int]) -> torch.Tensor:
+    """A mask on the token grid as latent cells, [T, H, W] of `shape` (a last, partial patch included)."""
+    for axis, size in enumerate(patch):
+        mask = mask.repeat_interleave(size, dim=axis)
+    return mask[: shape[0], : shape[1], : shape[2]]
 
 
 def token_grid(shape: tuple[int, ...], patch: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -86,7 +86,7 @@ def test_an_exception_in_the_sampler_stores_nothing(run, cache, pack_module, at_
     with pytest.raises(ExecutionFailed, match="out of everything"):
         run(graph(RED, cache=cache))
     assert entries(pack_module, cache) == []
-    assert len(pack_module("chorus.comfy.recording").finished_runs) == 0
+    assert len(pack_module("chorus.comfy.sampling.finished").finished_runs) == 0
 
 
 def test_nothing_remains_when_the_nodes_are_gone(run, cache):

@@ -104,5 +104,6 @@ def test_words_masks_and_preview_survive_compression(run, cache, stored, comfy_h
         assert hit.report["outcome"] == "hit"
         plans[precision] = comfy_host.output("srd")[0][0], hit.report["tokens"]
     assert [word for word, _ in plans["small"][1]] == [word for word, _ in plans["fp32"][1]] != []
-    masks = [plan.regions.base for plan, _ in plans.values()]
+    regions_of = pack_module("chorus.comfy.techniques.selective").regions_of
+    masks = [regions_of(plan).base for plan, _ in plans.values()]
     assert (masks[0] ^ masks[1]).float().mean() < 0.02

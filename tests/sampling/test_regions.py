@@ -74,19 +74,19 @@ def test_outside_the_edit_mask_the_estimate_of_the_first_full_step_stands_until_
     """So with K2 at the end that estimate is the result there, whatever the later steps see."""
     run(graph(RED, cache=cache))
     estimates = []
-    runs = pack_module("chorus.comfy.run").Run
-    leave = runs.leave_evaluation
+    runs = pack_module("chorus.comfy.sampling.run").Run
+    leave = runs.after_evaluation
 
     def watched(self, x0):
         estimates.append(leave(self, x0))
         return estimates[-1]
 
-    runs.leave_evaluation = watched
+    runs.after_evaluation = watched
     try:
         g = masked(graph(GREEN, cache=cache, k1=0.25, k2=1.0), [(32, 32, 64, 64)], comfy_host, visible=1)
         hit = run(g)
     finally:
-        runs.leave_evaluation = leave
+        runs.after_evaluation = leave
     edit = torch.zeros(CELLS, dtype=torch.bool)
     edit[:, 4:8, 4:8] = True
     assert hit.report["steps_computed"] == len(estimates) == 6 and hit.report["k2"] == 8

@@ -1,18 +1,18 @@
-"""What a run leaves behind: its states over σ, where its words looked, and the figures people see."""
+"""What a run leaves behind for its ChorusCacheStore, and the figures people see of it."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from ..messages import Message
-from ..reuse.trajectory import clean_component
+from ...messages import Message
 
-_FINISHED_KEPT = 2  # finished runs that wait for their ChorusCacheStore; a graph without one must not pile them up
+_WAITING_BYTES = 4 << 30  # of the latents that finished runs may hold while they wait to be stored
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Report:
     def headline(self) -> str:
         """One line for the node: "hit 0.87 · 2 of 4 steps reused · 38 % of tokens at step 3"."""
         if self.outcome == "identical":
-            return f"identical request · 0 of {self.steps} steps computed"
+            return f"identical request · {self.steps_computed} of {self.steps} steps computed"
         if self.outcome != "hit":
             return f"{self.outcome}: {self.reason}"
         parts = [f"hit {self.match_score:.2f}", f"{self.k1} of {self.steps} steps reused"]
@@ -68,24 +68,14 @@ class Report:
 
 @dataclass
 class Recording:
-    """The states of a cold run. noise: ε in model space, None where the sampler draws noise of its own."""
+    """What other requests need to start from a run.
 
-    noise: torch.Tensor | None
+    states: σ → the clean component, or x itself where the sampler draws noise; fp32 on the CPU.
+    attention: [L, T', H', W'] where each token looked, the mean over its looks; None where nobody watched.
+    """
+
     states: dict[float, torch.Tensor] = field(default_factory=dict)
-    attention: torch.Tensor | None = None  # [L, T', H', W'] summed over `attention_count` looks
-    attention_count: int = 0
-
-    def keep(self, sigma: float, x: torch.Tensor) -> None:
-        """Keep x at σ; a later evaluation at the same σ replaces it (a corrector's is the better one)."""
-        if self.noise is None:
-            self.states[sigma] = x.detach().to("cpu", torch.float32, copy=True)
-        elif sigma < 1.0:
-            self.states[sigma] = clean_component(x.detach().float(), self.noise.to(x.device), sigma).cpu()
-
-    def look(self, maps: torch.Tensor) -> None:
-        """Add attention maps [L, T', H', W']."""
-        self.attention = maps if self.attention is None else self.attention + maps
-        self.attention_count += 1
+    attention: torch.Tensor | None = None
 
 
 @dataclass
@@ -93,8 +83,8 @@ class FinishedRun:
     """A run whose sampler came to its end, waiting to be stored."""
 
     report: Report
-    request: str  # digest of the request in every respect
-    calls: list[str]  # digests of the sampler calls it was made of
+    request: str  # the identity under which the result is kept
+    calls: list[str]  # identities of the sampler calls it was made of, as computed in full
     sigmas: tuple[float, ...]
     whole_steps: int  # of the schedule that this run's σ are the first part of
     final: torch.Tensor  # LATENT, as the sampler returned it
@@ -102,50 +92,73 @@ class FinishedRun:
     noise: torch.Tensor | None  # ε in model space, for a second half of the schedule
     noise_digest: str
     noise_drawn: bool
-    carried: str  # digest of image conditioning
-    settings: dict
-    recording: Recording | None  # None for a hit: only cold runs are sources
+    carried: str  # digest of what the conditioning carries beside text
+    text_digest: str
+    sampler: str
     tokens: torch.Tensor | None  # [L, C] encodings of the prompt as sampled
     parent: str | None
+    results: Mapping[str, Any] = field(default_factory=dict)  # what the techniques made, by their names
+
+    @property
+    def recording(self) -> Recording | None:
+        """None where other requests may not start from it."""
+        recording: Recording | None = self.results.get("record")
+        return recording
 
     @property
     def complete(self) -> bool:
         """Whether the schedule reached σ = 0."""
         return self.sigmas[-1] == 0.0
 
+    @property
+    def bytes(self) -> int:
+        """Of the tensors it holds."""
+        states = list(self.recording.states.values()) if self.recording else []
+        held = [self.final, self.noise, self.tokens, *states]
+        return sum(t.numel() * t.element_size() for t in held if t is not None)
+
 
 class FinishedRuns:
-    """Finished runs by plan id, the newest few, and why a run was left alone. Thread-safe."""
+    """Finished runs that wait for their store node, and why runs were left alone. Thread-safe.
 
-    def __init__(self, kept: int = _FINISHED_KEPT):
-        self._kept = kept
-        self._runs: OrderedDict[str, FinishedRun] = OrderedDict()
-        self._bypassed: tuple[str, Message] | None = None  # plan id and reason of the latest
+    Several runs of one plan wait side by side, as a list of seeds or prompts makes them: the host runs all samplers
+    before the first store. The oldest are dropped beyond a number of bytes.
+    """
+
+    def __init__(self, most_bytes: int = _WAITING_BYTES):
+        self._most_bytes = most_bytes
+        self._runs: list[tuple[str, FinishedRun]] = []
+        self._bypassed: OrderedDict[str, Message] = OrderedDict()  # by plan id
         self._lock = threading.Lock()
 
     def put(self, plan_id: str, run: FinishedRun) -> None:
         with self._lock:
-            self._runs.pop(plan_id, None)
-            self._runs[plan_id] = run
-            while len(self._runs) > self._kept:
-                self._runs.popitem(last=False)
+            self._runs.append((plan_id, run))
+            self._bypassed.pop(plan_id, None)
+            while len(self._runs) > 1 and sum(run.bytes for _, run in self._runs) > self._most_bytes:
+                self._runs.pop(0)
 
     def bypass(self, plan_id: str, reason: Message) -> None:
+        """Remember why a run was left alone."""
         with self._lock:
-            self._bypassed = (plan_id, reason)
+            self._bypassed[plan_id] = reason
+            while len(self._bypassed) > 256:
+                self._bypassed.popitem(last=False)
 
     def bypassed(self, plan_id: str) -> Message | None:
         """Why the latest run of a plan was left alone; None when it was not."""
         with self._lock:
-            return self._bypassed[1] if self._bypassed and self._bypassed[0] == plan_id else None
+            return self._bypassed.get(plan_id)
 
-    def get(self, plan_id: str) -> FinishedRun | None:
+    def find(self, plan_id: str, fits: Callable[[FinishedRun], bool]) -> FinishedRun | None:
+        """The newest run of a plan that fits."""
         with self._lock:
-            return self._runs.get(plan_id)
+            runs = [run for owner, run in self._runs if owner == plan_id]
+        return next((run for run in reversed(runs) if fits(run)), None)
 
-    def take(self, plan_id: str) -> FinishedRun | None:
+    def remove(self, run: FinishedRun) -> None:
         with self._lock:
-            return self._runs.pop(plan_id, None)
+            self._runs = [(owner, kept) for owner, kept in self._runs if kept is not run]
 
     def __len__(self) -> int:
         return len(self._runs)

@@ -1,0 +1,145 @@
+"""Digests of files by content, remembered by path, size and time of change, also after a restart.
+
+A model file of many gigabytes is read once, by all cores, if possible while ComfyUI still loads it (`read_ahead`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from .caches import warn
+from .content import counter, new_hash
+
+_MEMORY = "files.json"
+_ANNOTATION = re.compile(r" \[(input|output|temp)\]$")
+_KEPT = 4096  # files remembered; the oldest go first
+
+
+class FileDigests:
+    """Digests of files. Thread-safe.
+
+    memory: a JSON file in which they are remembered; it may be missing, and is only a short cut.
+    """
+
+    def __init__(self, memory: Path | None):
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[int, int, str]] = self._remembered()
+        self._reading: dict[tuple[str, int, int], Future[str]] = {}
+        self._reader = ThreadPoolExecutor(1, "chorus-files")
+
+    def of(self, path: str | os.PathLike[str]) -> str:
+        """Hex digest of a file's content. Waits where it is being read. Raises OSError."""
+        return self.begin(path).result()
+
+    def begin(self, path: str | os.PathLike[str]) -> Future[str]:
+        """The digest of a file, which is read in the background unless it is known. Raises OSError."""
+        real = os.path.realpath(path)
+        found = os.stat(real)
+        size, changed = found.st_size, found.st_mtime_ns
+        with self._lock:
+            known = self._known.get(real)
+            if known is not None and known[:2] == (size, changed):
+                done: Future[str] = Future()
+                done.set_result(known[2])
+                return done
+            key = (real, size, changed)
+            if key not in self._reading:
+                self._reading[key] = self._reader.submit(self._read, *key)
+            return self._reading[key]
+
+    def _read(self, real: str, size: int, changed: int) -> str:
+        try:
+            hashed = new_hash()
+            hashed.update_mmap(real)
+            counter.bytes += size
+            found = os.stat(real)
+            digest = hashed.hexdigest(length=16)
+            with self._lock:
+                if (found.st_size, found.st_mtime_ns) == (size, changed):  # else it changed while it was read
+                    self._known.pop(real, None)
+                    self._known[real] = (size, changed, digest)
+                    while len(self._known) > _KEPT:
+                        self._known.pop(next(iter(self._known)))
+                    self._remember()
+            return digest
+        finally:
+            with self._lock:
+                self._reading.pop((real, size, changed), None)
+
+    def _remembered(self) -> dict[str, tuple[int, int, str]]:
+        if self._memory is None:
+            return {}
+        try:
+            rows = json.loads(self._memory.read_text(encoding="utf-8"))
+            return {path: (int(size), int(changed), str(digest)) for path, (size, changed, digest) in rows.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def _remember(self) -> None:
+        if self._memory is None:
+            return
+        new = self._memory.with_suffix(f".{os.getpid()}.new")
+        try:
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            new.write_text(json.dumps(self._known), encoding="utf-8")
+            os.replace(new, self._memory)
+        except OSError as error:
+            warn(f"digests of files are not remembered: {error}")
+
+
+_digests: FileDigests | None = None
+_digests_lock = threading.Lock()
+
+
+def file_digests() -> FileDigests:
+    """The digests of this process's files, remembered in ComfyUI's private user folder."""
+    import folder_paths
+
+    global _digests
+    with _digests_lock:
+        if _digests is None:
+            _digests = FileDigests(Path(folder_paths.get_system_user_directory("chorus")) / _MEMORY)
+        return _digests
+
+
+def named_files(text: str) -> list[str]:
+    """The files that a widget's text may name: in ComfyUI's model folders, its input folder, or by a whole path."""
+    import folder_paths
+
+    if not text or len(text) > 1024 or "\n" in text or "\0" in text:
+        return []
+    found: list[str] = []
+    if os.path.splitext(_ANNOTATION.sub("", text))[1]:  # every model and media file has an ending
+        for folder in list(folder_paths.folder_names_and_paths):
+            path = folder_paths.get_full_path(folder, text)
+            if path is not None:
+                found.append(path)
+        if os.path.isabs(text):
+            found.append(text)
+        elif folder_paths.exists_annotated_filepath(text):
+            found.append(folder_paths.get_annotated_filepath(text))
+    return sorted({os.path.realpath(path) for path in found if os.path.isfile(path)})
+
+
+def read_ahead(prompt: Any) -> None:
+    """Begin to read the files that a graph with Chorus nodes names, when it is queued. Raises nothing."""
+    try:
+        nodes = [node for node in prompt.values() if isinstance(node, dict)]
+        if not any(str(node.get("class_type", "")).startswith(("Chorus", "TGAA")) for node in nodes):
+            return
+        for path in _texts(node.get("inputs", {}).values() for node in nodes):
+            file_digests().begin(path)
+    except Exception as error:  # nobody asked for it; whoever needs a digest reads the file himself
+        warn(f"model files are not read ahead: {type(error).__name__}: {error}")
+
+
+def _texts(inputs: Iterable[Iterable[Any]]) -> Iterable[str]:
+    return (path for values in inputs for text in values if isinstance(text, str) for path in named_files(text))

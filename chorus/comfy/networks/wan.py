@@ -1,0 +1,183 @@
+"""Wan 2.1 and 2.2 and what is built like them: tokens, blocks, and the text cross-attention of each block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...messages import Message, say
+from ...reuse.regions import on_cells, token_grid
+from ..faults import own_work
+from .base import AttentionWork, ModelCall, Network, Options
+
+# The parts of a network whose tokens all pass through `blocks`, each on its own or by attention. A network with any
+# other part may need the whole grid there.
+_PLAIN_PARTS = {
+    "patch_embedding",
+    "text_embedding",
+    "time_embedding",
+    "time_projection",
+    "blocks",
+    "head",
+    "rope_embedder",
+    "img_emb",
+    "ref_conv",
+}
+
+
+class Wan(Network):
+    @classmethod
+    def fits(cls, module: torch.nn.Module) -> bool:
+        patch = getattr(module, "patch_size", None)
+        return (
+            isinstance(patch, list | tuple)
+            and len(patch) == 3
+            and hasattr(module, "rope_encode")
+            and all(hasattr(block, "cross_attn") for block in getattr(module, "blocks", [None]))
+        )
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        t, h, w = self.module.patch_size  # type: ignore[misc]
+        return int(t), int(h), int(w)  # type: ignore[arg-type]
+
+    @property
+    def block_count(self) -> int:  # type: ignore[override]
+        return len(self.module.blocks)  # type: ignore[arg-type]
+
+    def token_grid(self, shape: Sequence[int]) -> tuple[int, int, int] | None:
+        return token_grid(tuple(shape), self.patch_size) if len(shape) == 5 else None
+
+    def cells(self, mask: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        return on_cells(mask, self.patch_size, tuple(shape[-3:]))  # type: ignore[arg-type]
+
+    def words_refusal(self) -> Message | None:
+        return None
+
+    def selective_refusal(self, options: Mapping[str, Any]) -> Message | None:
+        others = {name for name, _ in self.module.named_children()} - _PLAIN_PARTS
+        if others:
+            return say("note.network", network=self.name)
+        if any(options.get("patches", {}).values()):
+            return say("note.patched")
+        if "optimized_attention_override" in options:
+            return say("note.attention")
+        return None
+
+    def patched(
+        self,
+        call: ModelCall,
+        kept: torch.Tensor | None,
+        works: Sequence[AttentionWork],
+        seen: Callable[[float], None] | None,
+    ) -> Options:
+        options = dict(call.options)
+        grid = self.token_grid(call.shape)
+        if grid is None:
+            return options
+        tokens = _Tokens(grid[0] * grid[1] * grid[2], self._in_front(call, grid), kept, self.block_count, seen)
+        if kept is not None or seen is not None:
+            options = tokens.patch(options)
+        if works and call.context is not None:
+            options = _with_attention(options, works, call.context.shape[1], call.shape[0])
+        return options
+
+    def _in_front(self, call: ModelCall, grid: tuple[int, int, int]) -> int:
+        """Tokens of a reference image that the network puts before the video's own."""
+        has_reference = call.extras.get("reference_latent") is not None
+        return grid[1] * grid[2] if has_reference and getattr(self.module, "ref_conv", None) is not None else 0
+
+
+@dataclass
+class _Tokens:
+    """Lets only some of the video's tokens through the blocks of one model call, and all others (references).
+
+    total: tokens of the video; in_front: further tokens before them; kept: [V] positions among the video's.
+    """
+
+    total: int
+    in_front: int
+    kept: torch.Tensor | None
+    blocks: int
+    seen: Callable[[float], None] | None
+    whole: torch.Tensor | None = None  # the first block's input, into which the last block's output is put back
+    places: torch.Tensor | None = None
+    shorter: dict[str, torch.Tensor] = field(default_factory=dict)  # what every block gets, gathered once
+
+    def patch(self, options: Options) -> Options:
+        """Transformer options with this on all blocks. What another patch put in a block's slot is called inside."""
+        present = options.get("patches_replace", {})
+        taken = present.get("dit", {})
+        patched = dict(taken)
+        for index in range(self.blocks if self.kept is not None else 1):
+            patched["double_block", index] = self._block(index, taken.get(("double_block", index)))
+        return options | {"patches_replace": present | {"dit": patched}}
+
+    def _block(self, index: int, inner: Callable[..., Any] | None) -> Callable[..., Any]:
+        def block(args: dict[str, Any], extra: dict[str, Any]) -> Any:
+            with own_work():
+                if index == 0 and self.seen is not None:
+                    self.seen(1.0 if self.kept is None else len(self.kept) / self.total)
+                if self.kept is not None:
+                    args = self._enter(args, index == 0)
+            out = inner(args, extra) if inner else extra["original_block"](args)
+            with own_work():
+                return out if self.kept is None else self._leave(out, index == self.blocks - 1)
+
+        return block
+
+    def _enter(self, args: dict[str, Any], first: bool) -> dict[str, Any]:
+        if first:
+            assert self.kept is not None
+            image: torch.Tensor = args["img"]
+            self.whole = image
+            behind = self.in_front + self.total
+            if image.shape[1] < behind:
+                raise ValueError(f"{image.shape[1]} tokens where the video alone has {self.total}")
+            outside = torch.arange(image.shape[1], device=image.device)
+            kept = self.kept.to(image.device) + self.in_front
+            self.places = torch.cat([outside[: self.in_front], kept, outside[behind:]])
+            self.shorter = {"pe": args["pe"].index_select(1, self.places)}
+            modulation = args["vec"]
+            rows = modulation.shape[1]
+            if modulation.ndim == 4 and rows > 1:  # one modulation a frame
+                each = modulation.repeat_interleave(image.shape[1] // rows, dim=1)
+                self.shorter["vec"] = each.index_select(1, self.places)
+            return args | self.shorter | {"img": image.index_select(1, self.places)}
+        return args | self.shorter
+
+    def _leave(self, out: dict[str, Any], last: bool) -> dict[str, Any]:
+        if not last:
+            return out
+        whole, self.whole = self.whole, None
+        assert whole is not None and self.places is not None
+        return out | {"img": whole.index_copy(1, self.places, out["img"])}
+
+
+def _with_attention(options: Options, works: Sequence[AttentionWork], text_length: int, batch: int) -> Options:
+    """Transformer options whose text cross-attention does `works`, around whatever override was there before.
+
+    Self- and cross-attention both pass unlabelled. Within a block the first call is self-attention, and the text's is
+    the one with as many keys as the context has tokens, for all rows of the batch.
+    """
+    previous = options.get("optimized_attention_override")
+    place = {"block": -1, "call": 0}
+
+    def attention(func: Callable[..., Any], q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
+        with own_work():
+            index = kwargs.get("transformer_options", options).get("block_index", 0)
+            place["call"] = place["call"] + 1 if index == place["block"] else 1
+            place["block"] = index
+            plain = not kwargs.get("skip_reshape", False) and k.ndim == 3
+            if plain and place["call"] > 1 and k.shape[1] == text_length and k.shape[0] == q.shape[0] == batch:
+                heads = args[0] if args else kwargs["heads"]
+                for work in works:
+                    k, v = work(index, q, k, v, heads)
+        if previous:
+            return previous(func, q, k, v, *args, **kwargs)
+        return func(q, k, v, *args, **kwargs)
+
+    return options | {"optimized_attention_override": attention}

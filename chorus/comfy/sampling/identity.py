@@ -1,0 +1,93 @@
+"""Which stored results are the answer to a request: those of the very same request, and no other."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...messages import Message, say
+from ...reuse.plan import Plan
+from ..content import NotUnderstood, digest
+from ..signature import RunningNode
+from ..space import Expert
+
+_VERSION = 3  # of what is digested: a change of it makes earlier results unknown, not wrong
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Two keys in one: the host's signature of the sampler's node, and the content of what names may hide.
+
+    computed: identity of a result computed in full. reused: of one that started from the cache, whose threshold is
+    part of the request. Both are hex digests; a request that is not understood has ones that nothing equals.
+    not_understood: why, where it is not.
+    """
+
+    computed: str
+    reused: str
+    not_understood: Message | None = None
+
+
+def identity_of(
+    plan: Plan,
+    guider: Any,
+    expert: Expert | None,
+    sampler: Any,
+    sigmas: Sequence[float],
+    noise_digest: str,
+    seed: int | None,
+    latent_image: torch.Tensor | None,
+    earlier: Sequence[str],
+) -> Identity:
+    """The identity of a sampler call.
+
+    seed: where the sampler draws noise of its own, else None. latent_image: None where the call goes on from an
+    earlier one, whose identities `earlier` are.
+    """
+    try:
+        node = RunningNode()
+        described = [
+            _VERSION,
+            node.signature(),
+            calls.number_of(node),
+            expert,
+            plan.space.key(),
+            {name: [_content(cond) for cond in conds or []] for name, conds in guider.original_conds.items()},
+            {name: value for name, value in vars(guider).items() if isinstance(value, int | float | str)},
+            getattr(sampler.sampler_function, "__name__", ""),
+            {name: value for name, value in sampler.extra_options.items() if isinstance(value, int | float | str)},
+            list(sigmas),
+            noise_digest,
+            seed,
+            latent_image,
+            list(earlier),
+        ]
+        computed = digest(described)
+        return Identity(computed, digest([computed, plan.threshold]))
+    except NotUnderstood as error:
+        return Identity(uuid.uuid4().hex, uuid.uuid4().hex, say("note.not_identical", why=str(error)))
+
+
+def _content(cond: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in cond.items() if name not in ("uuid", "model_conds")}
+
+
+class _Calls:
+    """Numbers the sampler calls that one execution of a node makes."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, ...] = ()
+        self._number = 0
+
+    def number_of(self, node: RunningNode) -> int:
+        place = (node.prompt_id, node.node_id, node.list_index)
+        self._number = self._number + 1 if place == self._last else 0
+        self._last = place
+        return self._number
+
+
+calls = _Calls()

@@ -1,0 +1,191 @@
+"""From what the host hands to a sampler to a `Request`, or the reason why the run is left alone."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...messages import say
+from ...prompt.tokens import one_prompt
+from ...reuse.plan import Plan
+from ...reuse.schedule import Schedule
+from ...reuse.trajectory import SIGMA_TOLERANCE
+from ..content import NotUnderstood, digest, tensor_digest
+from ..embed import same_encoding
+from ..faults import Unsuitable
+from ..networks import network_of
+from ..signature import RunningNode
+from ..space import Expert, carried_inputs, expert, prediction_of, start_latent
+from ..techniques.base import Request
+from ..text import prompt_of_sampler
+from .finished import FinishedRun, finished_runs
+from .identity import Identity, identity_of
+from .samplers import Sampler, known_sampler
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A sampling run as it was asked for. seed: of the run, or of the first part of its schedule."""
+
+    request: Request
+    schedule: Schedule
+    identity: Identity
+    seed: int | None
+
+
+def asked_for(
+    plan: Plan,
+    guider: Any,
+    noise: torch.Tensor,
+    latent_image: torch.Tensor,
+    sampler: Any,
+    sigmas: torch.Tensor,
+    denoise_mask: torch.Tensor | None,
+    seed: int | None,
+) -> Asked:
+    """Read what the host hands over. Raises Unsuitable."""
+    patcher = guider.model_patcher
+    try:
+        model, known = _suitable(plan, guider, noise, sampler, denoise_mask)
+        network = network_of(patcher)
+        positive = guider.original_conds.get("positive") or []
+        carried = carried_inputs(positive, network)
+        schedule = Schedule(tuple(float(sigma) for sigma in sigmas))
+        before = _before(plan, noise, latent_image, schedule)
+        _require_text(plan, positive)
+    except NotUnderstood as error:
+        raise Unsuitable(say("bypassed.not_understood", why=str(error))) from error
+    scale = float(getattr(patcher.get_model_object("model_sampling"), "noise_scale", 1.0))
+    if before is None:
+        own_noise = noise.detach().float().cpu() * scale
+        noise_digest = tensor_digest(own_noise)
+    else:
+        assert before.noise is not None
+        own_noise, noise_digest, seed = before.noise, before.noise_digest, before.seed
+    encodings = [cond.get("cross_attn") for cond in positive]
+
+    def sigma_of(fraction: float) -> float:
+        return float(patcher.get_model_object("model_sampling").percent_to_sigma(fraction))
+
+    request = Request(
+        plan=plan,
+        network=network,
+        sampler=known,
+        options=patcher.model_options["transformer_options"],
+        windows=patcher.model_options.get("context_handler") is not None,
+        shape=tuple(noise.shape),
+        noise=own_noise,
+        noise_digest=noise_digest,
+        tokens=one_prompt(encodings[0]) if len(encodings) == 1 and encodings[0] is not None else None,
+        positive_ids=frozenset(cond.get("uuid") for cond in positive),
+        carried=carried,
+        text_digest=digest(encodings),
+        cfg=float(getattr(guider, "cfg", 1.0)),
+        whole_steps=before.whole_steps if before else _whole_steps(schedule, sigma_of),
+        before=before,
+        stored=_is_stored(),
+        sigma_of=sigma_of,
+        into_model_space=patcher.model.process_latent_in,
+    )
+    identity = identity_of(
+        plan,
+        guider,
+        model,
+        sampler,
+        schedule.asked,
+        noise_digest,
+        seed if known.draws_noise else None,
+        None if before else latent_image,
+        before.calls if before else [],
+    )
+    return Asked(request, schedule, identity, seed)
+
+
+def _suitable(
+    plan: Plan, guider: Any, noise: torch.Tensor, sampler: Any, denoise_mask: torch.Tensor | None
+) -> tuple[Expert, Sampler]:
+    """The model and the sampler of a run that Chorus can serve. Raises Unsuitable, NotUnderstood."""
+    patcher = guider.model_patcher
+    if plan.declined is not None:
+        raise Unsuitable(plan.declined)
+    if not (plan.reads or plan.writes):
+        raise Unsuitable(say("lookup.off"))
+    if denoise_mask is not None:
+        raise Unsuitable(say("bypassed.noise_mask"))
+    known = known_sampler(sampler)
+    if known is None:
+        raise Unsuitable(say("bypassed.own_steps"))
+    if prediction_of(patcher) != "flow":
+        raise Unsuitable(say("bypassed.prediction", prediction=prediction_of(patcher)))
+    if getattr(patcher.model_options.get("context_handler"), "freenoise", False):
+        raise Unsuitable(say("bypassed.free_noise"))
+    if tuple(noise.shape) != tuple(plan.space.shape):
+        sampled, expected = str(tuple(noise.shape)), str(tuple(plan.space.shape))
+        raise Unsuitable(say("bypassed.shape", sampled=sampled, expected=expected))
+    if any(cond.get("hooks") for conds in guider.original_conds.values() for cond in conds or []):
+        raise Unsuitable(say("bypassed.hooks"))
+    model = expert(patcher)
+    if model not in plan.experts:
+        _raise_other_model(plan, model)
+    return model, known
+
+
+def _raise_other_model(plan: Plan, model: Expert) -> None:
+    """Says which of the three it is: other weights, another expert that was not connected, or later patches."""
+    weights, loras, _ = model
+    if (weights, loras) in [known[:2] for known in plan.experts]:
+        raise Unsuitable(say("bypassed.patched_later"))
+    if len(plan.experts) == 1 and weights != plan.experts[0][0]:
+        raise Unsuitable(say("bypassed.other_expert"))
+    raise Unsuitable(say("bypassed.model"))
+
+
+def _before(plan: Plan, noise: torch.Tensor, latent_image: torch.Tensor, schedule: Schedule) -> FinishedRun | None:
+    """The first part of a schedule that is cut in two (two experts): the second goes on from its state."""
+    if bool(torch.count_nonzero(noise)):
+        if start_latent(latent_image) != plan.start_latent:
+            raise Unsuitable(say("bypassed.start_latent"))
+        return None
+
+    def goes_on(run: FinishedRun) -> bool:
+        if run.complete or run.noise is None or abs(run.sigmas[-1] - schedule.asked[0]) >= SIGMA_TOLERANCE:
+            return False
+        latent = latent_image.detach().cpu()
+        return latent.shape == run.final.shape and torch.equal(latent, run.final.to(latent.dtype))
+
+    before = finished_runs.find(plan.id, goes_on)
+    if before is None:
+        raise Unsuitable(say("bypassed.middle"))
+    return before
+
+
+def _require_text(plan: Plan, positive: list[dict[str, Any]]) -> None:
+    """The look-up's text must be the one that is sampled, or a video would be kept and matched under another one."""
+    sampled = positive[0].get("cross_attn") if positive else None
+    if plan.encoded is not None:
+        if sampled is None or not same_encoding(plan.encoded, sampled):
+            raise Unsuitable(say("bypassed.text"))
+    elif prompt_of_sampler(RunningNode(), plan.prompt) != plan.prompt:
+        raise Unsuitable(say("bypassed.text_unknown"))
+
+
+def _is_stored() -> bool:
+    """Whether the graph at hand keeps the run; where no graph tells, it may."""
+    try:
+        return RunningNode().holds("ChorusCacheStore")
+    except NotUnderstood:
+        return True
+
+
+def _whole_steps(schedule: Schedule, sigma_of: Any) -> int:
+    """How many steps the whole schedule has of which this run's may be the first part only."""
+
+    def fraction(sigma: float) -> float:
+        """Where on the whole schedule a σ lies, to a thousandth: the inverse of `sigma_of`."""
+        return bisect_left(range(1000), -sigma, key=lambda k: -sigma_of(k / 1000)) / 1000
+
+    share = fraction(schedule.asked[-1]) - fraction(schedule.asked[0])
+    return max(schedule.steps, round(schedule.steps / max(1e-3, share)))

@@ -1,0 +1,202 @@
+"""One sampling run under a plan. It walks: it asks the techniques, applies what they decide, and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...cache import CacheError, Entry
+from ...messages import Message, said_by, say
+from ...reuse.plan import Plan
+from ..caches import open_cache
+from ..networks import ModelCall
+from ..techniques import ORDER, Technique
+from ..techniques.base import Decision, Refused
+from .finished import FinishedRun, Report
+from .request import Asked
+
+
+class Run:
+    """State of one sampling run; made by the OUTER_SAMPLE wrapper, shared by the others, dropped at its end."""
+
+    def __init__(self, plan: Plan, asked: Asked):
+        self.plan = plan
+        self.request, self.identity, self.seed = asked.request, asked.identity, asked.seed
+        self.asked = self.schedule = asked.schedule
+        self.report = Report(
+            outcome="miss",
+            reason=plan.explanation,
+            match_score=plan.score if plan.score > -1 else None,
+            source_prompt=plan.source.entry.prompt if plan.source else None,
+            steps=self.schedule.steps,
+            notes=list(plan.notes),
+        )
+        self.parent: str | None = self.request.before.parent if self.request.before else None
+        self.start: torch.Tensor | None = None
+        self.step: int | None = None  # the one under way; None outside an evaluation
+        self.shares: dict[int, float] = {}  # step → largest computed share of the tokens in any of its calls
+        self.techniques: dict[str, Technique] = {}
+        self._decide()
+
+    def _decide(self) -> None:
+        """Ask the techniques in order. Whatever finds the source unusable makes the run a plain miss."""
+        refused = self._ask(ORDER)
+        if refused is not None:
+            self.schedule, self.start, self.parent = self.asked, None, None
+            self.report.notes, self.report.reason = list(self.plan.notes), refused.why
+            self._ask({name: made for name, made in ORDER.items() if not made.needs_source})
+        elif self.parent is not None:
+            self.report.outcome = "hit"
+        elif self.plan.hit:
+            self.report.reason = say("miss.no_stage")
+
+    def _ask(self, order: Mapping[str, type[Technique]]) -> Refused | None:
+        """Ask techniques in order and apply what they decide; the refusal that makes the run a miss, if any."""
+        self.techniques = {name: made(self.request) for name, made in order.items()}
+        for technique in self.techniques.values():
+            decided = technique.begin(self.schedule)
+            if isinstance(decided, Refused):
+                if decided.miss:
+                    return decided
+                self.note(decided.why)
+            elif isinstance(decided, Decision):
+                self.schedule = decided.schedule or self.schedule
+                self.parent = decided.parent or self.parent
+                for note in decided.notes:
+                    self.note(note)
+        for technique in self.techniques.values():
+            x = technique.start(self.schedule)
+            if isinstance(x, Refused):
+                return x
+            self.start = x if x is not None else self.start
+        return None
+
+    def note(self, said: Message | None) -> None:
+        if said is not None and said not in self.report.notes:
+            self.report.notes.append(said)
+
+    # -- without sampling ---------------------------------------------------------------------------------------
+
+    def stored_result(self) -> torch.Tensor | None:
+        """The LATENT of an identical request, [B, C, T, H, W]; None where none is stored."""
+        self.note(self.identity.not_understood)
+        if not self.plan.reads or not self.schedule.complete:
+            return None
+        try:
+            cache = open_cache(self.plan.cache_name, self.plan.place)
+            found = cache.find_request(self.identity.computed) or cache.find_request(self.identity.reused)
+            if found is None:
+                return None
+            final = cache.load(found.id, ["final"])["final"]
+        except CacheError as error:
+            self.note(say("note.not_looked", error=said_by(error)))
+            return None
+        if tuple(final.shape) != self.request.shape:
+            return None
+        self._answered_by(found)
+        return final
+
+    def _answered_by(self, entry: Entry) -> None:
+        report = self.report
+        report.outcome, report.reason = "identical", say("lookup.identical", entry=entry.id)
+        report.k1 = report.k2 = report.steps
+        report.source_id, report.notes = entry.id, []
+        self.schedule = self.asked.from_step(self.asked.steps)
+
+    def reused_whole(self) -> torch.Tensor | None:
+        """x0 of a run all of whose steps are the source's, [B, C, T, H, W] in model space; None for any other."""
+        if self.schedule.k1 < self.schedule.steps or self.start is None:
+            return None
+        return self.start / (1.0 - self.schedule.asked[-1])
+
+    def started(self) -> dict[str, Any]:
+        """What the open pages are told when sampling begins."""
+        schedule = self.schedule
+        selective = range(schedule.k1, schedule.k2)
+        techniques = self.techniques.values()
+        return {
+            "cache": self.plan.cache_name,
+            "outcome": self.report.outcome,
+            "match_score": self.report.match_score,
+            "steps": schedule.steps,
+            "k1": schedule.k1,
+            "k2": schedule.k2,
+            "token_share": [min(t.expected_share(schedule, step) for t in techniques) for step in selective],
+        }
+
+    # -- around an evaluation and inside a model call -----------------------------------------------------------
+
+    def before_evaluation(self, x: torch.Tensor, sigma: float) -> None:
+        self.step = self.schedule.step_at(sigma)
+        self.shares.setdefault(self.step, 0.0)
+        for technique in self.techniques.values():
+            technique.before_evaluation(self.schedule, self.step, sigma, x)
+
+    def after_evaluation(self, x0: torch.Tensor) -> torch.Tensor:
+        assert self.step is not None
+        for technique in self.techniques.values():
+            x0 = technique.after_evaluation(self.schedule, self.step, x0)
+        return x0
+
+    def in_call(self, call: ModelCall, counts_blocks: bool) -> dict[str, Any] | None:
+        """The call's transformer options with this run's patches; None where it needs none.
+
+        counts_blocks: whether only the network's blocks tell that the call is really computed (a step cache).
+        """
+        works = [technique.in_call(self.schedule, call) for technique in self.techniques.values()]
+        kept = next((work.kept for work in works if work.kept is not None), None)
+        attention = [work.attention for work in works if work.attention is not None]
+        step = call.step
+
+        def seen(share: float) -> None:
+            self.shares[step] = max(self.shares.get(step, 0.0), share)
+
+        counted = kept is not None or (counts_blocks and self.request.network.block_count > 0)
+        if not counted:
+            seen(1.0)
+            if not attention:
+                return None
+        return self.request.network.patched(call, kept, attention, seen if counted else None)
+
+    # -- ending -------------------------------------------------------------------------------------------------
+
+    def finished(self, latent: torch.Tensor, seconds: float) -> FinishedRun:
+        """The run as `ChorusCacheStore` will see it. latent: the sampler's; seconds: that sampling took."""
+        report, request = self.report, self.request
+        report.sampling_s = max(0.0, seconds)
+        report.k1, report.k2 = self.schedule.k1, self.schedule.k2
+        report.steps_computed = sum(1 for share in self.shares.values() if share > 0)
+        report.step_equivalents = round(sum(self.shares.values()), 4)
+        report.token_share = [round(self.shares[k], 4) for k in range(report.k1, report.k2) if k in self.shares]
+        report.source_id = report.source_id or self.parent
+        results: Mapping[str, Any] = {name: technique.result() for name, technique in self.techniques.items()}
+        for technique in self.techniques.values():
+            vars(report).update(technique.end())
+        if request.before is not None:
+            report.add(request.before.report)
+        return FinishedRun(
+            report=report,
+            request=self.identity.reused if report.outcome == "hit" else self.identity.computed,
+            calls=[*(request.before.calls if request.before else []), self.identity.computed],
+            sigmas=(*request.before.sigmas[:-1], *self.asked.asked) if request.before else self.asked.asked,
+            whole_steps=request.whole_steps,
+            final=latent.detach().cpu().clone(),
+            seed=self.seed,
+            noise=None if self.schedule.complete else request.noise,
+            noise_digest=request.noise_digest,
+            noise_drawn=request.sampler.draws_noise,
+            carried=request.carried,
+            text_digest=request.text_digest,
+            sampler=request.sampler.name,
+            tokens=request.tokens,
+            parent=self.parent,
+            results=results,
+        )
+
+    def drop(self) -> None:
+        """Let go of every tensor; clones of the model may still refer to this object."""
+        for technique in self.techniques.values():
+            technique.drop()
+        self.start = None

@@ -1,0 +1,299 @@
+"""The wrappers around ComfyUI's sampler: how a plan gets onto a MODEL, and the life of a run.
+
+Nothing stays behind: the plan lies on a clone, and the run in the options of one sampling, which end with it. Any
+fault of Chorus ends as the run that the graph would have been without it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from ...messages import Message, say
+from ...reuse.plan import Plan
+from ..caches import warn
+from ..events import run_started
+from ..faults import OwnFault, Unsuitable, own_work
+from ..lookup import refreshed
+from ..networks import ModelCall
+from ..patches import KEY
+from .finished import finished_runs
+from .request import asked_for
+from .run import Run
+
+
+def attach(model: Any, plan: Plan) -> Any:
+    """A clone of `model` that samples under `plan`.
+
+    Stage nodes wired in a row or side by side amount to the same: what an earlier one put on the model is kept.
+    """
+    import comfy.patcher_extension
+
+    patched = model.clone()
+    options = patched.model_options["transformer_options"]
+    present = options.get(KEY)
+    if present is None:
+        wrappers = comfy.patcher_extension.WrappersMP
+        patched.add_wrapper_with_key(wrappers.OUTER_SAMPLE, KEY, outer_sample)
+        patched.add_wrapper_with_key(wrappers.SAMPLER_SAMPLE, KEY, sampler_sample)
+        patched.add_wrapper_with_key(wrappers.PREDICT_NOISE, KEY, predict_noise)
+        patched.add_wrapper_with_key(wrappers.APPLY_MODEL, KEY, apply_model)
+    options[KEY] = plan.merged(present)
+    return patched
+
+
+@contextmanager
+def timed(run: Run) -> Iterator[None]:
+    """Chorus's own work, whose time the report counts."""
+    began = time.perf_counter()
+    try:
+        with own_work():
+            yield
+    finally:
+        run.report.chorus_s += time.perf_counter() - began
+
+
+def outer_sample(  # type: ignore[no-untyped-def]
+    executor,
+    noise,
+    latent_image,
+    sampler,
+    sigmas,
+    denoise_mask=None,
+    callback=None,
+    disable_pbar=False,
+    seed=None,
+    latent_shapes=None,
+):
+    """The OUTER_SAMPLE wrapper: the life of a run."""
+    guider = executor.class_obj
+    original = guider.model_options
+    plan: Plan = original["transformer_options"][KEY]
+    again = _Again(guider, sigmas)
+
+    def sample(options: dict[str, Any], given_sigmas: torch.Tensor) -> torch.Tensor:
+        guider.model_options = options
+        try:
+            latent: torch.Tensor = executor(
+                noise,
+                latent_image,
+                sampler,
+                given_sigmas,
+                denoise_mask,
+                callback,
+                disable_pbar,
+                seed,
+                latent_shapes=latent_shapes,
+            )
+            return latent
+        finally:
+            guider.model_options = original
+
+    def plain(reason: Message) -> torch.Tensor:
+        """The run as it would have been without Chorus."""
+        warn(f"not active in this run: {reason}")
+        finished_runs.bypass(plan.id, reason)
+        again.restore()
+        return sample(_without_chorus(original), again.sigmas)
+
+    run: Run | None = None
+    try:
+        with own_work():
+            began = time.perf_counter()
+            now = refreshed(plan)
+            run = Run(now, asked_for(now, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed))
+            answer = _without_sampling(run, guider)
+            options = _options(run, guider)
+            _announce(run)
+            run.report.chorus_s += time.perf_counter() - began
+        if answer is None:
+            began, before = time.perf_counter(), run.report.chorus_s
+            latent = sample(options, sigmas)
+            seconds = time.perf_counter() - began - (run.report.chorus_s - before)
+        else:
+            latent, seconds = answer, 0.0
+            if callback is not None:
+                shown = run.request.into_model_space(latent)
+                callback(run.schedule.steps - 1, shown, shown, run.schedule.steps)
+    except Unsuitable as left_alone:
+        return plain(left_alone.why)
+    except OwnFault as fault:
+        return plain(say("bypassed.fault", error=str(fault)))
+    except Exception as error:
+        if run is None or run.parent is None:
+            raise  # nothing was changed: the graph fails so without Chorus, too
+        return plain(say("bypassed.failed_hit", error=f"{type(error).__name__}: {error}"))
+    else:
+        _keep(plan, run, latent, seconds)
+        return latent
+    finally:
+        if run is not None:
+            run.drop()
+
+
+def _without_sampling(run: Run, guider: Any) -> torch.Tensor | None:
+    """The LATENT of a run of which no step needs to be computed, else None."""
+    stored = run.stored_result()
+    if stored is None and (x0 := run.reused_whole()) is not None:
+        latent: torch.Tensor = guider.model_patcher.model.process_latent_out(x0)
+        return latent
+    return stored
+
+
+def _options(run: Run, guider: Any) -> dict[str, Any]:
+    """The model options under which the run is sampled."""
+    import comfy.model_patcher
+    import comfy.patcher_extension
+
+    options: dict[str, Any] = comfy.model_patcher.create_model_options_clone(guider.model_options)
+    inner = options["transformer_options"]
+    inner[KEY] = run
+    if "easycache" in inner:
+        # EasyCache adds to the model input in place, which in fp32 is the sampler's own x: it gets a copy.
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        by_kind = inner.setdefault("wrappers", {})
+        present = by_kind.get(kind, guider.model_patcher.wrappers.get(kind, {}))
+        by_kind[kind] = {KEY: [_input_copy], **present}
+    return options
+
+
+def _announce(run: Run) -> None:
+    try:
+        run_started(run.started())
+    except Exception as error:  # no render fails because a page cannot be told of it
+        warn(f"the pages could not be told of this run: {type(error).__name__}: {error}")
+
+
+def _keep(plan: Plan, run: Run, latent: torch.Tensor, seconds: float) -> None:
+    """Let the run wait for its store node."""
+    try:
+        finished = run.finished(latent, seconds)
+        if run.request.stored or not finished.complete:
+            finished_runs.put(plan.id, finished)
+        if finished.complete and run.request.before is not None:
+            finished_runs.remove(run.request.before)
+    except Exception as error:  # the render is done; only its entry is lost
+        fault = f"{type(error).__name__}: {error}"
+        warn(f"the run cannot be stored: {fault}")
+        finished_runs.bypass(plan.id, say("bypassed.fault", error=fault))
+
+
+class _Again:
+    """What sampling changes, to begin anew after a fault: conditionings, σ (uni_pc writes into them), random states."""
+
+    def __init__(self, guider: Any, sigmas: torch.Tensor):
+        self.guider = guider
+        self.conds = {name: [dict(cond) for cond in conds or []] for name, conds in guider.conds.items()}
+        self.sigmas = sigmas.clone()
+        self.random = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def restore(self) -> None:
+        self.guider.conds = self.conds
+        torch.set_rng_state(self.random)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+
+
+def _without_chorus(original: dict[str, Any]) -> dict[str, Any]:
+    """Model options in which the other wrappers find nothing to do."""
+    inner = {name: value for name, value in original["transformer_options"].items() if name != KEY}
+    return {**original, "transformer_options": inner}
+
+
+def sampler_sample(  # type: ignore[no-untyped-def]
+    executor,
+    model_wrap,
+    sigmas,
+    extra_args,
+    callback,
+    noise,
+    latent_image=None,
+    denoise_mask=None,
+    disable_pbar=False,
+):
+    """The SAMPLER_SAMPLE wrapper: one call of the sampler over the path that the run walks."""
+    options = extra_args["model_options"]["transformer_options"]
+    run = options.get(KEY)
+    if not isinstance(run, Run) or run.start is None:
+        return executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
+    with timed(run):
+        schedule, k1 = run.schedule, run.schedule.k1
+        path = torch.tensor(schedule.path, dtype=sigmas.dtype, device=sigmas.device)
+        scale = float(getattr(model_wrap.inner_model.model_sampling, "noise_scale", 1.0))
+        given = run.start.to(noise) / (path[0] * scale)
+        options["sample_sigmas"] = path  # what patches and context windows count steps by
+        args = dict(extra_args)
+        if (seed := extra_args.get("seed")) is not None:
+            # A sampler that draws noise must not draw what the source drew. On the CPU the host adds 1 to it.
+            args["seed"] = (seed + k1) % (2**64 - 1)
+
+        def counted(step: int, x0: Any, x: Any, total: int) -> None:
+            callback(k1 + step, x0, x, schedule.steps)
+
+    return executor(
+        model_wrap,
+        path,
+        args,
+        counted if callback is not None else None,
+        given,
+        torch.zeros_like(noise),
+        None,
+        disable_pbar,
+    )
+
+
+def predict_noise(executor, x, timestep, model_options, seed=None):  # type: ignore[no-untyped-def]
+    """The PREDICT_NOISE wrapper: what happens around an evaluation of the model, after CFG."""
+    run = model_options.get("transformer_options", {}).get(KEY)
+    if not isinstance(run, Run):
+        return executor(x, timestep, model_options, seed)
+    with timed(run):
+        run.before_evaluation(x, float(timestep.flatten()[0]))
+    x0 = executor(x, timestep, model_options, seed)
+    with timed(run):
+        return run.after_evaluation(x0)
+
+
+def apply_model(  # type: ignore[no-untyped-def]
+    executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
+):
+    """The APPLY_MODEL wrapper: gives a model call its patches, where it needs some."""
+    options = transformer_options or {}
+    run = options.get(KEY)
+    if not isinstance(run, Run):
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+    eager: Any = nullcontext()
+    with timed(run):
+        given = {name: value for name, value in options.items() if name != KEY}
+        if run.step is not None:
+            call = ModelCall(tuple(x.shape), c_crossattn, run.step, _positive_rows(run, x, given), given, kwargs)
+            patched = run.in_call(call, _skips_calls(given))
+            if patched is not None:
+                given = patched
+                # A compiled network would be compiled again for every patched call.
+                if "torch._dynamo" in sys.modules:
+                    eager = torch.compiler.set_stance("force_eager")
+    with eager:
+        return executor(x, t, c_concat, c_crossattn, control, given, **kwargs)
+
+
+def _positive_rows(run: Run, x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    """[B] bool: which rows of a call's batch belong to the positive prompt."""
+    ids = options.get("uuids") or [None]
+    each = x.shape[0] // len(ids)
+    return torch.tensor([one in run.request.positive_ids for one in ids for _ in range(each)])
+
+
+def _skips_calls(options: dict[str, Any]) -> bool:
+    """Whether a step cache of the host may answer a call instead of the network."""
+    return any(name in options for name in ("easycache", "lazycache"))
+
+
+def _input_copy(executor: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    return executor(x.clone(), *args, **kwargs)

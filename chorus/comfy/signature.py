@@ -1,0 +1,123 @@
+"""The host's own signature of a node: classes, widget values and links of all its ancestors, with files by content.
+
+It knows every parameter of every patch on a model without looking into Python objects, and running state such as a
+patch's moving average does not count. It is computed as the host's node cache does (comfy_execution/caching.py), but
+a node that says it changes with every run has none, and this pack's own nodes count only by what shapes the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from .content import NotUnderstood, digest
+from .files import file_digests, named_files
+
+# Inputs of this pack's nodes that shape no result of their own: whether and where is looked, and from which score.
+# The threshold decides which results may serve, which `Identity` says by itself.
+LOOKUPS = {"ChorusCacheLookup", "Chorus"}
+_OF_THE_CACHE = {"mode", "cache_name", "threshold"}
+_OWN = LOOKUPS | {
+    "ChorusSRDMask",
+    "ChorusStage1Reuse",
+    "TGAAPatch",
+    "ChorusStage3Refine",
+    "ChorusCacheStore",
+}
+PROMPT = "the prompt"  # stands for the node that encodes the request's prompt
+
+Link = tuple[str, int]
+
+
+class RunningNode:
+    """The node that the host executes now, in its graph.
+
+    Raises NotUnderstood where nothing tells: outside the host's executor.
+    """
+
+    def __init__(self) -> None:
+        from comfy_execution.progress import get_progress_state
+        from comfy_execution.utils import get_executing_context
+
+        context, state = get_executing_context(), get_progress_state()
+        if context is None or state.prompt_id != context.prompt_id or not state.dynprompt.has_node(context.node_id):
+            raise NotUnderstood("sampling was not started by a node of ComfyUI's graph")
+        self.prompt_id: str = context.prompt_id
+        self.node_id: str = context.node_id
+        self.list_index: int | None = context.list_index
+        self.graph: Any = state.dynprompt
+
+    def inputs(self, node_id: str | None = None) -> Mapping[str, Any]:
+        """The widget values and links of a node, of this one unless named."""
+        inputs: Mapping[str, Any] = self.graph.get_node(node_id or self.node_id)["inputs"]
+        return inputs
+
+    def class_of(self, node_id: str) -> str:
+        return str(self.graph.get_node(node_id)["class_type"])
+
+    def link(self, name: str, node_id: str | None = None) -> Link | None:
+        """What is connected to an input, None without a link."""
+        from comfy_execution.graph_utils import is_link
+
+        value: Any = self.inputs(node_id).get(name)
+        return (value[0], int(value[1])) if is_link(value) else None
+
+    def holds(self, class_type: str) -> bool:
+        """Whether the graph has a node of this class."""
+        return any(self.class_of(node_id) == class_type for node_id in self.graph.all_node_ids())
+
+    def signature(self) -> str:
+        """Hex digest of this node and its ancestors, and of its place in a list. Raises NotUnderstood."""
+        return digest([self._described([(self.node_id, -1)], frozenset()), self.list_index])
+
+    def signature_of(self, links: Collection[Link], prompt_nodes: Collection[str]) -> str:
+        """Hex digest of what gives these links, where `prompt_nodes` stand for the prompt. Raises NotUnderstood."""
+        return digest([self._described(sorted(links), frozenset(prompt_nodes)), self.list_index])
+
+    def _described(self, links: Collection[Link], prompt_nodes: frozenset[str]) -> list[Any]:
+        order: dict[str, int] = {}
+        nodes: list[Any] = []
+
+        def visit(node_id: str) -> int:
+            if node_id in order:
+                return order[node_id]
+            number = order[node_id] = len(order)
+            nodes.append(None)
+            if node_id in prompt_nodes:
+                nodes[number] = PROMPT
+                return number
+            class_type, inputs = self.class_of(node_id), self.inputs(node_id)
+            described: list[Any] = [class_type, None if class_type in _OWN else self.fingerprint(node_id)]
+            for name in sorted(inputs):
+                if class_type in LOOKUPS and name in _OF_THE_CACHE:
+                    continue
+                if link := self.link(name, node_id):
+                    described.append((name, "link", visit(link[0]), link[1]))
+                else:
+                    described.append((name, inputs[name], _files(inputs[name])))
+            nodes[number] = described
+            return number
+
+        roots = [(visit(node_id), socket) for node_id, socket in links]
+        return [roots, nodes]
+
+    def fingerprint(self, node_id: str) -> Any:
+        """What the node itself says tells its outputs apart, as the host asked it; None where it says nothing."""
+        from execution import IsChangedCache
+
+        asked = IsChangedCache(self.prompt_id, self.graph, None).get(node_id)
+        try:
+            asked.send(None)
+        except StopIteration as answered:
+            return answered.value
+        asked.close()
+        raise NotUnderstood(f"node {node_id} ({self.class_of(node_id)}) takes time to tell whether it changed")
+
+
+def _files(value: Any) -> list[str]:
+    if not isinstance(value, str):
+        return []
+    try:
+        return [file_digests().of(path) for path in named_files(value)]
+    except OSError as error:
+        raise NotUnderstood(f"a file cannot be read: {error}") from error

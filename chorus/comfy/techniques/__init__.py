@@ -1,0 +1,14 @@
+"""The techniques of this pack, in the order in which a run asks them."""
+
+from __future__ import annotations
+
+from . import amplify, record, resume, selective
+from .base import Technique
+
+ORDER: dict[str, type[Technique]] = {
+    resume.NAME: resume.Resume,
+    selective.NAME: selective.Selective,
+    amplify.NAME: amplify.Amplify,
+    record.NAME: record.Record,
+}
+"""By name. A later one sees the path as the earlier ones have left it."""

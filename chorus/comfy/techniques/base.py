@@ -1,0 +1,136 @@
+"""What a technique is: a way to spend less on a request, or to learn from it.
+
+A run asks its techniques in order. Each *returns* what it decides; the run applies it. No technique writes into the
+run or knows another one, so a new one touches its module here, its node and its texts, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ...messages import Message
+from ...reuse.plan import Plan
+from ...reuse.schedule import Schedule
+from ..networks import AttentionWork, ModelCall, Network
+from ..sampling.finished import FinishedRun
+from ..sampling.samplers import Sampler
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is known of a sampling run before its first step.
+
+    shape: of the latent in model space, [B, C, T, H, W].
+    noise: ε in model space, of that shape, fp32 on the CPU; noise_digest: of it.
+    tokens: [L, C] encodings of the one positive prompt, None for a combination of several.
+    positive_ids: the host's ids of the positive conditionings; carried: digest of what they carry beside text.
+    text_digest: digest of the encodings as they are sampled, which tells prompts apart.
+    whole_steps: of the schedule that this run's may be the first or second part of.
+    before: the first part of the schedule, where two samplers share it.
+    stored: whether the graph has a node that keeps the run.
+    sigma_of: a fraction of the schedule → σ, by the model's own sampling.
+    into_model_space: the model's scaling of latents.
+    """
+
+    plan: Plan
+    network: Network
+    sampler: Sampler
+    options: Mapping[str, Any]
+    windows: bool
+    shape: tuple[int, ...]
+    noise: torch.Tensor
+    noise_digest: str
+    tokens: torch.Tensor | None
+    positive_ids: frozenset[Any]
+    carried: str
+    text_digest: str
+    cfg: float
+    whole_steps: int
+    before: FinishedRun | None
+    stored: bool
+    sigma_of: Callable[[float], float]
+    into_model_space: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a technique makes of a run.
+
+    schedule: the path from now on, None for the one there is.
+    parent: id of the entry that the run descends from.
+    notes: what people should know of it.
+    """
+
+    schedule: Schedule | None = None
+    parent: str | None = None
+    notes: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a technique cannot serve a request that asked for it. miss: then nothing of the source can be reused."""
+
+    why: Message
+    miss: bool = False
+
+
+@dataclass(frozen=True)
+class CallWork:
+    """What a technique does inside one model call.
+
+    kept: [V] positions on the token grid that are computed, in frame-major order; None for all.
+    attention: what it does at the attention calls of text; None for nothing.
+    """
+
+    kept: torch.Tensor | None = None
+    attention: AttentionWork | None = None
+
+
+NOTHING = CallWork()
+
+
+@dataclass
+class Technique:
+    """One technique in one run: made at its beginning, dropped at its end. Methods are called in this order."""
+
+    needs_source: ClassVar[bool] = True
+
+    request: Request
+
+    def begin(self, schedule: Schedule) -> Decision | Refused | None:
+        """Decide, with the path as the techniques before have left it. None: not asked for, or nothing to do."""
+        return None
+
+    def start(self, schedule: Schedule) -> torch.Tensor | Refused | None:
+        """The state x at the first σ of the settled path, [B, C, T, H, W]; None for the sampler's own start."""
+        return None
+
+    def before_evaluation(self, schedule: Schedule, step: int, sigma: float, x: torch.Tensor) -> None:
+        """The sampler is about to ask the model. x: [B, C, T, H, W] at σ, in model space."""
+
+    def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:
+        """What to do inside a model call of this evaluation."""
+        return NOTHING
+
+    def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
+        """The estimate that the sampler is given in place of the model's, x0: [B, C, T, H, W], after CFG."""
+        return x0
+
+    def expected_share(self, schedule: Schedule, step: int) -> float:
+        """The share of the tokens that a step will compute, as far as it is known before sampling."""
+        return 1.0
+
+    def end(self) -> Mapping[str, Any]:
+        """Figures of the run by their names in `Report`."""
+        return {}
+
+    def result(self) -> Any:
+        """What is kept of it in `FinishedRun.results`, for the second half of the schedule or for the store."""
+        return None
+
+    def drop(self) -> None:
+        """Let go of every tensor."""

@@ -1,0 +1,108 @@
+"""Keeps a run's states, and where its words looked, so that other requests can start from it."""
+
+from __future__ import annotations
+
+import torch
+
+from ...messages import say
+from ...prompt.tokens import real_tokens
+from ...reuse.schedule import Schedule
+from ...reuse.trajectory import clean_component
+from ..networks import ModelCall
+from ..sampling.finished import Recording
+from .base import NOTHING, CallWork, Decision, Refused, Technique
+
+NAME = "record"
+COARSE = (8, 16, 16)  # at most so many cells of the token grid are watched, a few kB a word
+
+
+class Record(Technique):
+    """Only runs computed in full are recorded: a hit's states descend from another prompt's, and chains would decay."""
+
+    needs_source = False
+    recording: Recording | None = None
+    looks = 0
+
+    def begin(self, schedule: Schedule) -> Decision | Refused | None:
+        request = self.request
+        if not (request.plan.writes and request.stored) or schedule.k1:
+            return None
+        if request.before is not None:
+            earlier = request.before.recording
+            if earlier is None:
+                return None
+            if request.before.noise_drawn != request.sampler.draws_noise:
+                return Refused(say("note.two_samplers"))
+            self.recording = Recording(dict(earlier.states), earlier.attention)
+            self.looks = int(earlier.attention is not None)
+            return None
+        self.recording = Recording()
+        return None
+
+    def before_evaluation(self, schedule: Schedule, step: int, sigma: float, x: torch.Tensor) -> None:
+        """A later evaluation at the same σ replaces an earlier one: a corrector's is the better one."""
+        begins = schedule.begins_at(sigma)
+        if self.recording is None or begins is None:
+            return
+        exact = schedule.whole_path[begins]
+        if self.request.sampler.draws_noise:
+            self.recording.states[exact] = x.detach().to("cpu", torch.float32, copy=True)
+        elif exact < 1.0:
+            noise = self.request.noise.to(x.device)
+            self.recording.states[exact] = clean_component(x.detach().float(), noise, exact).cpu()
+
+    def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:
+        tokens, network = self.request.tokens, self.request.network
+        grid = network.token_grid(call.shape)
+        if self.recording is None or tokens is None or call.context is None or grid is None:
+            return NOTHING
+        if call.step not in watched_steps(schedule.steps) or self.request.windows or not bool(call.rows.any()):
+            return NOTHING
+        blocks = {network.block_count // 4, network.block_count // 2, 3 * network.block_count // 4}
+        row = int(call.rows.nonzero()[0])
+        real = real_tokens(tokens)
+        real = torch.nn.functional.pad(real, (0, call.context.shape[1] - len(real)))
+
+        def watch(
+            block: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            if block in blocks and q.shape[1] == grid[0] * grid[1] * grid[2]:
+                self._look(coarse_attention(q[row], k[row], heads, grid, real))
+            return k, v
+
+        return CallWork(attention=watch)
+
+    def _look(self, maps: torch.Tensor) -> None:
+        """Add attention maps [L, T', H', W'] to the mean."""
+        assert self.recording is not None
+        self.looks += 1
+        mean = self.recording.attention
+        self.recording.attention = maps if mean is None else torch.lerp(mean, maps, 1.0 / self.looks)
+
+    def result(self) -> Recording | None:
+        return self.recording
+
+    def drop(self) -> None:
+        self.recording = None
+
+
+def watched_steps(steps: int) -> set[int]:
+    """Two steps of the schedule's middle, where places are settled and words still matter."""
+    return {max(1, round(0.25 * steps)), max(1, round(0.4 * steps))} & set(range(steps))
+
+
+def coarse_attention(
+    q: torch.Tensor, k: torch.Tensor, heads: int, grid: tuple[int, int, int], real: torch.Tensor
+) -> torch.Tensor:
+    """Where each real word looks, mean over heads: [L_real, T', H', W'] fp32 on the CPU.
+
+    q: [tokens, C] of one row; k: [L, C] of the same row; grid: [T, H, W] with tokens = T·H·W; real: [L] bool.
+    Every n-th token is asked, so that the grid fits in COARSE.
+    """
+    t, h, w = (-(-size // most) for size, most in zip(grid, COARSE, strict=True))
+    asked = q.view(*grid, -1)[::t, ::h, ::w]
+    cells = asked.shape[:3]
+    asked = asked.reshape(-1, heads, q.shape[-1] // heads).transpose(0, 1).float()
+    keys = k.view(k.shape[0], heads, -1).transpose(0, 1).float()
+    probabilities = torch.softmax(asked @ keys.transpose(1, 2) * asked.shape[-1] ** -0.5, dim=-1).mean(0)
+    return probabilities[:, real.to(k.device)].T.reshape(-1, *cells).cpu()

@@ -1,0 +1,132 @@
+"""Stages 2 and 3: from K1 to K2 only the tokens around the difference are computed, from K2 on all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...messages import Message, say
+from ...reuse.calibration import Share, calibration_of
+from ...reuse.plan import Plan
+from ...reuse.regions import Regions
+from ...reuse.schedule import Schedule, steps_reached
+from ..networks import ModelCall
+from . import resume
+from .base import NOTHING, CallWork, Decision, Refused, Technique
+from .resume import fraction_of_steps
+
+NAME, FULL = "regions", "refine"
+
+
+@dataclass(frozen=True)
+class Masks:
+    """regions: where the middle steps compute; None with the reason in `note`, or where there was no source yet."""
+
+    regions: Regions | None
+    note: Message | None
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What the stage 3 node is set to. fixed: K2 / N chosen by hand, None for the calibrated distance behind K1."""
+
+    fixed: float | None
+
+    def share(self, plan: Plan) -> Share:
+        """K2 / N by the number of steps."""
+        if self.fixed is not None:
+            return Share.fixed(self.fixed)
+        calibration = calibration_of(plan.embedder)
+        reuse = plan.stages.get(resume.NAME)
+        return calibration.full_from(calibration.reuse(plan.score) if reuse is None else reuse.share(plan))
+
+
+def with_refinement(plan: Plan, choice: str, fraction: float) -> Plan:
+    """Stage 3: K2 as a fraction of the steps: as far behind K1 as calibrated, or fixed."""
+    return plan.with_stage(FULL, Refinement(fraction_of_steps("K2", fraction) if choice == "fixed" else None))
+
+
+def regions_of(plan: Plan) -> Regions | None:
+    """The masks of a plan, where it has some."""
+    masks = plan.stages.get(NAME)
+    return masks.regions if masks is not None else None
+
+
+class Selective(Technique):
+    """Outside the edit mask stands the run's own latest estimate: the source's contradicts what the full first step
+    has made of the target.
+    """
+
+    known: torch.Tensor | None = None  # the latest x0, [B, C, T, H, W]
+    edit: torch.Tensor | None = None  # [1, 1, T, H, W] bool
+
+    def begin(self, schedule: Schedule) -> Decision | Refused | None:
+        request = self.request
+        goes_on = schedule.k1 == 0 and request.before is not None and request.before.report.k1 > 0
+        if request.plan.source is None or NAME not in request.plan.stages or not (schedule.k1 or goes_on):
+            return None
+        regions = regions_of(request.plan)
+        if regions is None:
+            note = request.plan.stages[NAME].note
+            return Refused(note) if note is not None else None
+        if regions.whole:
+            return None  # everything differs: the steps are full ones
+        if (why := self._refusal(regions)) is not None:
+            return Refused(why)
+        full = request.plan.stages.get(FULL)
+        k2 = schedule.steps
+        if full is not None:
+            k2 = steps_reached(schedule.asked, request.sigma_of(full.share(request.plan).of(request.whole_steps)))
+        k2 = max(k2, schedule.k1)
+        if k2 == schedule.k1:
+            return None
+        if regions.empty and schedule.k1 and not request.sampler.draws_noise:
+            return Decision(schedule.from_step(k2, schedule.start))  # nothing differs: the steps are the source's
+        self.edit = request.network.cells(regions.edit, request.shape)[None, None]
+        if goes_on and request.before is not None:
+            self.known = request.before.results.get(NAME)
+        return Decision(replace(schedule, k2=k2))
+
+    def _refusal(self, regions: Regions) -> Message | None:
+        request = self.request
+        if request.windows:
+            return say("note.windows")
+        if "easycache" in request.options:
+            return say("note.easycache")
+        if (why := request.network.selective_refusal(request.options)) is not None:
+            return why
+        if regions.grid != request.network.token_grid(request.shape):
+            return say("note.grid", grid=str(regions.grid))
+        return None
+
+    def _is_partial(self, schedule: Schedule, step: int) -> bool:
+        return schedule.is_selective(step) and self.known is not None
+
+    def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:
+        if not self._is_partial(schedule, call.step):
+            return NOTHING
+        regions = regions_of(self.request.plan)
+        assert regions is not None
+        return CallWork(kept=regions.indices())
+
+    def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
+        if self.edit is None or not schedule.is_selective(step):
+            return x0
+        if self.known is not None:
+            x0 = torch.where(self.edit.to(x0.device), x0, self.known.to(x0))
+        self.known = x0
+        return x0
+
+    def expected_share(self, schedule: Schedule, step: int) -> float:
+        regions = regions_of(self.request.plan)
+        if regions is None or self.edit is None or not schedule.is_selective(step):
+            return 1.0
+        full = step == schedule.k1 and self.known is None
+        return 1.0 if full else round(float(regions.visible.float().mean()), 4)
+
+    def result(self) -> torch.Tensor | None:
+        return self.known
+
+    def drop(self) -> None:
+        self.known = self.edit = None

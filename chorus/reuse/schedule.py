@@ -1,0 +1,105 @@
+"""A schedule and the path that a run really walks on it. The one place where steps and σ are exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from .trajectory import SIGMA_TOLERANCE
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Immutable. σ_0 > … > σ_N as they were asked for, and what is made of them.
+
+    asked: σ_0 … σ_N.
+    k1, k2: the first computed step and the first fully computed one, 0 ≤ K1 ≤ K2 ≤ N. Steps [K1, K2) are selective.
+    start: the σ at which the walk begins, at or above σ_K1; None for σ_K1 itself. From a higher one the N − K1
+        steps cover all the way from there, spaced as the schedule is.
+    """
+
+    asked: tuple[float, ...]
+    k1: int = 0
+    k2: int = 0
+    start: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.asked) < 2:
+            raise ValueError(f"a schedule has at least two σ, this one has {len(self.asked)}")
+        if not 0 <= self.k1 <= self.k2 <= self.steps:
+            raise ValueError(f"K1 = {self.k1}, K2 = {self.k2}: expected 0 ≤ K1 ≤ K2 ≤ {self.steps}")
+
+    @property
+    def steps(self) -> int:
+        """N, the number of steps asked for."""
+        return len(self.asked) - 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether it reaches σ = 0."""
+        return self.asked[-1] == 0.0
+
+    @cached_property
+    def whole_path(self) -> tuple[float, ...]:
+        """σ by step, N + 1 of them: those skipped as they were asked for, from K1 on those really walked."""
+        if self.start is None:
+            return self.asked
+        return tuple(stretched(self.asked, self.k1, self.start))
+
+    @property
+    def path(self) -> tuple[float, ...]:
+        """The σ really walked, from step K1 to the end."""
+        return self.whole_path[self.k1 :]
+
+    def from_step(self, k1: int, start: float | None = None) -> Schedule:
+        """The schedule with its first `k1` steps skipped and all others full."""
+        return replace(self, k1=k1, k2=k1, start=start)
+
+    def step_at(self, sigma: float) -> int:
+        """The step that an evaluation at `sigma` belongs to: the last one that begins at or above it."""
+        reached = [k for k in range(self.k1, self.steps) if self.whole_path[k] >= sigma - SIGMA_TOLERANCE]
+        return reached[-1] if reached else self.k1
+
+    def begins_at(self, sigma: float) -> int | None:
+        """The step that begins at `sigma`, None for a σ between two steps."""
+        step = self.step_at(sigma)
+        return step if abs(self.whole_path[step] - sigma) < SIGMA_TOLERANCE else None
+
+    def is_selective(self, step: int) -> bool:
+        """Whether a step computes a part of the tokens. Step K1 is a full one: it gives the estimate for the rest."""
+        return self.k1 <= step < self.k2
+
+
+def steps_reached(sigmas: Sequence[float], cut: float) -> int:
+    """How many steps of a schedule lie before the σ `cut`: the largest k with σ_k ≥ cut, 0 when there is none.
+
+    All of them where the schedule ends at or above the cut, as the first of two experts' may. σ, not step numbers, so
+    that a schedule cut in two agrees with itself.
+    """
+    reached = [k for k, sigma in enumerate(sigmas) if sigma >= cut - SIGMA_TOLERANCE]
+    return reached[-1] if reached else 0
+
+
+def stretched(sigmas: Sequence[float], k1: int, start: float) -> list[float]:
+    """The σ of a schedule whose first `k1` steps are saved though it begins at `start`, at or above σ_K1.
+
+    The N − K1 steps left cover all from `start` to the end, spaced as the schedule is, so that none of them gets
+    longer than the others. The skipped steps' σ stay in front.
+    """
+    if not 0 < k1 < len(sigmas) - 1 or start <= sigmas[k1]:
+        return list(sigmas)
+    last = len(sigmas) - 1
+    place = float(np.interp(-start, [-s for s in sigmas], range(last + 1)))
+    places = np.linspace(place, last, last - k1 + 1)
+    path = [float(s) for s in np.interp(places, range(last + 1), sigmas)]
+    return [*sigmas[:k1], start, *path[1:-1], sigmas[last]]
+
+
+def stage_bounds(sigmas: Sequence[float], reuse_cut: float | None, full_cut: float | None) -> tuple[int, int]:
+    """(K1, K2) of a schedule from the two σ; None: the stage's node is absent, so nothing is skipped, or refined."""
+    k1 = 0 if reuse_cut is None else steps_reached(sigmas, reuse_cut)
+    k2 = len(sigmas) - 1 if full_cut is None else steps_reached(sigmas, full_cut)
+    return k1, max(k1, k2)
