@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +14,7 @@ import torch
 from .graphs import (
     LATENT,
     LORA,
+    MERGED_MODEL,
     MODEL,
     OTHER_LATENT,
     OTHER_LORA,
@@ -95,6 +95,7 @@ def write_all(base: Path) -> None:
     """Write every file that the graphs name beyond those that each base directory has."""
     models, inputs = base / "models", base / "input"
     changed_model(models / "diffusion_models" / OTHER_MODEL)
+    write(*merged(), models / "diffusion_models" / MERGED_MODEL)
     changed_lora(models / "loras" / OTHER_LORA)
     quantising = _quantising()
     quantising.write(*_ordered(read(WEIGHTS / MODEL), models / "diffusion_models" / QUANTISED))
@@ -109,7 +110,3 @@ def _ordered(content: tuple[dict[str, torch.Tensor], dict[str, str]], file: Path
     tensors, metadata = content
     return tensors, file, metadata
 
-
-def config(file: Path) -> dict:
-    """The model's configuration that a file carries."""
-    return json.loads(read(file)[1]["config"])

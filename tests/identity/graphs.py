@@ -19,6 +19,7 @@ GREEN = "a green circle moving right over a navy background"
 
 MODEL = "small_wan_t2v.safetensors"
 OTHER_MODEL = "one_weight_changed.safetensors"
+MERGED_MODEL = "lora_merged.safetensors"
 LORA = "small_wan_4step_lora.safetensors"
 OTHER_LORA = "one_factor_changed.safetensors"
 QUANTISED, QUANTISED_MERGED = "small_wan.gguf", "small_wan_merged.gguf"
@@ -64,7 +65,8 @@ def request(
     }
     last = "unet"
     for name, patch in (chain or {"shift": node("ModelSamplingSD3", shift=5.0)}).items():
-        g[name] = node(patch["class_type"], model=[last, 0], **copy.deepcopy(patch["inputs"]))
+        model = {"model1": [last, 0], "model2": ["second", 0]} if "Merge" in patch["class_type"] else {"model": [last, 0]}
+        g[name] = node(patch["class_type"], **model, **copy.deepcopy(patch["inputs"]))
         last = name
     g["lookup"] = node(
         "ChorusCacheLookup",
@@ -147,6 +149,7 @@ def above_the_sampler(g: Graph) -> list[str]:
 
 _OTHER_CHOICE: dict[str, Any] = {
     MODEL: OTHER_MODEL,
+    OTHER_MODEL: MERGED_MODEL,
     LORA: OTHER_LORA,
     QUANTISED: QUANTISED_MERGED,
     PICTURE: OTHER_PICTURE,
@@ -299,15 +302,16 @@ def _normalised() -> Case:
                 "zero_star": node("CFGZeroStar"),
                 "rescale": node("RescaleCFG", multiplier=0.7),
                 "norm": node("CFGNorm", strength=0.9, pre_cfg=False),
-                "nag": node("NAGuidance", nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5),
+                "tcfg": node("TCFG"),
+                "eps": node("Epsilon Scaling", scaling_factor=1.1),
                 "easy": node("EasyCache", reuse_threshold=0.5, start_percent=0.1, end_percent=0.9, verbose=False),
             },
             steps=6,
         ),
         values={"easy.reuse_threshold": 0.01, "easy.start_percent": 0.7, "easy.end_percent": 0.3},
-        links={"rescale.model": ["shift", 0], "nag.model": ["zero_star", 0], "easy.model": ["norm", 0]},
+        links={"rescale.model": ["shift", 0], "tcfg.model": ["zero_star", 0], "easy.model": ["norm", 0]},
         without_effect=frozenset({"easy.verbose"}),
-        only=frozenset({"zero_star", "rescale", "norm", "nag", "easy"}),
+        only=frozenset({"zero_star", "rescale", "norm", "tcfg", "eps", "easy"}),
     )
 
 
@@ -317,7 +321,7 @@ def _kjnodes() -> Case:
             {
                 "shift": SHIFT,
                 "nag": node("WanVideoNAG", conditioning=["nag_text", 0], nag_scale=8.0, nag_alpha=0.5, nag_tau=2.5),
-                "enhance": node("WanVideoEnhanceAVideoKJ", latent=["latent", 0], weight=2.0),
+                "enhance": node("WanVideoEnhanceAVideoKJ", latent=["latent", 0], weight=4.0),
                 "sage": node("PathchSageAttentionKJ", sage_attention="fp16"),
             },
             cfg=1.0,
@@ -330,7 +334,7 @@ def _kjnodes() -> Case:
 
 
 def _teacache() -> Case:
-    tea = {"model_type": "wan2.1_t2v_1.3B", "rel_l1_thresh": 0.5, "start_percent": 0.0, "end_percent": 1.0}
+    tea = {"model_type": "wan2.1_t2v_1.3B", "rel_l1_thresh": 1.0, "start_percent": 0.0, "end_percent": 1.0}
     return Case(
         lambda: request({"shift": SHIFT, "tea": node("TeaCache", **tea)}, steps=6),
         values={"tea.rel_l1_thresh": 0.01, "tea.start_percent": 0.6, "tea.end_percent": 0.2},
@@ -428,10 +432,11 @@ def _conditioning() -> Case:
                 ),
             }
         ),
-        values={"masked.set_cond_area": "mask bounds", "ranged.start": 0.3},
+        values={"ranged.start": 0.3},
         links={"masked.conditioning": ["background", 0], "ranged.conditioning": ["positive", 0]},
         kept=frozenset({"mask_file.image", "mask_file.channel"}),
-        only=frozenset({"background", "mask_file", "masked", "ranged"}),
+        # The host itself fails with "mask bounds" on a video.
+        only=frozenset({"background", "mask_file", "masked.strength", "ranged"}),
     )
 
 
@@ -502,6 +507,67 @@ def _rounded() -> Case:
     )
 
 
+def _windows() -> Case:
+    windows = {"context_length": 9, "context_overlap": 4, "context_schedule": "standard_uniform", "context_stride": 1}
+    return Case(
+        lambda: request(
+            {
+                "shift": SHIFT,
+                "windows": node(
+                    "WanContextWindowsManual",
+                    **windows,
+                    closed_loop=False,
+                    fuse_method="pyramid",
+                    freenoise=False,
+                    retain_first_frame=False,
+                    split_conds_to_windows=False,
+                ),
+            },
+            extra={"latent": node("EmptyHunyuanLatentVideo", width=96, height=96, length=21, batch_size=1)},
+        ),
+        values={
+            "windows.context_length": 13,
+            "windows.context_overlap": 8,
+            "windows.context_schedule": "standard_static",
+            "windows.fuse_method": "flat",
+        },
+        without_effect=frozenset(
+            {f"windows.{key}" for key in ("closed_loop", "retain_first_frame", "split_conds_to_windows")}
+        ),
+        only=frozenset({"windows"}),
+    )
+
+
+def _merge() -> Case:
+    return Case(
+        lambda: request(
+            {"shift": SHIFT, "merge": node("ModelMergeSimple", ratio=0.5)},
+            extra={"second": node("UNETLoader", unet_name=OTHER_MODEL, weight_dtype="default")},
+        ),
+        kept=frozenset({"merge.ratio", "second.unet_name", "second.weight_dtype"}),
+        only=frozenset({"merge", "second"}),
+    )
+
+
+def _two_files() -> Case:
+    return Case(
+        lambda: request(
+            loader=node("DiffusionModelLoaderKJ", model_name=MODEL, extra_state_dict=OTHER_MODEL),
+        ),
+        values={"unet.model_name": MERGED_MODEL, "unet.extra_state_dict": MODEL},
+        kept=frozenset({"unet.model_name", "unet.extra_state_dict"}),
+        only=frozenset({"unet"}),
+    )
+
+
+def _compiled() -> Case:
+    compiled = {"backend": "eager", "fullgraph": False, "dynamic": "auto"}
+    return Case(
+        lambda: request({"shift": SHIFT, "compile": node("TorchCompileModelWanVideoV2", **compiled)}, cfg=1.0),
+        only=frozenset(),
+    )
+
+
 ODD_WAYS = (
     "weight wrapper",
     "module attribute",
@@ -547,5 +613,9 @@ CASES: dict[str, Case] = {
     "start latent": _start_latent(),
     "parts": _parts(),
     "rounded": _rounded(),
+    "windows": _windows(),
+    "merge": _merge(),
+    "two files": _two_files(),
+    "compiled": _compiled(),
     **{way: _odd(way) for way in ODD_WAYS},
 }

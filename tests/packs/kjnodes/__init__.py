@@ -11,6 +11,7 @@ from __future__ import annotations
 import types
 from typing import Any, ClassVar
 
+import folder_paths
 import torch
 
 CATEGORY = "testing/kjnodes"
@@ -88,8 +89,8 @@ class EnhancedSelfAttention:
                 return out
             q, k = (f(x).unflatten(1, (frames, -1)).mean(2) for f in (attention.q, attention.k))
             look = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
-            across = (1.0 - look.diagonal(dim1=1, dim2=2)).mean()
-            return out * (across * (frames + self.weight)).clamp(1.0, 1.5)
+            across = (1.0 - look.diagonal(dim1=1, dim2=2)).mean() / max(1, frames - 1)
+            return out * (across * (frames + self.weight)).clamp_min(1.0)
 
         return types.MethodType(attend, module)
 
@@ -183,7 +184,39 @@ class TorchCompileModelWanVideoV2:
         return (patched,)
 
 
+class DiffusionModelLoaderKJ:
+    """Loads a model with some of its weights taken from a second file: no one file holds what is sampled."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        names = folder_paths.get_filename_list("diffusion_models")
+        return {"required": {"model_name": (names,), "extra_state_dict": (names,)}}
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "load"
+    CATEGORY = CATEGORY
+
+    def load(self, model_name, extra_state_dict):
+        import comfy.sd
+        import comfy.utils
+
+        def read(name: str):
+            path = folder_paths.get_full_path_or_raise("diffusion_models", name)
+            return comfy.utils.load_torch_file(path, return_metadata=True)
+
+        weights, metadata = read(model_name)
+        extra, _ = read(extra_state_dict)
+        weights.update({name: tensor for name, tensor in extra.items() if name.startswith("blocks.1.")})
+        return (comfy.sd.load_diffusion_model_state_dict(weights, metadata=metadata),)
+
+
 NODE_CLASS_MAPPINGS = {
     kind.__name__: kind
-    for kind in (WanVideoNAG, WanVideoEnhanceAVideoKJ, PathchSageAttentionKJ, TorchCompileModelWanVideoV2)
+    for kind in (
+        WanVideoNAG,
+        WanVideoEnhanceAVideoKJ,
+        PathchSageAttentionKJ,
+        TorchCompileModelWanVideoV2,
+        DiffusionModelLoaderKJ,
+    )
 }

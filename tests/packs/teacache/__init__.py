@@ -14,8 +14,8 @@ import torch
 
 # By the kind of model: how the change of the time embedding is rescaled, the highest power first.
 COEFFICIENTS = {
-    "wan2.1_t2v_1.3B": [40.0, -5.0, 0.5],
-    "wan2.1_t2v_14B": [-80.0, 12.0, 0.25],
+    "wan2.1_t2v_1.3B": [1.0, 1.0, 0.0],
+    "wan2.1_t2v_14B": [0.5, 0.25, 0.1],
 }
 
 
