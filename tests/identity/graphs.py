@@ -560,14 +560,6 @@ def _two_files() -> Case:
     )
 
 
-def _compiled() -> Case:
-    compiled = {"backend": "eager", "fullgraph": False, "dynamic": "auto"}
-    return Case(
-        lambda: request({"shift": SHIFT, "compile": node("TorchCompileModelWanVideoV2", **compiled)}, cfg=1.0),
-        only=frozenset(),
-    )
-
-
 ODD_WAYS = (
     "weight wrapper",
     "module attribute",
@@ -616,6 +608,5 @@ CASES: dict[str, Case] = {
     "windows": _windows(),
     "merge": _merge(),
     "two files": _two_files(),
-    "compiled": _compiled(),
     **{way: _odd(way) for way in ODD_WAYS},
 }

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from .conftest import assert_same
-from .graphs import CASES, GREEN, in_cache
+from .graphs import CASES, GREEN, SHIFT, in_cache, node, request
 
 WITH_STATE = ("guidance", "normalised", "teacache", "control", "counts its calls", "callback", "injection")
 
@@ -29,7 +29,8 @@ def test_a_request_asked_again_after_another_is_identical(comfy_host, run, cache
 
 def test_a_compiled_model_is_the_same_request_after_it_has_run(comfy_host, run, cache):
     """Core's helper for torch.compile keeps its compiled blocks on the model options."""
-    g = in_cache(CASES["compiled"].graph(), cache)
+    compiled = node("TorchCompileModelWanVideoV2", backend="eager", fullgraph=False, dynamic="auto")
+    g = in_cache(request({"shift": SHIFT, "compile": compiled}, cfg=1.0), cache)
     comfy_host.forget_outputs()
     first = run(g, keep_nodes=True)
     assert first.outcome == "miss"
