@@ -110,3 +110,45 @@ def _ordered(content: tuple[dict[str, torch.Tensor], dict[str, str]], file: Path
     tensors, metadata = content
     return tensors, file, metadata
 
+
+
+def small_hunyuan(file: Path) -> None:
+    """Write a HunyuanVideo 1.5 with one block, one head and random weights, as core's loader knows it."""
+    import comfy.ops
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo
+
+    torch.manual_seed(0)
+    network = HunyuanVideo(
+        image_model="hunyuan_video",
+        in_channels=65,
+        out_channels=32,
+        patch_size=[1, 1, 1],
+        vec_in_dim=None,
+        axes_dim=[16, 56, 56],
+        context_in_dim=_text_width(),
+        hidden_size=128,
+        mlp_ratio=4.0,
+        num_heads=1,
+        depth=1,
+        depth_single_blocks=0,
+        theta=256,
+        qkv_bias=True,
+        byt5=True,
+        guidance_embed=False,
+        use_cond_type_embedding=True,
+        vision_in_dim=1152,
+        meanflow=False,
+        meanflow_sum=True,
+        device="cpu",
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
+    for parameter in network.parameters():
+        spread = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+        parameter.data = torch.randn(parameter.shape) * spread
+    write(dict(network.state_dict()), {}, file)
+
+
+def _text_width() -> int:
+    tensors, _ = read(WEIGHTS / MODEL)
+    return tensors["text_embedding.0.weight"].shape[1]
