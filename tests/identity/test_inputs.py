@@ -88,7 +88,7 @@ def test_another_input_on_the_model_is_no_source_for_a_similar_prompt(run, cache
     assert_same(answer.latent, run(plain(changed)).latent, f"the answer '{answer.outcome}'")
 
 
-@pytest.mark.parametrize("case", ["control", "kjnodes", "guidance", "quantised", "teacache"])
+@pytest.mark.parametrize("case", ["speech", "control", "kjnodes", "guidance", "quantised", "teacache"])
 def test_a_similar_prompt_under_the_same_patches_and_inputs_hits(run, cache, case):
     """Otherwise the tests above would pass on a cache that never serves a patched model."""
     own = CASES[case].graph()

@@ -274,15 +274,32 @@ class _SpeechPatch:
         return [self.model_patch]
 
 
+class _FramesInPlace:
+    """An APPLY_MODEL wrapper that puts known first frames into what the network sees."""
+
+    def __init__(self, latent: torch.Tensor):
+        self.latent = latent
+
+    def __call__(self, executor, x, *args, **kwargs):
+        x[:, :, : self.latent.shape[2]] = self.latent.to(x)
+        return executor(x, *args, **kwargs)
+
+
 class _MotionFrames:
-    """An OUTER_SAMPLE wrapper that holds the frames which a talking video goes on from."""
+    """An OUTER_SAMPLE wrapper that holds the frames which a talking video goes on from, and sets the wrapper above."""
 
     def __init__(self, latent: torch.Tensor):
         self.latent = latent
 
     def __call__(self, executor, *args, **kwargs):
-        result = executor(*args, **kwargs)
-        return torch.cat([self.latent.to(result), result[:, :, self.latent.shape[2] :]], dim=2)
+        import comfy.patcher_extension
+
+        guider = executor.class_obj
+        frames = guider.model_patcher.model.process_latent_in(self.latent)
+        wrappers = guider.model_options["transformer_options"]["wrappers"]
+        kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+        wrappers.setdefault(kind, {})["speech_apply_model"] = [_FramesInPlace(frames)]
+        return executor(*args, **kwargs)
 
     def to(self, device_or_dtype):
         if isinstance(device_or_dtype, torch.device):
