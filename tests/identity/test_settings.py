@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from .conftest import assert_same, new_cache
-from .graphs import GREEN, RED, in_cache, request
+from .graphs import GREEN, RED, in_cache, is_link, node, request
 
 CHANGES = {
     "lookup.threshold": 0.9999,
@@ -65,3 +65,31 @@ def test_without_its_stage_nodes_a_request_is_not_the_stored_hit(run, cache):
     own = run(in_cache(request(prompt=GREEN), new_cache()))
     answer = run(bare)
     assert_same(answer.latent, own.latent, "the run without stage nodes")
+
+
+def test_a_request_is_identical_when_it_may_only_read(run, cache):
+    first = run(in_cache(request(), cache))
+    g = in_cache(request(), cache)
+    g["lookup"]["inputs"]["mode"] = "read only"
+    again = run(g)
+    assert (again.outcome, again.steps_computed) == ("identical", 0)
+    assert_same(again.latent, first.latent, "the stored result")
+
+
+def test_other_node_ids_and_further_outputs_change_nothing(run, cache):
+    """A graph that was saved, opened, renumbered and given another output node."""
+    first = run(in_cache(request(), cache))
+    g = in_cache(request(), cache)
+    kept = {"sample", "store"}  # by which the tests find them
+
+    def renamed(value):
+        return [f"1:{value[0]}", value[1]] if is_link(value) and value[0] not in kept else value
+
+    anew = {
+        name if name in kept else f"1:{name}": {**n, "inputs": {key: renamed(v) for key, v in n["inputs"].items()}}
+        for name, n in reversed(g.items())
+    }
+    anew["extra"] = node("SaveLatent", samples=["sample", 0], filename_prefix="extra")
+    again = run(anew)
+    assert (again.outcome, again.steps_computed) == ("identical", 0)
+    assert_same(again.latent, first.latent, "the stored result")

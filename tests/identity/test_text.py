@@ -6,9 +6,10 @@ import copy
 import itertools
 
 import pytest
+import torch
 
 from .conftest import assert_same
-from .graphs import GREEN, RED, Graph, in_cache, node, plain, request
+from .graphs import GREEN, RED, SHIFT, Graph, in_cache, node, plain, request
 
 UNLIKE = "a video of a pink cross moving up and a small cyan square on the left in front of a olive background"
 
@@ -219,3 +220,20 @@ def test_a_wildcard_in_a_running_server_gets_the_video_of_its_own_roll(comfy_hos
         sampled = comfy_host.output("roll")[0][0]
         if answer.outcome != "hit":
             assert_same(answer.latent, expected[sampled], f"the answer '{answer.outcome}' to '{sampled}'")
+
+
+@pytest.mark.parametrize("keep_nodes", [False, True])
+def test_a_patch_that_is_rolled_gets_the_video_of_its_own_roll(comfy_host, run, cache, rolls, keep_nodes):
+    """The gain is in no widget, and the patch hides it in a slot."""
+    g = request({"shift": SHIFT, "rolled": node("WildcardPatch", gains="1.05\n1.2")})
+    expected = []
+    for start in (0, 1):
+        rolls(start)
+        expected.append(run(plain(g)).latent)
+    assert not torch.equal(*expected)
+    comfy_host.forget_outputs()
+    for start in (0, 1, 0, 1):
+        rolls(start)
+        answer = run(in_cache(g, cache), keep_nodes=keep_nodes)
+        if answer.outcome != "hit":
+            assert_same(answer.latent, expected[start], f"the answer '{answer.outcome}'")

@@ -11,8 +11,10 @@ import itertools
 import logging
 import math
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, ClassVar
 
+import folder_paths
 import numpy as np
 import torch
 
@@ -235,6 +237,55 @@ class OddPatch:
     def patch(self, model, way, gain):
         patched = model.clone()
         self.WAYS[way](patched, gain)
+        return (patched,)
+
+
+class PatchFromFile:
+    """A patch whose gain lies in a file: neither a widget nor the host's fingerprint of the node tells it.
+
+    The file is in the input folder; `as_tensor` says whether the patch holds a number or a tensor of it.
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "file": ("STRING", {"default": "gain.txt"}),
+                "as_tensor": ("BOOLEAN", {"default": False}),
+            }
+        }
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = CATEGORY
+
+    def patch(self, model, file, as_tensor):
+        gain = float((Path(folder_paths.get_input_directory()) / file).read_text())
+        patched = model.clone()
+        patched.set_model_patch(_closed_over(torch.tensor(gain) if as_tensor else gain), "attn2_patch")
+        return (patched,)
+
+
+class WildcardPatch:
+    """A patch with one of the gains, another in every run."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "gains": ("STRING", {"multiline": True, "default": "1.05\n1.2"})}}
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = CATEGORY
+
+    @classmethod
+    def IS_CHANGED(cls, **_inputs):
+        return float("nan")
+
+    def patch(self, model, gains):
+        choices = [float(gain) for gain in gains.splitlines()]
+        patched = model.clone()
+        patched.set_model_patch(_Slots(choices[next(rolls) % len(choices)]), "attn2_patch")
         return (patched,)
 
 
@@ -471,6 +522,8 @@ NODE_CLASS_MAPPINGS = {
     kind.__name__: kind
     for kind in (
         OddPatch,
+        PatchFromFile,
+        WildcardPatch,
         SpeechFeatures,
         OddModelPatchLoader,
         SpeechToVideo,
