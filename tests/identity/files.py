@@ -111,7 +111,6 @@ def _ordered(content: tuple[dict[str, torch.Tensor], dict[str, str]], file: Path
     return tensors, file, metadata
 
 
-
 def small_hunyuan(file: Path) -> None:
     """Write a HunyuanVideo 1.5 with one block, one head and random weights, as core's loader knows it."""
     import comfy.ops

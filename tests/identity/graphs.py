@@ -65,7 +65,9 @@ def request(
     }
     last = "unet"
     for name, patch in (chain or {"shift": node("ModelSamplingSD3", shift=5.0)}).items():
-        model = {"model1": [last, 0], "model2": ["second", 0]} if "Merge" in patch["class_type"] else {"model": [last, 0]}
+        model = (
+            {"model1": [last, 0], "model2": ["second", 0]} if "Merge" in patch["class_type"] else {"model": [last, 0]}
+        )
         g[name] = node(patch["class_type"], **model, **copy.deepcopy(patch["inputs"]))
         last = name
     g["lookup"] = node(
@@ -89,9 +91,7 @@ def request(
         maximum=1.0,
         start=1.0,
     )
-    g["stage3"] = node(
-        "ChorusStage3Refine", model=["stage1", 0], chorus=["stage1", 1], k2="fixed", fraction=k1
-    )
+    g["stage3"] = node("ChorusStage3Refine", model=["stage1", 0], chorus=["stage1", 1], k2="fixed", fraction=k1)
     g["sample"] = node(
         "KSampler",
         model=["stage3", 0],
@@ -243,7 +243,7 @@ def changes() -> Iterator[Change]:
 SHIFT = node("ModelSamplingSD3", shift=5.0)
 OURS = frozenset({"lookup.threshold", "lookup.mode", "lookup.embedding", "lookup.prompt"})
 STAGES = frozenset(
-    f"{stage}.{key}" for stage, keys in {"stage1": ("k1", "fraction", "maximum", "start"), "stage3": ("k2", "fraction")}.items() for key in keys
+    {"stage1.k1", "stage1.fraction", "stage1.maximum", "stage1.start", "stage3.k2", "stage3.fraction"},
 )
 
 
@@ -541,7 +541,7 @@ def _windows() -> Case:
 def _merge() -> Case:
     return Case(
         lambda: request(
-            {"shift": SHIFT, "merge": node("ModelMergeSimple", ratio=0.5)},
+            {"shift": SHIFT, "merge": node("ModelMergeSimple", model2=["second", 0], ratio=0.5)},
             extra={"second": node("UNETLoader", unet_name=OTHER_MODEL, weight_dtype="default")},
         ),
         kept=frozenset({"merge.ratio", "second.unet_name", "second.weight_dtype"}),

@@ -75,7 +75,9 @@ def _with_prompt(g: Graph, prompt: str) -> Graph:
     return g
 
 
-@pytest.mark.parametrize(("case", "place"), [(case, place) for case, places in ON_THE_MODEL.items() for place in places])
+@pytest.mark.parametrize(
+    ("case", "place"), [(case, place) for case, places in ON_THE_MODEL.items() for place in places]
+)
 def test_another_input_on_the_model_is_no_source_for_a_similar_prompt(run, cache, case, place):
     """The other text is similar enough for a hit; what is spoken, or drawn, is not the same."""
     own = CASES[case].graph()

@@ -102,13 +102,19 @@ WAYS = {
     ),
     "through a mask": _between(
         solid=node("SolidMask", value=1.0, width=96, height=96),
-        masked=node("ConditioningSetMask", conditioning=["positive", 0], mask=["solid", 0], strength=0.9, set_cond_area="default"),
+        masked=node(
+            "ConditioningSetMask",
+            conditioning=["positive", 0],
+            mask=["solid", 0],
+            strength=0.9,
+            set_cond_area="default",
+        ),
     ),
     "through two nodes": _between(
         ranged=node("ConditioningSetTimestepRange", conditioning=["positive", 0], start=0.0, end=1.0),
         guided=node("FluxGuidance", conditioning=["ranged", 0], guidance=3.5),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -264,7 +264,9 @@ def test_weights_are_hashed_once_a_file(comfy_host, run, cache, monkeypatch, mod
     model = (files.WEIGHTS / MODEL).stat().st_size
 
     def asked(prompt: str) -> Graph:
-        return in_cache(request({"shift": SHIFT, **PATCHES[patches]}, prompt=prompt, loader=of_file("rewritten.safetensors")), cache)
+        return in_cache(
+            request({"shift": SHIFT, **PATCHES[patches]}, prompt=prompt, loader=of_file("rewritten.safetensors")), cache
+        )
 
     comfy_host.forget_outputs()
     with counted_hashing(monkeypatch) as hashed:

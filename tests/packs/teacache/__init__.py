@@ -10,8 +10,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 from unittest.mock import patch
 
-import torch
-
 # By the kind of model: how the change of the time embedding is rescaled, the highest power first.
 COEFFICIENTS = {
     "wan2.1_t2v_1.3B": [1.0, 1.0, 0.0],
