@@ -78,10 +78,11 @@ def s3_server() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def comfy_host(tmp_path_factory: pytest.TempPathFactory) -> ComfyHost:
-    """ComfyUI in this process, on the CPU, with its own nodes and this pack loaded as it loads them."""
-    from tools import inprocess
+    """ComfyUI in this process, on the CPU, with its own nodes, this pack and the test packs loaded as it loads them."""
+    from tools import base_directory, inprocess
 
-    return inprocess.boot(tmp_path_factory.mktemp("comfyui"))
+    packs = base_directory.CUSTOM_NODES | base_directory.TEST_PACKS
+    return inprocess.boot(tmp_path_factory.mktemp("comfyui"), custom_nodes=packs)
 
 
 @pytest.fixture(scope="session")

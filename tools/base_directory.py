@@ -17,6 +17,9 @@ PACK_FOLDER = "chorus"
 CUSTOM_NODES = {PACK_FOLDER: CHECKOUT, "chorus_small_wan": SMALL_WAN}
 """What lies in `custom_nodes` by default: this pack, and the test-only one."""
 
+TEST_PACKS = {f"chorus_test_{folder.name}": folder for folder in sorted((CHECKOUT / "tests" / "packs").glob("[a-z]*"))}
+"""Packs of test-only nodes that patch models in the ways that packs in use do; for tests of this pack beside others."""
+
 MODELS = {
     "diffusion_models/small_wan_t2v.safetensors": SMALL_WAN / "weights" / "small_wan_t2v.safetensors",
     "loras/small_wan_4step_lora.safetensors": SMALL_WAN / "weights" / "small_wan_4step_lora.safetensors",
