@@ -30,6 +30,17 @@ if TYPE_CHECKING:
     from tools.server import ComfyServer
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    from tools.inprocess import NODE_CACHES
+
+    parser.addoption(
+        "--node-cache",
+        choices=NODE_CACHES,
+        default="default",
+        help="how ComfyUI inside the test process keeps node outputs: as users have it by default, or another way",
+    )
+
+
 def pytest_configure() -> None:
     _launch.unwind_on_signals()
 
@@ -77,11 +88,11 @@ def s3_server() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def comfy_host(tmp_path_factory: pytest.TempPathFactory) -> ComfyHost:
+def comfy_host(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> ComfyHost:
     """ComfyUI in this process, on the CPU, with its own nodes and this pack loaded as it loads them."""
     from tools import inprocess
 
-    return inprocess.boot(tmp_path_factory.mktemp("comfyui"))
+    return inprocess.boot(tmp_path_factory.mktemp("comfyui"), node_cache=pytestconfig.getoption("--node-cache"))
 
 
 @pytest.fixture(scope="session")
