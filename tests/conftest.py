@@ -22,6 +22,7 @@ assert _spec is not None and _spec.loader is not None
 _launch = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_launch)
 _launch.expose_packages()
+_launch.expose_packages({"sampling": CHECKOUT / "tests" / "sampling"})  # its graphs serve other folders too
 
 if TYPE_CHECKING:
     from tools.inprocess import ComfyHost
