@@ -110,12 +110,9 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench(comfy_host, _odd_nodes) -> Iterator[Bench]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tensors this small are faster so
     comfy_host.forget_outputs()
     yield Bench(comfy_host)
     comfy_host.forget_outputs()
-    torch.set_num_threads(threads)
 
 
 def _sampled(spots: dict[Spot, int], everything: bool) -> list[Spot]:
