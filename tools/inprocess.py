@@ -85,15 +85,19 @@ class ComfyHost:
         return self._executors[kind]
 
     def _keep_outputs(self, kind: NodeCache) -> None:
-        """Without a node cache the host keeps no output; `output` reads what the last graph's nodes put out."""
+        """Let `output` read what the last graph's nodes put out.
+
+        Without a node cache the host keeps none of it, and by default it drops outputs when memory is short.
+        """
         made = self._made[kind] = {}
-        if kind != "none":
-            return
+        outputs = self._executors[kind].caches.outputs
+        store = outputs.set
 
         async def keep(node_id: str, entry: Any) -> None:
             made[node_id] = entry
+            await store(node_id, entry)
 
-        self._executors[kind].caches.outputs.set = keep
+        outputs.set = keep
 
     @property
     def pack(self) -> ModuleType:

@@ -69,4 +69,35 @@ class Patched:
         return (patched,)
 
 
-NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (FixedNoise, FixedSigmas, Patched)}
+class Conditioned:
+    """What `given[name]` makes of a CONDITIONING."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "change"
+    CATEGORY = "testing/faults"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"conditioning": ("CONDITIONING",), "name": ("STRING",)}}
+
+    def change(self, conditioning: list[Any], name: str) -> tuple[list[Any]]:
+        return (given[name](conditioning),)
+
+
+class ListOf:
+    """The values `given[name]` one by one, as nodes with lists of outputs give them."""
+
+    RETURN_TYPES = ("*",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "make"
+    CATEGORY = "testing/faults"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"name": ("STRING",)}}
+
+    def make(self, name: str) -> tuple[list[Any]]:
+        return (list(given[name]),)
+
+
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (FixedNoise, FixedSigmas, Patched, Conditioned, ListOf)}

@@ -116,7 +116,9 @@ def test_selective_steps_that_compute_all_but_a_corner_are_nearly_full_ones(run,
 def test_a_schedule_with_selective_steps_is_one_call_of_the_sampler(run, source, comfy_host, sampler):
     red = source(sampler)
     with sampler_calls() as calls:
-        hit = run(masked(graph(GREEN, cache=red.cache, sampler=sampler, k1=0.25, k2=0.75), [(0, 0, 64, 64)], comfy_host))
+        hit = run(
+            masked(graph(GREEN, cache=red.cache, sampler=sampler, k1=0.25, k2=0.75), [(0, 0, 64, 64)], comfy_host)
+        )
     assert (hit.report["outcome"], hit.report["k1"], hit.report["k2"]) == ("hit", 2, 6)
     assert len(calls) == 1
     assert calls[0] == pytest.approx(red.sigmas[2:])
@@ -151,7 +153,6 @@ def test_the_largest_seeds_serve_samplers_that_draw_noise(run, comfy_host, cache
     largest = 2**64 - 2
     red = graph(RED, cache=cache, sampler=sampler, seed=largest)
     assert torch.equal(run(red).latent, run(plain(red)).latent)
-
 
     def green() -> Graph:
         return graph(GREEN, cache=cache, sampler=sampler, seed=largest, k1=0.5, k2=0.75)
