@@ -125,6 +125,7 @@ class ComfyHost:
             PromptRejected, ExecutionFailed, ExecutionInterrupted.
         """
         prompt = copy.deepcopy(prompt)  # the host notes fingerprints in it; over the network every one is new
+        prompt = importlib.import_module("server").PromptServer.instance.trigger_on_prompt({"prompt": prompt})["prompt"]
         prompt_id = str(uuid.uuid4())
         valid, problem, outputs, node_errors = self._loop.run_until_complete(
             self._execution.validate_prompt(prompt_id, prompt, None)

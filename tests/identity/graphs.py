@@ -68,7 +68,7 @@ def request(
         model = (
             {"model1": [last, 0], "model2": ["second", 0]} if "Merge" in patch["class_type"] else {"model": [last, 0]}
         )
-        g[name] = node(patch["class_type"], **model, **copy.deepcopy(patch["inputs"]))
+        g[name] = node(patch["class_type"], **(model | copy.deepcopy(patch["inputs"])))
         last = name
     g["lookup"] = node(
         "ChorusCacheLookup",

@@ -153,8 +153,9 @@ def _options(run: Run, guider: Any) -> dict[str, Any]:
     options: dict[str, Any] = comfy.model_patcher.create_model_options_clone(guider.model_options)
     inner = options["transformer_options"]
     inner[KEY] = run
-    if "easycache" in inner:
-        # EasyCache adds to the model input in place, which in fp32 is the sampler's own x: it gets a copy.
+    if "easycache" in inner and run.parent is not None:
+        # EasyCache adds to the model input in place, which in fp32 is the sampler's own x. A hit gives it a copy; a
+        # run in full is left as it is without Chorus.
         kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
         by_kind = inner.setdefault("wrappers", {})
         present = by_kind.get(kind, guider.model_patcher.wrappers.get(kind, {}))
