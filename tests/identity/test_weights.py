@@ -279,4 +279,4 @@ def test_weights_are_hashed_once_a_file(comfy_host, run, cache, monkeypatch, mod
         with counted_hashing(monkeypatch) as hashed:
             answer = run(asked(prompt), keep_nodes=keep_nodes)
         assert answer.outcome == ("identical" if prompt == RED else "hit")
-        assert hashed[0] < 0.5 * model, f"{hashed[0] / 1e6:.1f} MB hashed again"
+        assert hashed[0] < 0.6 * model, f"{hashed[0] / 1e6:.1f} MB hashed again"
