@@ -3,9 +3,14 @@
 from comfy_api.latest import io
 
 from ..chorus.comfy import store, workflows
+from ..chorus.comfy.faults import never_lost
 from ..chorus.comfy.shown import run_figures, unrun_figures
 from ..chorus.reuse.profiles import DEFAULT, PROFILES
 from .sockets import CATEGORY, Chorus
+
+
+def _not_stored(fault, latent, **inputs) -> io.NodeOutput:
+    return io.NodeOutput(latent, "", str(fault), ui={"text": (str(fault),)})
 
 
 class ChorusCacheStore(io.ComfyNode):
@@ -54,6 +59,7 @@ class ChorusCacheStore(io.ComfyNode):
         )
 
     @classmethod
+    @never_lost(_not_stored)
     def execute(cls, latent, chorus, frames=None, keep=0.75, precision=DEFAULT) -> io.NodeOutput:
         entry_id, stored, report = store.store(chorus, latent, frames, keep, precision, cls._graph())
         summary = store.summary(stored, report)

@@ -35,23 +35,8 @@ def store(
 
     keep: checkpoints up to this fraction of the schedule; precision: one of PROFILES; frames: IMAGE [F, H, W, 3] for
     the preview; graph: what `workflows.packed` made of the graph.
-    A run that did not finish left nothing here, so nothing is stored. Raises nothing.
+    A run that did not finish left nothing here, so nothing is stored.
     """
-    try:
-        return _stored(plan, latent, frames, keep, precision, graph)
-    except Exception as error:
-        warn(f"nothing stored: {type(error).__name__}: {error}")
-        return "", say("not_kept.fault", error=f"{type(error).__name__}: {error}"), None
-
-
-def _stored(
-    plan: Plan,
-    latent: dict[str, Any],
-    frames: torch.Tensor | None,
-    keep: float,
-    precision: str,
-    graph: torch.Tensor | None,
-) -> tuple[str, Message, Report | None]:
     began = time.perf_counter()
     samples = latent["samples"]
     run = None if samples.is_nested else finished_runs.find(plan.id, partial(_returned, samples.detach().cpu()))

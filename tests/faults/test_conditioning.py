@@ -93,7 +93,7 @@ def test_a_positive_of_two_rows(as_without_chorus, run, cache, batch, cfg):
 
     with evaluations() as seen, sampler_calls() as calls:
         cold = as_without_chorus(two(RED, masks=True, tgaa=True))
-    assert cold.report["outcome"] == "miss"
+    assert cold.report["outcome"] in ("miss", "bypassed")
     # With every stage it must run, and stage 1 alone must be the host's own run from the source's state.
     assert torch.isfinite(run(two(GREEN, masks=True, tgaa=True)).latent).all()
     hit = run(two(GREEN, k1=0.25))

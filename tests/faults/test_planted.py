@@ -199,7 +199,8 @@ def test_an_interrupt_at_any_statement_interrupts(bench, pytestconfig):
     spots = bench.spots.executed(lambda: bench.run(scenario.target, unharmed))
     right = bench.run(scenario.after, unharmed)[0]
     clean = bench.on_the_model()
-    during = [spot for spot in sorted(spots) if "store" not in spot.file]
+    # What runs when a graph is queued runs in the server, where no interrupt is raised.
+    during = [spot for spot in sorted(spots) if "store" not in spot.file and "files" not in spot.file]
     failures = {}
     for spot in during if pytestconfig.getoption("--all-lines") else during[:: max(1, len(during) // 15)]:
         cache, error = bench.copy(prepared), comfy.model_management.InterruptProcessingException()

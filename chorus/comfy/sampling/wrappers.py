@@ -207,6 +207,12 @@ def _without_chorus(original: dict[str, Any]) -> dict[str, Any]:
     return {**original, "transformer_options": inner}
 
 
+def _run_of(options: dict[str, Any]) -> Run | None:
+    """The run in transformer options; None where they are those of a run that is left alone."""
+    run = options.get(KEY)
+    return run if isinstance(run, Run) else None
+
+
 def sampler_sample(  # type: ignore[no-untyped-def]
     executor,
     model_wrap,
@@ -219,9 +225,10 @@ def sampler_sample(  # type: ignore[no-untyped-def]
     disable_pbar=False,
 ):
     """The SAMPLER_SAMPLE wrapper: one call of the sampler over the path that the run walks."""
-    options = extra_args["model_options"]["transformer_options"]
-    run = options.get(KEY)
-    if not isinstance(run, Run) or run.start is None:
+    with own_work():
+        options = extra_args["model_options"]["transformer_options"]
+        run = _run_of(options)
+    if run is None or run.start is None:
         return executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
     with timed(run):
         schedule, k1 = run.schedule, run.schedule.k1
@@ -251,8 +258,9 @@ def sampler_sample(  # type: ignore[no-untyped-def]
 
 def predict_noise(executor, x, timestep, model_options, seed=None):  # type: ignore[no-untyped-def]
     """The PREDICT_NOISE wrapper: what happens around an evaluation of the model, after CFG."""
-    run = model_options.get("transformer_options", {}).get(KEY)
-    if not isinstance(run, Run):
+    with own_work():
+        run = _run_of(model_options.get("transformer_options", {}))
+    if run is None:
         return executor(x, timestep, model_options, seed)
     with timed(run):
         run.before_evaluation(x, float(timestep.flatten()[0]))
@@ -265,12 +273,13 @@ def apply_model(  # type: ignore[no-untyped-def]
     executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
 ):
     """The APPLY_MODEL wrapper: gives a model call its patches, where it needs some."""
-    options = transformer_options or {}
-    run = options.get(KEY)
-    if not isinstance(run, Run):
+    with own_work():
+        options = transformer_options or {}
+        run = _run_of(options)
+    if run is None:
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-    eager: Any = nullcontext()
     with timed(run):
+        eager: Any = nullcontext()
         given = {name: value for name, value in options.items() if name != KEY}
         if run.step is not None:
             call = ModelCall(tuple(x.shape), c_crossattn, run.step, _positive_rows(run, x, given), given, kwargs)
