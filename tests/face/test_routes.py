@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import random
+import zlib
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
+import torch
 from PIL import Image
 
+from chorus.cache import LocalCache
+
 from .conftest import Answer
-from .entries import FRAMES, SIDE, fill
+from .entries import FRAMES, SIDE, SPACE, fill
 
 if TYPE_CHECKING:
     from tools.server import ComfyServer
@@ -219,6 +225,56 @@ def test_damaged_entry_is_an_error_in_words(ask, face_server: ComfyServer) -> No
     file.write_bytes(data)
     answer = ask(f"/entries/{entry_id}/preview", cache="damaged")
     assert answer.status == 409 and "quarantine" in answer.json["error"]["message"]
+
+
+def test_what_another_process_forgets_is_not_shown_any_more(ask, cache_folder: Path) -> None:
+    folder = cache_folder / "forgotten elsewhere"
+    kept, gone = fill(folder, 2)
+    pictures = [f"/entries/{entry_id}/{what}" for entry_id in (gone, kept) for what in ("preview", "frames")]
+    assert [ask(path, cache=folder.name).status for path in pictures] == [200] * 4
+    with closing(LocalCache(folder)) as cache:
+        cache.forget(gone)
+    assert [ask(path, cache=folder.name).status for path in pictures] == [404, 404, 200, 200]
+
+
+@pytest.mark.parametrize("latent_format", ["torch", "__class__", "LatentFormat", "Nobody", "__getattr__"])
+def test_a_latent_format_of_any_name_is_listed(ask, cache_folder: Path, latent_format: str) -> None:
+    space = replace(SPACE, latent_format=latent_format)
+    folder = cache_folder / f"format {latent_format}"
+    (entry_id,) = fill(folder, 1, space=space)
+    for path in ("/entries", "/stats", f"/entries/{entry_id}"):
+        assert ask(path, cache=folder.name).status == 200
+    assert ask("/entries", cache=folder.name).json["entries"][0]["size"] == [96, 96, 4]
+
+
+def test_a_prompt_that_is_no_unicode_is_listed_and_searched(ask, cache_folder: Path) -> None:
+    folder = cache_folder / "surrogate"
+    (entry_id,) = fill(folder, 1, prompt="a \ud800 b")
+    for path in ("/entries", "/entries?words=b", "/entries?meaning=a%20b", f"/entries/{entry_id}"):
+        answer = ask(path, cache=folder.name)
+        assert (answer.status, "a \\ud800 b" in answer.body.decode()) == (200, True), path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"workflow":{"a":"' + b"x" * 2**26 + b'"}}',
+        b'{"workflow":{"a":[' + b"{}," * 3_000_000 + b"1]}}",
+        b'{"workflow":' + b"[" * 100_000,
+        b'{"workflow":NaN}',
+    ],
+    ids=["long", "many", "deep", "NaN"],
+)
+def test_a_workflow_that_is_a_bomb_is_damage(ask, cache_folder: Path, text: bytes, monkeypatch, request) -> None:
+    """As after a file was edited on the disk: what is imported or stored is checked before."""
+    folder = cache_folder / f"bomb {request.node.callspec.id}"
+    graph = torch.frombuffer(bytearray(zlib.compress(text)), dtype=torch.uint8)
+    monkeypatch.setattr("chorus.cache.format._check", lambda *_: None)
+    (entry_id,) = fill(folder, 1, tensors={"final": torch.zeros(SPACE.shape), "workflow": graph})
+    answer = ask(f"/entries/{entry_id}/workflow", cache=folder.name)
+    assert (answer.status, answer.code) == (409, "cache_error")
+    assert "workflow" in answer.json["error"]["message"] and len(answer.body) < 2000
+    assert ask(f"/entries/{entry_id}", cache=folder.name).status == 404
 
 
 def test_newer_entries_of_another_process_are_seen(ask, face_server: ComfyServer) -> None:
