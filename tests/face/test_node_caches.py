@@ -61,7 +61,8 @@ def test_look_up_and_store_show_what_the_run_reports(server, node_cache, browser
         assert "Hit" in shown and "1 of 4 steps reused" in shown
         shown = run(face, SIMILAR, seed=1, cache=cache)
         assert ("Identical" if node_cache == "none" else "Hit") in shown
-        assert "Miss" in (shown := run(face, FIRST, seed=2, cache=cache))
+        shown = run(face, FIRST, seed=2, cache=cache)
+        assert "Miss" in shown
         # A tab that is opened again shows what its last run reported, not what its look-up answered before.
         face.load(FOUR_STEPS, UNLIKE, cache="another tab")
         face.page.evaluate("() => app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")

@@ -203,7 +203,7 @@ def test_next_run_starts_from_the_chosen_entry_and_the_one_after_does_not(open_p
             face.load(FOUR_STEPS, prompt, cache="chosen")
             face.run()
         face.load(FOUR_STEPS, SIMILAR, cache="chosen")
-        panel = Panel(face, cache_folder / "chosen")
+        Panel(face, cache_folder / "chosen")
         page.locator(".chorus-tile", has_text="pink cross").click()
         page.get_by_role("button", name="Start the next run from it").click()
         source = """() => app.graph.nodes.find((node) => node.type === "ChorusCacheLookup")
