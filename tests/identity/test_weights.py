@@ -225,7 +225,7 @@ PATCHES = {
 @pytest.mark.parametrize("patches", PATCHES)
 def test_weights_are_hashed_once_a_file(comfy_host, pack_module, run, cache, model_file, patches):
     """Also after a reload. The LoRA's own file is 3.2 MB, the model's 6.8 MB."""
-    fresh = model_file[MODEL].with_name(f"counted-{len(PATCHES[patches])}-{'lora' in PATCHES[patches]}.safetensors")
+    fresh = model_file[0].with_name(f"counted-{len(PATCHES[patches])}-{'lora' in PATCHES[patches]}.safetensors")
     shutil.copyfile(files.WEIGHTS / MODEL, fresh)
     model = fresh.stat().st_size
     counter = pack_module("chorus.comfy.content").counter

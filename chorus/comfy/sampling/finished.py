@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...messages import Message
+from ...reuse.plan import Plan
 
 _REASONS = 256  # sentences kept for store nodes that may never ask
 _WAITING_BYTES = 4 << 30  # of the latents that finished runs may hold while they wait to be stored
@@ -83,6 +84,7 @@ class Recording:
 class FinishedRun:
     """A run whose sampler came to its end, waiting to be stored."""
 
+    plan: Plan  # as its look-up would have answered when sampling began
     report: Report
     request: str  # the identity under which the result is kept
     calls: list[str]  # identities of the sampler calls it was made of, as computed in full

@@ -72,12 +72,13 @@ def outer_sample(  # type: ignore[no-untyped-def]
 ):
     """The OUTER_SAMPLE wrapper: the life of a run."""
     guider = executor.class_obj
-    original = guider.model_options
-    plan: Plan = original["transformer_options"][KEY]
-    again = _Again(guider, sigmas)
+    run: Run | None = None
+    again: _Again | None = None
 
-    def sample(options: dict[str, Any], given_sigmas: torch.Tensor) -> torch.Tensor:
-        guider.model_options = options
+    def sample(options: dict[str, Any] | None, given_sigmas: torch.Tensor) -> torch.Tensor:
+        """The host's own sampling, under other model options where there are some."""
+        original = guider.model_options
+        guider.model_options = original if options is None else options
         try:
             latent: torch.Tensor = executor(
                 noise,
@@ -95,18 +96,17 @@ def outer_sample(  # type: ignore[no-untyped-def]
             guider.model_options = original
 
     def plain(reason: Message) -> torch.Tensor:
-        """The run as it would have been without Chorus."""
+        """The run as it would have been without Chorus. The plan on the model is none of a run, so nothing acts."""
         warn(f"not active in this run: {reason}")
-        finished_runs.bypass(plan.id, reason)
-        again.restore()
-        return sample(_without_chorus(original), again.sigmas)
+        finished_runs.bypass(guider.model_options["transformer_options"][KEY].id, reason)
+        return sample(None, sigmas if again is None else again.restored())
 
-    run: Run | None = None
     try:
         with own_work():
             began = time.perf_counter()
-            now = refreshed(plan)
-            run = Run(now, asked_for(now, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed))
+            again = _Again(guider, sigmas)
+            plan = refreshed(guider.model_options["transformer_options"][KEY])
+            run = Run(plan, asked_for(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed))
             answer = _without_sampling(run, guider)
             options = _options(run, guider)
             _announce(run)
@@ -129,11 +129,10 @@ def outer_sample(  # type: ignore[no-untyped-def]
             raise  # nothing was changed: the graph fails so without Chorus, too
         return plain(say("bypassed.failed_hit", error=f"{type(error).__name__}: {error}"))
     else:
-        _keep(plan, run, latent, seconds)
+        _keep(run, latent, seconds)
         return latent
     finally:
-        if run is not None:
-            run.drop()
+        _drop(run)
 
 
 def _without_sampling(run: Run, guider: Any) -> torch.Tensor | None:
@@ -170,9 +169,10 @@ def _announce(run: Run) -> None:
         warn(f"the pages could not be told of this run: {type(error).__name__}: {error}")
 
 
-def _keep(plan: Plan, run: Run, latent: torch.Tensor, seconds: float) -> None:
+def _keep(run: Run, latent: torch.Tensor, seconds: float) -> None:
     """Let the run wait for its store node."""
     try:
+        plan = run.plan
         finished = run.finished(latent, seconds)
         if run.request.stored or not finished.complete:
             finished_runs.put(plan.id, finished)
@@ -181,7 +181,15 @@ def _keep(plan: Plan, run: Run, latent: torch.Tensor, seconds: float) -> None:
     except Exception as error:  # the render is done; only its entry is lost
         fault = f"{type(error).__name__}: {error}"
         warn(f"the run cannot be stored: {fault}")
-        finished_runs.bypass(plan.id, say("bypassed.fault", error=fault))
+        finished_runs.bypass(run.plan.id, say("bypassed.fault", error=fault))
+
+
+def _drop(run: Run | None) -> None:
+    try:
+        if run is not None:
+            run.drop()
+    except Exception as error:  # memory is held for longer, and nothing else
+        warn(f"a run could not let go of its tensors: {type(error).__name__}: {error}")
 
 
 class _Again:
@@ -194,17 +202,13 @@ class _Again:
         self.random = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
-    def restore(self) -> None:
+    def restored(self) -> torch.Tensor:
+        """Puts all of it back; the σ as they were."""
         self.guider.conds = self.conds
         torch.set_rng_state(self.random)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
-
-
-def _without_chorus(original: dict[str, Any]) -> dict[str, Any]:
-    """Model options in which the other wrappers find nothing to do."""
-    inner = {name: value for name, value in original["transformer_options"].items() if name != KEY}
-    return {**original, "transformer_options": inner}
+        return self.sigmas
 
 
 def _run_of(options: dict[str, Any]) -> Run | None:
