@@ -9,10 +9,12 @@ class ChorusExtension(ComfyExtension):
     async def on_load(self) -> None:
         from server import PromptServer
 
+        from .chorus.comfy import users
         from .chorus.comfy.server import register
 
         if (server := getattr(PromptServer, "instance", None)) is not None:  # none where nodes run without a server
             register(server.routes)
+            users.note_prompts(server)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .nodes.cache_lookup import ChorusCacheLookup
