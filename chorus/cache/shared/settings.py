@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import quote, quote_plus, unquote, urlencode, urlsplit
 
@@ -16,6 +17,7 @@ SCHEMES = ("file", "s3", "gs", "az", "abfss")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _SECRET_NAMES = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|ACCOUNT_KEY|CREDENTIAL|SERVICE_ACCOUNT", re.IGNORECASE)
 _ADDRESS_NAMES = re.compile(r"ENDPOINT|PROXY", re.IGNORECASE)  # of variables whose address may hold a password
+_STORE_ADDRESS = re.compile(r"(?:AWS|AZURE|GOOGLE)_(?:\w+_)?(ENDPOINT|PROXY)(?:_URL\w*)?")
 _SHORTEST_SECRET = 4  # characters; a shorter one would be blotted out of ordinary words
 _KEYS = frozenset(("scram_client_key", "scram_server_key"))  # libpq's, which may not be empty
 # Where the database is and how it is spoken to: what a URL that somebody chose on a page may say. Any other of libpq's
@@ -59,6 +61,8 @@ class Settings:
         if not _TENANT.fullmatch(self.tenant):
             raise CacheUnavailable(TENANT, say("reason.tenant", tenant=self.tenant), say("advice.tenant"))
         self._known()
+        if not self.blobs.startswith("file:"):
+            _require_addresses()
 
     def _known(self) -> Mapping[str, str]:
         """The options of the URL, read by libpq.
@@ -102,6 +106,8 @@ class Settings:
     def _secrets(self) -> set[str]:
         found = {value for name, value in os.environ.items() if _SECRET_NAMES.search(name)} | {self.url}
         found |= {value for name, value in self._known().items() if name in _secret_options()}
+        with suppress(ValueError):  # what the query says again, libpq takes from there
+            found.add(urlsplit(self.url).password or "")
         for name, value in os.environ.items():
             if _ADDRESS_NAMES.search(name):
                 found.update(_passwords_in(value))
@@ -178,6 +184,26 @@ def _require_location(blobs: str) -> None:
     elsewhere = parts.query or parts.fragment or (parts.scheme != "file" and "@" in parts.path)
     if elsewhere or not re.fullmatch(account, parts.netloc):
         raise CacheUnavailable(BLOBS, say("reason.credentials"), say("advice.credentials"))
+
+
+def _require_addresses() -> None:
+    """CacheUnavailable for an address of the object store in the environment that is none, or holds a password.
+
+    The library would show such a password, or end in a panic of its own.
+    """
+    for name, value in os.environ.items():
+        if not (match := _STORE_ADDRESS.fullmatch(name)) or not value:
+            continue
+        try:
+            parts = urlsplit(value)
+            sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:
+            sound = False
+        after = value.partition("://")[2].partition("/")
+        if not sound or "@" in after[2] or after[0].count("@") > 1 or re.search(r"[\s\"'\\<>^`{|}]", value):
+            raise CacheUnavailable(name, say("reason.not_url"), say("advice.encode"))
+        if "@" in after[0] and match[1] != "PROXY":
+            raise CacheUnavailable(name, say("reason.credentials"), say("advice.credentials"))
 
 
 def _secret_options() -> set[str]:
