@@ -156,29 +156,7 @@ def test_credentials_may_come_from_the_environment(postgres, role, open_cache, m
         open_cache(url=f"postgresql://127.0.0.1:{postgres.port}/postgres").version()
 
 
-ODD = [
-    "/",
-    "//",
-    "@",
-    ":",
-    "?",
-    "#",
-    "%",
-    "[",
-    "]",
-    "&",
-    "=",
-    "+",
-    ",",
-    "'",
-    '"',
-    " ",
-    "\\",
-    "ö",
-    "/1@",
-    "?a=b@",
-    "@h:1/",
-]
+ODD = ["/", "//", "@", ":", "?", "#", "%", "[", '"', " ", "/1@", "?a=b@", "@h:1/"]
 
 
 @pytest.mark.parametrize(
