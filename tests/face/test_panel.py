@@ -254,7 +254,7 @@ def test_settings_dialog_sets_limit_and_defaults(open_page, cache_folder) -> Non
         field.fill("33")
         field.press("Tab")
         page.get_by_text("Each cache may now grow to 33 GB.").wait_for()
-        assert json.loads((cache_folder / "settings.json").read_text(encoding="utf-8")) == {"limit_gb": 33}
+        assert json.loads((cache_folder / "chorus-limit.json").read_text(encoding="utf-8")) == {"limit_gb": 33}
         field.fill("20")
         field.press("Tab")
         page.get_by_text("Each cache may now grow to 20 GB.").wait_for()
