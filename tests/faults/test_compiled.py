@@ -38,7 +38,6 @@ def compiled_run(comfy_host, cache, graphs):
     def compiling(patcher) -> None:
         set_torch_compile_wrapper(patcher, backend, options={"guard_filter_fn": skip_torch_compile_dict})
 
-    comfy_host.forget_outputs()
     count = iter(range(1000))
 
     def execute(g: Graph, compiled: bool = True):
@@ -47,8 +46,10 @@ def compiled_run(comfy_host, cache, graphs):
         shown = comfy_host.execute(g)["outputs"].get("store", {}).get("chorus")
         return comfy_host.output("sample")[0][0]["samples"], shown[0] if shown else None
 
-    yield execute
-    comfy_host.forget_outputs()
+    with comfy_host.node_cache("classic"):  # by default the host may drop the loaded model when memory is short
+        comfy_host.forget_outputs()
+        yield execute
+        comfy_host.forget_outputs()
 
 
 @pytest.mark.timeout(600)

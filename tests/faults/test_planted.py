@@ -110,9 +110,10 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench(comfy_host, _odd_nodes) -> Iterator[Bench]:
-    comfy_host.forget_outputs()
-    yield Bench(comfy_host)
-    comfy_host.forget_outputs()
+    with comfy_host.node_cache("classic"):  # by default the host may drop the loaded model when memory is short
+        comfy_host.forget_outputs()
+        yield Bench(comfy_host)
+        comfy_host.forget_outputs()
 
 
 def _sampled(spots: dict[Spot, int], everything: bool) -> list[Spot]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from sampling.conftest import difference
@@ -83,14 +85,28 @@ def test_two_samplers_after_one_look_up(run, comfy_host, cache, stored):
 
 @pytest.mark.parametrize("prompt", [RED, GREEN], ids=["same prompt", "similar prompt"])
 @pytest.mark.parametrize("cfg", [5.0, 7.0])
-def test_a_hit_at_high_cfg_is_not_worse_than_as_many_steps_from_the_start(run, cache, cfg, prompt):
+def test_enough_steps_are_left_for_a_high_cfg(run, cache, cfg, prompt):
+    """A source at CFG 3, 8 steps. Too few steps at a high CFG burn: values far beyond those of the full run.
+
+    The 99 % quantile of the values, over that of the full run, by the number of steps that a hit computes:
+
+    | steps computed           | 7    | 6    | 5    | 4    | 3    | 2    |
+    |--------------------------|------|------|------|------|------|------|
+    | CFG 3, similar prompt    | 0.99 | 0.99 | 0.99 | 0.99 | 0.99 | 1.05 |
+    | CFG 5, same prompt       | 1.00 | 1.00 | 1.01 | 1.29 | 1.98 | 1.54 |
+    | CFG 5, similar prompt    | 0.99 | 0.99 | 0.98 | 1.01 | 1.03 | 1.34 |
+    | CFG 7, same prompt       | 1.00 | 1.41 | 2.21 | 2.27 | 3.74 | 2.30 |
+    | CFG 7, similar prompt    | 0.97 | 0.99 | 1.26 | 1.47 | 1.81 | 1.86 |
+
+    So about as many steps as the CFG says. The error to the full run goes the same way: at CFG 5 with the same prompt
+    0.04, 0.07, 0.23, 0.54, 1.24, 0.81; at CFG 7 0.32, 0.63, 1.49, 1.36, 2.98, 1.46.
+    """
     run(graph(RED, cache=cache, cfg=3.0))
     hit = run(graph(prompt, cache=cache, cfg=cfg, start=0.0))
     full = run(plain(graph(prompt, cache="", cfg=cfg))).latent
-    fewer = run(plain(graph(prompt, cache="", cfg=cfg, steps=hit.report["steps_computed"]))).latent
-    assert difference(hit.latent, full) <= 1.05 * difference(fewer, full)
-    # Not burnt: few steps at a high CFG end far outside the values that latents have.
     assert float(hit.latent.abs().quantile(0.99) / full.abs().quantile(0.99)) < 1.15
+    if prompt == RED:  # nothing of a source stays in the picture that should not: the error is the lack of steps
+        assert difference(hit.latent, full) < 0.4
 
 
 # -- two experts --------------------------------------------------------------------------------------------------
@@ -124,6 +140,8 @@ def test_the_steps_of_two_experts_are_those_really_computed(run, cache):
         with evaluations() as seen:
             hit = run(two_and_two(GREEN, cache, k1=0.25))
         assert hit.report["steps_computed"] == len(seen)
+        if re.search(r"\b0 of \d+ steps computed", hit.summary):
+            assert seen == []
 
 
 def test_selective_steps_go_on_over_the_boundary_of_two_experts(run, cache, comfy_host):
