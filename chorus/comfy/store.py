@@ -129,7 +129,7 @@ def _commit(
         "carried": run.carried,
         "text": run.text_digest,
         "precision": precision,
-        "stages": sorted(plan.stages),
+        "stages": {name: _plain(settings) for name, settings in plan.stages.items()},
         "report": run.report.figures(),
     }
     try:
@@ -157,6 +157,13 @@ def _commit(
     if not kept:
         return entry.id, say("kept.storing", entry=entry.id)
     return entry.id, say("kept.storing_states", entry=entry.id, count=kept)
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """What a stage's node was set to, without masks and other large values."""
+    return {
+        name: value for name, value in vars(settings).items() if value is None or isinstance(value, int | float | str)
+    }
 
 
 def _add_source(

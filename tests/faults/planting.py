@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,15 +28,16 @@ class Spot:
         return f"{self.file}:{self.line} ({self.function})"
 
 
-HANDS_OVER = {"outer_sample"}
-"""Functions whose own statements do no more than hand the host's arguments on; what they call is planted."""
-
-
 class Spots:
     """The statements of some files of a pack at which an exception can be planted."""
 
-    def __init__(self, pack: Path, globs: Sequence[str]) -> None:
-        """pack: the folder as the host imported it; globs: relative to it, may match nothing."""
+    def __init__(self, pack: Path, globs: Sequence[str], beside: Collection[str] = ("define_schema",)) -> None:
+        """pack: the folder as the host imported it; globs: relative to it, may match nothing.
+
+        beside: functions during which nothing is planted. By default the description of a node, which is the same for
+        every request and first made when the host starts.
+        """
+        self._beside = frozenset(beside)
         self._at: dict[str, dict[int, Spot]] = {}
         for file in sorted({file for glob in globs for file in pack.glob(glob)}):
             lines = _statements(file, str(file.relative_to(pack)))
@@ -62,6 +63,13 @@ class Spots:
         self._traced(call, raise_there)
         return left <= 0
 
+    def _is_beside(self, frame: FrameType | None) -> bool:
+        while frame is not None:
+            if frame.f_code.co_name in self._beside:
+                return True
+            frame = frame.f_back
+        return False
+
     def _traced(self, call: Callable[[], Any], reached: Callable[[Spot], None]) -> None:
         last: dict[FrameType, Spot] = {}
 
@@ -76,9 +84,7 @@ class Spots:
             return lines
 
         def calls(frame: FrameType, _event: str, _arg: Any) -> Any:
-            if frame.f_code.co_name in HANDS_OVER or _describing(frame):
-                return None
-            return lines if frame.f_code.co_filename in self._at else None
+            return lines if frame.f_code.co_filename in self._at and not self._is_beside(frame) else None
 
         before = sys.gettrace()
         sys.settrace(calls)
@@ -86,15 +92,6 @@ class Spots:
             call()
         finally:
             sys.settrace(before)
-
-
-def _describing(frame: FrameType | None) -> bool:
-    """Whether a node is being described: the same for every request, and first done when the host starts."""
-    while frame is not None:
-        if frame.f_code.co_name == "define_schema":
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _statements(file: Path, name: str) -> dict[int, Spot]:

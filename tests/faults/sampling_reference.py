@@ -58,6 +58,33 @@ def sampler_calls() -> Iterator[list[list[float]]]:
         comfy.samplers.KSAMPLER.sample = inner
 
 
+@contextmanager
+def block_lengths() -> Iterator[list[int]]:
+    """How many tokens every call of a block of Wan is given in the block."""
+    import comfy.ldm.wan.model as wan
+
+    lengths: list[int] = []
+    inner = wan.WanAttentionBlock.forward
+
+    def counted(self, x, *args, **kwargs):
+        lengths.append(x.shape[1])
+        return inner(self, x, *args, **kwargs)
+
+    wan.WanAttentionBlock.forward = counted
+    try:
+        yield lengths
+    finally:
+        wan.WanAttentionBlock.forward = inner
+
+
+def patched(g: Graph, apply: Any) -> Graph:
+    """The graph on a model to which another pack's node has done `apply(patcher)`, before Chorus sees it."""
+    odd_nodes.given["patch"] = apply
+    g["patch"] = node("Patched", model=["unet", 0], name="patch")
+    g["model"]["inputs"]["model"] = ["patch", 0]
+    return g
+
+
 def state_at(seen: list[tuple[float, torch.Tensor]], sigma: float) -> torch.Tensor:
     """The state that a sampler was in at σ: the last one that it evaluated there."""
     return [x for at, x in seen if abs(at - sigma) < 1e-4][-1]
@@ -66,7 +93,7 @@ def state_at(seen: list[tuple[float, torch.Tensor]], sigma: float) -> torch.Tens
 def resumed(g: Graph, x: torch.Tensor, sigmas: list[float]) -> Graph:
     """The plain request, but sampled by one call of its sampler over `sigmas` from the state x at their first."""
     asked: dict[str, Any] = g["sample"]["inputs"]
-    kept = {name: g[name] for name in ("unet", "clip", "model", "positive", "negative", "latent")}
+    kept = {name: n for name, n in g.items() if not n["class_type"].startswith(("Chorus", "TGAA")) and name != "sample"}
     odd_nodes.given |= {"noise": x / sigmas[0], "sigmas": sigmas}
     positive, negative = asked["positive"], asked["negative"]
     return kept | {
