@@ -17,6 +17,7 @@ import safetensors.torch
 from sample import new_entry
 
 from chorus.cache import LocalCache
+from chorus.cache.vectors import faiss_or_none
 
 
 def write_until_killed(root: Path, max_bytes: int, numbers: itertools.count, report: int) -> None:
@@ -30,6 +31,7 @@ if __name__ == "__main__":
     root, kills, max_bytes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     delays = random.Random(0)
     safetensors.torch.save(dict(new_entry(0).tensors))  # what is slow the first time, before the clock starts
+    faiss_or_none()
     for kill in range(kills):
         read, write = os.pipe()
         child = os.fork()

@@ -9,6 +9,9 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from ..blobs import regular
+from ..format import BlobDamaged
+
 log = logging.getLogger(__name__)
 
 UNFINISHED = 3600.0  # seconds after which a copy that is still being written belongs to a dead process
@@ -30,9 +33,9 @@ class LocalTier:
         """A copy's bytes, not verified, or None. Makes it the most recently read."""
         path = self._path(entry_id)
         try:
-            content = path.read_bytes()
+            content = regular(path).read_bytes()
             os.utime(path)
-        except OSError:
+        except (OSError, BlobDamaged):
             return None
         return content
 
