@@ -74,7 +74,8 @@ class _Family:
         for seqs, keys, vectors in transaction.sources(self._embedder, self._seen, length):
             if self._vectors is None:
                 self._vectors = no_vectors(vectors.shape[1])
-            new = ~np.isin(seqs, self._seqs)  # a damaged index of the catalog could bring a row twice
+            before = np.append(self._seqs[-1:] if len(self._seqs) else -1, seqs[:-1])
+            new = seqs > np.maximum.accumulate(before)  # a damaged index of the catalog could bring a row twice
             self._vectors.add(vectors[new])
             spaces = np.array([self._keys.setdefault(key, len(self._keys)) for key in keys], np.int64)
             self._seqs = np.append(self._seqs, seqs[new])

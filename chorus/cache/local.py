@@ -108,7 +108,7 @@ class LocalCache(CatalogCache):
             self._blobs = Blobs(self.root)
         except OSError as error:
             raise CacheUnavailable.of_disk(self.root, error) from error
-        self._catalog = Catalog(self.root, timeout, self._add_unknown)
+        self._catalog = Catalog(self.root, timeout, self._match_files)
         self._index = VectorIndex()
         self._index_generation = self._catalog.generation
         self._sweep()
@@ -223,11 +223,11 @@ class LocalCache(CatalogCache):
         self._catalog.close()
 
     def _sweep(self) -> None:
-        """Add the files that have no row, and delete what dead processes left behind and what is above the limit."""
+        """Let rows and files agree, and delete what dead processes left behind and what is above the limit."""
         try:
             with self._catalog.writing() as transaction:
                 self._release_dead(transaction)
-                self._add_unknown(transaction)
+                self._match_files(transaction)
                 transaction.recount()
                 if self._policy is not None:
                     transaction.choose_policy(self._policy)
@@ -238,16 +238,19 @@ class LocalCache(CatalogCache):
         except (CacheUnavailable, OSError) as error:  # locked or full: what can be read can still be served
             log.warning("Leftovers in the cache are not cleared away this time: %s", error)
 
-    def _add_unknown(self, transaction: Transaction) -> None:
-        """Add rows for files that have none: the catalog is new, or the files were put back or merged in."""
-        unknown = self._blobs.ids() - transaction.known_ids()
-        if not unknown:
-            return
-        added, refused = transaction.adopt(self._blobs.headers(unknown))
-        for entry_id in refused:
-            log.warning("Cache file %s is moved to quarantine: no entry can be made of it", self._blobs.path(entry_id))
-            self._blobs.quarantine(entry_id)
-        if added:
+    def _match_files(self, transaction: Transaction) -> None:
+        """Add rows for files that have none, and drop those whose files a killed process has deleted.
+
+        The catalog is new, or files were put back or merged in. Where there is no file at all, a disk may be missing.
+        """
+        files = self._blobs.ids()
+        if files:
+            transaction.drop(row for row in transaction.live_rows() if row.id not in files)
+        if unknown := files - transaction.known_ids():
+            added, refused = transaction.adopt(self._blobs.headers(unknown))
+            for entry_id in refused:
+                log.warning("No entry can be made of %s: moved to quarantine", self._blobs.path(entry_id))
+                self._blobs.quarantine(entry_id)
             log.warning("%d files in %s were not in the catalog, and were added", added, self.root)
 
     def _release_dead(self, transaction: Transaction) -> None:

@@ -342,6 +342,10 @@ class Transaction:
         """The row of an entry, in whatever state, or nothing."""
         return self._removed("id = ?", entry_id)
 
+    def live_rows(self) -> list[Removed]:
+        """All rows that are in use."""
+        return self._removed("state = 'live'")
+
     def all_rows(self) -> list[Removed]:
         """All rows, in whatever state."""
         return self._removed("1")

@@ -128,6 +128,7 @@ def test_what_was_being_forgotten_does_not_come_back(open_cache, root, how, afte
     if after:
         with pytest.raises(EntryMissing):
             cache.load(secret.id)
+        assert cache.get(secret.id) is None
     else:
         assert_is_entry(1, cache.load(secret.id))  # it has not been forgotten yet, and is shown
     cache.forget(secret.id)
@@ -157,6 +158,16 @@ def test_a_rebuild_that_was_killed_forgets_no_pins(open_cache, root):
     cache = open_cache()
     assert [(found.id, found.pinned, found.hits) for found in cache.entries()] == [(entry.id, True, 1)]
     assert cache.stats() == known
+
+
+def test_rows_whose_files_are_gone_go_at_the_next_start_unless_all_are(open_cache, root):
+    cache = open_cache()
+    made = [cache.put(new_entry(n)) for n in range(3)]
+    cache.close()
+    blob(root, made[1].id).unlink()
+    assert open_cache().entries() == [made[2], made[0]]
+    (root / "blobs").rename(root / "unmounted")
+    assert open_cache().entries() == [made[2], made[0]]
 
 
 # -- files that somebody put there
