@@ -256,6 +256,9 @@ class Catalog:
             self._migrate(db, version, empty)
         if tables(db) != expected_tables():
             raise _Damaged("its tables are not those of this version")
+        for table in ("totals", "usage", "eviction"):
+            if db.execute(f"SELECT count(*) FROM {table}").fetchone() != (1,):
+                raise _Damaged(f"its table {table} does not have one row")
 
     def _migrate(self, db: sqlite3.Connection, version: int, empty: bool) -> None:
         db.execute("BEGIN IMMEDIATE")
