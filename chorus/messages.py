@@ -84,6 +84,7 @@ TEXTS = {
     "note.k1_remaining": "K1 lowered from {wanted} to {k1}: with CFG {cfg}, more of the {steps} steps must be computed",
     "note.k1_first_expert": "K1 lowered from {wanted} to {k1}: the first expert computes at least one step, from the "
     "calibrated start on",
+    "note.first_expert_skipped": "the first expert is not run: all its steps are the source's",
     "note.attention": "no selective steps: another node replaces the attention",
     "note.not_looked": "identical requests were not looked for: {error}",
     "note.not_loaded": "the stored result could not be loaded: {error}",

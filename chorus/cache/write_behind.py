@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 # What may wait for the disk; more is refused, and said.
-MOST_PENDING = 4
+MOST_PENDING = 64
 MOST_PENDING_BYTES = 2 * 2**30
 
 

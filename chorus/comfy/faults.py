@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..messages import BadInput, Message, say
 from .caches import warn
 
 _Result = TypeVar("_Result")
+_OWN = str(Path(__file__).parents[2])  # as this module was loaded, which may be through a link
 
 
 class Unsuitable(Exception):
@@ -21,19 +22,22 @@ class Unsuitable(Exception):
         self.why = why
 
 
-class OwnFault(Exception):
-    """An error in Chorus's own work during sampling; the cause is chained."""
+def is_own(error: BaseException) -> bool:
+    """Whether an error comes from Chorus's own work.
 
+    Of all code on the way to it that is ComfyUI's or a pack's, the last is then this pack's.
+    """
+    import folder_paths
 
-@contextmanager
-def own_work() -> Iterator[None]:
-    """Marks an error in here as Chorus's own. Interrupts and `Unsuitable` pass as they are."""
-    try:
-        yield
-    except (OwnFault, Unsuitable):
-        raise
-    except Exception as error:
-        raise OwnFault(f"{type(error).__name__}: {error}") from error
+    own, trace = False, error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if file.startswith(_OWN):
+            own = True
+        elif file.startswith(folder_paths.base_path) or "custom_nodes" in file:
+            own = False
+        trace = trace.tb_next
+    return own
 
 
 def never_lost(fallback: Callable[..., _Result]) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:

@@ -28,6 +28,10 @@ class Spot:
         return f"{self.file}:{self.line} ({self.function})"
 
 
+HANDS_OVER = {"outer_sample"}
+"""Functions whose own statements do no more than hand the host's arguments on; what they call is planted."""
+
+
 class Spots:
     """The statements of some files of a pack at which an exception can be planted."""
 

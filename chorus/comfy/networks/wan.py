@@ -10,7 +10,6 @@ import torch
 
 from ...messages import Message, say
 from ...reuse.regions import on_cells, token_grid
-from ..faults import own_work
 from .base import AttentionWork, ModelCall, Network, Options
 
 # The parts of a network whose tokens all pass through `blocks`, each on its own or by attention. A network with any
@@ -118,14 +117,12 @@ class _Tokens:
 
     def _block(self, index: int, inner: Callable[..., Any] | None) -> Callable[..., Any]:
         def block(args: dict[str, Any], extra: dict[str, Any]) -> Any:
-            with own_work():
-                if index == 0 and self.seen is not None:
-                    self.seen(1.0 if self.kept is None else len(self.kept) / self.total)
-                if self.kept is not None:
-                    args = self._enter(args, index == 0)
+            if index == 0 and self.seen is not None:
+                self.seen(1.0 if self.kept is None else len(self.kept) / self.total)
+            if self.kept is not None:
+                args = self._enter(args, index == 0)
             out = inner(args, extra) if inner else extra["original_block"](args)
-            with own_work():
-                return out if self.kept is None else self._leave(out, index == self.blocks - 1)
+            return out if self.kept is None else self._leave(out, index == self.blocks - 1)
 
         return block
 
@@ -167,15 +164,14 @@ def _with_attention(options: Options, works: Sequence[AttentionWork], text_lengt
     place = {"block": -1, "call": 0}
 
     def attention(func: Callable[..., Any], q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
-        with own_work():
-            index = kwargs.get("transformer_options", options).get("block_index", 0)
-            place["call"] = place["call"] + 1 if index == place["block"] else 1
-            place["block"] = index
-            plain = not kwargs.get("skip_reshape", False) and k.ndim == 3
-            if plain and place["call"] > 1 and k.shape[1] == text_length and k.shape[0] == q.shape[0] == batch:
-                heads = args[0] if args else kwargs["heads"]
-                for work in works:
-                    k, v = work(index, q, k, v, heads)
+        index = kwargs.get("transformer_options", options).get("block_index", 0)
+        place["call"] = place["call"] + 1 if index == place["block"] else 1
+        place["block"] = index
+        plain = not kwargs.get("skip_reshape", False) and k.ndim == 3
+        if plain and place["call"] > 1 and k.shape[1] == text_length and k.shape[0] == q.shape[0] == batch:
+            heads = args[0] if args else kwargs["heads"]
+            for work in works:
+                k, v = work(index, q, k, v, heads)
         if previous:
             return previous(func, q, k, v, *args, **kwargs)
         return func(q, k, v, *args, **kwargs)

@@ -18,7 +18,7 @@ from ...messages import Message, say
 from ...reuse.plan import Plan
 from ..caches import warn
 from ..events import run_started
-from ..faults import OwnFault, Unsuitable, own_work
+from ..faults import Unsuitable, is_own
 from ..lookup import refreshed
 from ..networks import ModelCall
 from ..patches import KEY
@@ -52,8 +52,7 @@ def timed(run: Run) -> Iterator[None]:
     """Chorus's own work, whose time the report counts."""
     began = time.perf_counter()
     try:
-        with own_work():
-            yield
+        yield
     finally:
         run.report.chorus_s += time.perf_counter() - began
 
@@ -72,7 +71,6 @@ def outer_sample(  # type: ignore[no-untyped-def]
 ):
     """The OUTER_SAMPLE wrapper: the life of a run."""
     guider = executor.class_obj
-    run: Run | None = None
     again: _Again | None = None
 
     def sample(options: dict[str, Any] | None, given_sigmas: torch.Tensor) -> torch.Tensor:
@@ -102,15 +100,19 @@ def outer_sample(  # type: ignore[no-untyped-def]
         return sample(None, sigmas if again is None else again.restored())
 
     try:
-        with own_work():
-            began = time.perf_counter()
-            again = _Again(guider, sigmas)
-            plan = refreshed(guider.model_options["transformer_options"][KEY])
-            run = Run(plan, asked_for(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed))
-            answer = _without_sampling(run, guider)
-            options = _options(run, guider)
-            _announce(run)
-            run.report.chorus_s += time.perf_counter() - began
+        began = time.perf_counter()
+        again = _Again(guider, sigmas)
+        plan = refreshed(guider.model_options["transformer_options"][KEY])
+        run = Run(plan, asked_for(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed))
+        answer = _without_sampling(run, guider)
+        options = _options(run, guider)
+        _announce(run)
+        run.report.chorus_s += time.perf_counter() - began
+    except Unsuitable as left_alone:
+        return plain(left_alone.why)
+    except Exception as error:
+        return plain(say("bypassed.fault", error=f"{type(error).__name__}: {error}"))
+    try:
         if answer is None:
             began, before = time.perf_counter(), run.report.chorus_s
             latent = sample(options, sigmas)
@@ -120,14 +122,13 @@ def outer_sample(  # type: ignore[no-untyped-def]
             if callback is not None:
                 shown = run.request.into_model_space(latent)
                 callback(run.schedule.steps - 1, shown, shown, run.schedule.steps)
-    except Unsuitable as left_alone:
-        return plain(left_alone.why)
-    except OwnFault as fault:
-        return plain(say("bypassed.fault", error=str(fault)))
     except Exception as error:
-        if run is None or run.parent is None:
+        fault = f"{type(error).__name__}: {error}"
+        if is_own(error):
+            return plain(say("bypassed.fault", error=fault))
+        if run.parent is None:
             raise  # nothing was changed: the graph fails so without Chorus, too
-        return plain(say("bypassed.failed_hit", error=f"{type(error).__name__}: {error}"))
+        return plain(say("bypassed.failed_hit", error=fault))
     else:
         _keep(run, latent, seconds)
         return latent
@@ -184,10 +185,9 @@ def _keep(run: Run, latent: torch.Tensor, seconds: float) -> None:
         finished_runs.bypass(run.plan.id, say("bypassed.fault", error=fault))
 
 
-def _drop(run: Run | None) -> None:
+def _drop(run: Run) -> None:
     try:
-        if run is not None:
-            run.drop()
+        run.drop()
     except Exception as error:  # memory is held for longer, and nothing else
         warn(f"a run could not let go of its tensors: {type(error).__name__}: {error}")
 
@@ -229,9 +229,8 @@ def sampler_sample(  # type: ignore[no-untyped-def]
     disable_pbar=False,
 ):
     """The SAMPLER_SAMPLE wrapper: one call of the sampler over the path that the run walks."""
-    with own_work():
-        options = extra_args["model_options"]["transformer_options"]
-        run = _run_of(options)
+    options = extra_args["model_options"]["transformer_options"]
+    run = _run_of(options)
     if run is None or run.start is None:
         return executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
     with timed(run):
@@ -262,8 +261,7 @@ def sampler_sample(  # type: ignore[no-untyped-def]
 
 def predict_noise(executor, x, timestep, model_options, seed=None):  # type: ignore[no-untyped-def]
     """The PREDICT_NOISE wrapper: what happens around an evaluation of the model, after CFG."""
-    with own_work():
-        run = _run_of(model_options.get("transformer_options", {}))
+    run = _run_of(model_options.get("transformer_options", {}))
     if run is None:
         return executor(x, timestep, model_options, seed)
     with timed(run):
@@ -277,9 +275,8 @@ def apply_model(  # type: ignore[no-untyped-def]
     executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
 ):
     """The APPLY_MODEL wrapper: gives a model call its patches, where it needs some."""
-    with own_work():
-        options = transformer_options or {}
-        run = _run_of(options)
+    options = transformer_options or {}
+    run = _run_of(options)
     if run is None:
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
     with timed(run):

@@ -119,16 +119,18 @@ class Resume(Technique):
         """K1, lowered so far that the steps that remain can carry what is asked of them."""
         request = self.request
         k1 = wanted
-        if settings.fixed is not None and k1 == schedule.steps:
-            return k1  # the source's own result
         if schedule.complete:
+            if settings.fixed is not None and k1 == schedule.steps:
+                return k1  # the source's own result
             k1 = min(k1, schedule.steps - request.sampler.least_steps)
             if settings.fixed is None:
                 needed = math.ceil(request.cfg * calibration_of(request.plan.embedder).steps_per_cfg)
                 k1 = min(k1, max(0, schedule.steps - needed))
             if k1 < wanted:
                 notes.append(say("note.k1_remaining", wanted=wanted, k1=k1, cfg=request.cfg, steps=schedule.steps))
-        elif k1 == schedule.steps and settings.start < 1.0:
+        elif k1 == schedule.steps and settings.start >= 1.0:
+            notes.append(say("note.first_expert_skipped"))
+        elif k1 == schedule.steps:
             # The first of two experts covers the way from the calibrated start to the second one's first σ.
             k1 -= 1
             notes.append(say("note.k1_first_expert", wanted=wanted, k1=k1))
