@@ -34,11 +34,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from chorus.comfy import lookup, masks, run, stages, store
+from chorus.comfy import lookup, masks, stages, store
 from chorus.comfy.caches import close_caches
-from chorus.comfy.recording import Report
-from chorus.reuse.plan import Plan, stage_bounds
+from chorus.comfy.sampling.finished import Report
+from chorus.comfy.sampling.wrappers import attach
+from chorus.reuse.plan import Plan
 from chorus.reuse.regions import Regions, build, token_grid
+from chorus.reuse.schedule import stage_bounds
 from tools import comfyui
 
 RESULTS = Path(__file__).parent / "results"
@@ -304,13 +306,13 @@ class Bench:
         settings = lookup.LookupSettings(f"the {name} prompt", 0.0, mode, cache, "conditioning")
         plan = lookup.look_up([self.patcher], {"samples": self.blank}, settings, conditioning=self.prompts[name])
         if case.reuse:
-            plan = stages.with_reuse(plan, "fixed", schedule.reuse, 1.0)
+            plan = stages.reuse(plan, "fixed", schedule.reuse, 1.0, 0.0)
         if case.share is not None:
             plan = masks.with_regions(plan, "mask", self.frames[case.share], DILATION, DILATION, "none")
         if case.amplified:
-            plan, _ = stages.with_amplification(plan, 1.0, "both", 0.5)
+            plan, _ = stages.amplification(plan, 1.0, "both", 0.5)
         if case.reuse:
-            plan = stages.with_refinement(plan, "fixed", schedule.full_from)
+            plan = stages.refinement(plan, "fixed", schedule.full_from)
         return plan
 
     def next_seed(self) -> int:
@@ -350,7 +352,7 @@ class Bench:
             if plan is None and case.chorus:
                 plan = self.plan(case, schedule, "source" if case.reuse else "cold")
             latent = comfy.sample.sample(
-                self.patcher if plan is None else run.attach(self.patcher, plan),
+                self.patcher if plan is None else attach(self.patcher, plan),
                 noise,
                 schedule.steps,
                 schedule.cfg,

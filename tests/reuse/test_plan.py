@@ -6,17 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chorus.reuse.plan import (
-    SIGMA_TOLERANCE,
-    Bounds,
-    Calibration,
-    Share,
-    calibration_of,
-    calibrations,
-    stage_bounds,
-    steps_reached,
-    stretched,
-)
+from chorus.reuse.calibration import Bounds, Calibration, Share, calibration_of, calibrations
+from chorus.reuse.schedule import Schedule, stage_bounds, steps_reached, stretched
+from chorus.reuse.trajectory import SIGMA_TOLERANCE
 
 from .schedules import CUTS, schedules, shifted
 
