@@ -40,7 +40,7 @@ from chorus.comfy.sampling.finished import Report
 from chorus.comfy.sampling.wrappers import attach
 from chorus.reuse.plan import Plan
 from chorus.reuse.regions import Regions, build, token_grid
-from chorus.reuse.schedule import stage_bounds
+from chorus.reuse.schedule import steps_reached
 from tools import comfyui
 
 RESULTS = Path(__file__).parent / "results"
@@ -293,8 +293,8 @@ class Bench:
 
         sampling = self.patcher.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", schedule.steps).tolist()
-        cuts = (float(sampling.percent_to_sigma(part)) for part in (schedule.reuse, schedule.full_from))
-        k1, k2 = stage_bounds(sigmas, *cuts)
+        shares = (schedule.reuse, schedule.full_from)
+        k1, k2 = (steps_reached(sigmas, float(sampling.percent_to_sigma(share))) for share in shares)
         if whole:
             return Bounds(0, schedule.steps, k1, k2)
         return Bounds(k1 - 1 if case.reuse else k1, k1 + (1 if case.share is None else 2), k1, k2)
