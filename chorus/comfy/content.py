@@ -46,10 +46,13 @@ def digest(value: Any) -> str:
 
     Understood are: None, numbers, texts, bytes, enums, paths, dtypes, devices, NumPy arrays and scalars, tensors;
     mappings, lists, tuples and sets of these; and objects of ComfyUI's own classes with plain attributes.
-    Raises NotUnderstood for NaN, which equals nothing, and for everything else.
+    Raises NotUnderstood for NaN, which equals nothing, for data that holds itself, and for everything else.
     """
     hashed = new_hash()
-    _describe(value, hashed.update, "")
+    try:
+        _describe(value, hashed.update, "")
+    except RecursionError as error:
+        raise NotUnderstood("data that holds itself, or is nested too deeply") from error
     return hashed.hexdigest(length=16)
 
 
@@ -61,7 +64,7 @@ def _describe(value: Any, write: Callable[[bytes], Any], where: str) -> None:
             raise NotUnderstood(f"{where}: an array of Python objects")
         write(f"A{value.dtype.str}{value.shape};".encode())
         write(np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, np.generic):
+    elif isinstance(value, np.generic) and not isinstance(value.item(), np.generic):  # longdouble gives itself
         _describe(value.item(), write, where)
     elif isinstance(value, float | complex):
         if math.isnan(abs(value)):
