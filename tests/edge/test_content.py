@@ -177,7 +177,9 @@ class Number(IntEnum):
 
 
 # Values that a careless digest would take for one another.
-LEAVES = st.sampled_from([None, False, True, 0, 1, 0.0, -0.0, 1.0, "", "0", "1", "None", b"", b"1", "a;", "[", "\ud800"])
+LEAVES = st.sampled_from(
+    [None, False, True, 0, 1, 0.0, -0.0, 1.0, "", "0", "1", "None", b"", b"1", "a;", "[", "\ud800"]
+)
 VALUES = st.recursive(
     LEAVES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", ""]), inner, max_size=2),
