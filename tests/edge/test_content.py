@@ -154,7 +154,7 @@ def test_a_quantised_tensor_is_its_stored_parts(tensor_digest):
     [
         (lambda: torch.empty(2, 3, device="meta"), r"placeholder of shape \(2, 3\)"),
         (lambda: torch.eye(3).to_sparse(), "layout torch.sparse_coo"),
-        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "layout"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged), "layout"),
     ],
     ids=["placeholder", "sparse", "nested"],
 )

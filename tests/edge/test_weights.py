@@ -1,7 +1,9 @@
-"""Digests of loaded models: base weights whatever LoRA lies on them, LoRAs whatever model they lie on."""
+"""Which weights a model samples with: base weights whatever LoRA lies on them, LoRAs whatever model they lie on."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,24 @@ def lora_file(folder: Path, seed: int = 0, size: float = 0.05) -> Path:
     file = folder / f"lora-{seed}-{size}.safetensors"
     export.write(tensors, file)
     return file
+
+
+@pytest.fixture(scope="module")
+def weights(pack_module):
+    return pack_module("chorus.comfy.networks.weights")
+
+
+@pytest.fixture
+def read(pack_module) -> Callable[[], int]:
+    """The bytes of files and tensors that were read for digests since the last call."""
+    counter = pack_module("chorus.comfy.content").counter
+    last = [counter.bytes]
+
+    def since() -> int:
+        bytes_read, last[0] = counter.bytes - last[0], counter.bytes
+        return bytes_read
+
+    return since
 
 
 @pytest.fixture(scope="module")
@@ -52,66 +72,241 @@ def load_onto_device(patcher) -> None:
     comfy.model_management.load_models_gpu([patcher], force_full_load=True)
 
 
-def test_equal_weights_have_equal_digests_in_every_load(digest_module, first_model):
-    one, other = sampling.load(first_model), sampling.load(first_model)
+def without_file(patcher):
+    """The same model as a loader that tells the host nothing would hand it over."""
+    patcher.cached_patcher_init = None
+    return patcher
+
+
+def network_of(patcher) -> torch.nn.Module:
+    return patcher.model.diffusion_model
+
+
+# -- base weights -----------------------------------------------------------------------------------------------
+
+KNOWN = pytest.mark.parametrize("known", [lambda p: p, without_file], ids=["by file", "by parameters"])
+
+
+@KNOWN
+def test_equal_weights_have_equal_digests_in_every_load(weights, first_model, known):
+    one, other = known(sampling.load(first_model)), known(sampling.load(first_model))
     assert one.model is not other.model
-    assert digest_module.weights_digest(one) == digest_module.weights_digest(other)
+    assert weights.weights_digest(one) == weights.weights_digest(other)
 
 
-def test_other_weights_have_other_digests(digest_module, folder, first_model):
-    other = sampling.load(model_file(folder, 1))
-    assert digest_module.weights_digest(other) != digest_module.weights_digest(sampling.load(first_model))
+@KNOWN
+def test_other_weights_have_other_digests(weights, folder, first_model, known):
+    other = known(sampling.load(model_file(folder, 1)))
+    assert weights.weights_digest(other) != weights.weights_digest(known(sampling.load(first_model)))
 
 
-def test_one_changed_weight_is_another_model(digest_module, first_model):
-    one, other = sampling.load(first_model), sampling.load(first_model)
-    other.model.diffusion_model.blocks[2].ffn[0].weight.data[3, 4] += 1e-3
-    assert digest_module.weights_digest(one) != digest_module.weights_digest(other)
+def test_a_model_from_a_file_is_digested_by_the_file_once(weights, folder, read):
+    file = model_file(folder, 2)
+    one, other = sampling.load(file), sampling.load(file)
+    read()
+    weights.weights_digest(one)
+    assert read() == file.stat().st_size
+    weights.weights_digest(one)
+    weights.weights_digest(one.clone())
+    weights.weights_digest(other)
+    assert read() == 0
 
 
-def test_the_digest_of_the_weights_ignores_a_lora(digest_module, first_model, lora):
-    plain = digest_module.weights_digest(sampling.load(first_model))
-    assert digest_module.weights_digest(sampling.load(first_model, lora)) == plain
+def test_without_a_file_every_parameter_is_read_once(weights, first_model, read):
+    model = without_file(sampling.load(first_model))
+    tensors = [*network_of(model).parameters(), *network_of(model).buffers()]
+    read()
+    weights.weights_digest(model)
+    assert read() == sum(t.numel() * t.element_size() for t in tensors)
+    weights.weights_digest(model.clone())
+    assert read() == 0
 
 
-def test_the_digest_of_the_weights_ignores_a_lora_that_is_patched_in(digest_module, first_model, lora):
-    plain = digest_module.weights_digest(sampling.load(first_model))
-    patched = sampling.load(first_model, lora)
-    before = patched.model.diffusion_model.blocks[0].self_attn.q.weight.clone()
+def test_one_changed_weight_is_another_model(weights, first_model):
+    one, other = (without_file(sampling.load(first_model)) for _ in range(2))
+    network_of(other).blocks[2].ffn[0].weight.data[3, 4] += 1e-3
+    assert weights.weights_digest(one) != weights.weights_digest(other)
+
+
+def test_weights_that_a_node_changed_in_place_are_not_the_files(weights, first_model):
+    """Of every parameter a few values are looked at: enough for whoever scales, merges or casts one."""
+    found = {weights.weights_digest(sampling.load(first_model))}
+    for name in ("blocks.2.ffn.0.weight", "blocks.0.self_attn.norm_q.weight", "head.head.bias"):
+        changed = sampling.load(first_model)
+        network_of(changed).get_parameter(name).data.mul_(1.01).add_(1e-3)
+        found.add(weights.weights_digest(changed))
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_tensors_beside_the_state_dict_count(weights, first_model, known):
+    """Packs keep scales as plain attributes, and buffers that are not saved."""
+
+    def model(name: str = "", value: float = 0.0):
+        made = sampling.load(first_model) if known else without_file(sampling.load(first_model))
+        layer = network_of(made).blocks[1].ffn[0]
+        if name == "attribute":
+            layer.scale = torch.full((3,), value)
+        elif name == "buffer":
+            layer.register_buffer("scale", torch.full((3,), value), persistent=False)
+        return weights.weights_digest(made)
+
+    found = [model(), model("attribute", 1.0), model("attribute", 2.0), model("buffer", 3.0)]
+    assert len(set(found)) == len(found)
+    assert model("attribute", 1.0) == found[1]
+
+
+def test_the_same_numbers_in_another_kind_of_layer_are_another_model(weights, first_model):
+    class Linear(torch.nn.Linear):
+        pass
+
+    one, other = (without_file(sampling.load(first_model)) for _ in range(2))
+    network_of(other).blocks[0].ffn[0].__class__ = Linear
+    assert weights.weights_digest(one) != weights.weights_digest(other)
+
+
+def test_how_a_file_is_loaded_counts(weights, first_model):
+    import comfy.sd
+
+    options = [{}, {"dtype": torch.float8_e4m3fn}, {"dtype": torch.float8_e5m2}]
+    options.append({"dtype": torch.float8_e4m3fn, "fp8_optimizations": True})
+    models = [comfy.sd.load_diffusion_model(str(first_model), model_options=o) for o in options]
+    assert network_of(models[1]).blocks[0].ffn[0].weight.dtype == torch.float8_e4m3fn
+    found = [weights.weights_digest(model) for model in models]
+    assert len(set(found)) == len(found)
+    again = comfy.sd.load_diffusion_model(str(first_model), model_options=dict(options[-1]))
+    assert weights.weights_digest(again) == found[-1]
+
+
+@pytest.mark.parametrize("why", ["another loader", "options of a pack", "file is gone"])
+def test_where_the_file_does_not_tell_the_parameters_do(weights, first_model, folder, why):
+    from comfy.sd import load_diffusion_model
+
+    def of_a_pack(path):
+        return sampling.load(path)
+
+    expected = weights.weights_digest(without_file(sampling.load(first_model)))
+    other = sampling.load(first_model)
+    other.cached_patcher_init = {
+        "another loader": (of_a_pack, (str(first_model),)),
+        "options of a pack": (load_diffusion_model, (str(first_model), {"custom_operations": object()})),
+        "file is gone": (load_diffusion_model, (str(folder / "gone.safetensors"), {})),
+    }[why]
+    assert weights.weights_digest(other) == expected
+
+
+def test_a_placeholder_among_the_parameters_is_not_understood(weights, first_model, pack_module):
+    model = without_file(sampling.load(first_model))
+    layer = network_of(model).blocks[0].ffn[0]
+    layer.weight = torch.nn.Parameter(torch.empty(layer.weight.shape, device="meta"), requires_grad=False)
+    with pytest.raises(pack_module("chorus.comfy.content").NotUnderstood, match="placeholder"):
+        weights.weights_digest(model)
+
+
+@pytest.fixture
+def load_quantised(comfy_host, folder):
+    """`load_quantised(seed)`: a model whose state dict holds placeholders, as ComfyUI-GGUF loads it."""
+    import folder_paths
+
+    import nodes
+
+    loader = nodes.NODE_CLASS_MAPPINGS["UnetLoaderGGUF"]
+    pack = importlib.import_module(loader.__module__)
+    folder_paths.add_model_folder_path("unet_gguf", str(folder))
+
+    def load(seed: int):
+        torch.manual_seed(seed)
+        pack.write(architecture.build().state_dict(), folder / f"model-{seed}.gguf", architecture.METADATA)
+        folder_paths.filename_list_cache.clear()
+        return loader().load_unet(f"model-{seed}.gguf")[0]
+
+    return load
+
+
+def test_a_model_whose_state_dict_holds_placeholders_is_told_apart_by_its_packed_weights(weights, load_quantised):
+    one, same, other = load_quantised(0), load_quantised(0), load_quantised(1)
+    placeholders = [t for t in network_of(one).state_dict().values() if t.is_meta]
+    assert placeholders, "this model shows nothing"
+    assert weights.weights_digest(one) == weights.weights_digest(same) != weights.weights_digest(other)
+    layer = next(m for m in network_of(same).modules() if hasattr(getattr(m, "weight", None), "tensor_type"))
+    changed = load_quantised(0)
+    inside = dict(network_of(same).named_modules())
+    name = next(name for name, module in inside.items() if module is layer)
+    network_of(changed).get_submodule(name).weight.packed[0, 5] += 1
+    assert weights.weights_digest(changed) != weights.weights_digest(one)
+
+
+def test_a_quantised_weight_is_looked_at_as_it_lies_in_memory(weights, first_model, monkeypatch):
+    """Unpacking every weight of a large model for a few values would take seconds."""
+    from comfy.quant_ops import QuantizedTensor
+
+    def model(scale: float):
+        made = sampling.load(first_model)
+        layer = network_of(made).blocks[0].ffn[0]
+        packed = QuantizedTensor.from_float(layer.weight.data.float(), "TensorCoreFP8E4M3Layout", scale=scale)
+        layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+        return made
+
+    unpacked = []
+    inner = QuantizedTensor.dequantize
+    monkeypatch.setattr(QuantizedTensor, "dequantize", lambda self: unpacked.append(self) or inner(self))
+    found = {weights.weights_digest(model(scale)) for scale in (1.0, 2.0, 1.0)}
+    assert len(found) == 2
+    assert not unpacked
+
+
+# -- while a LoRA lies on them ----------------------------------------------------------------------------------
+
+
+@KNOWN
+def test_the_digest_of_the_weights_ignores_a_lora(weights, first_model, lora, known):
+    plain = weights.weights_digest(known(sampling.load(first_model)))
+    assert weights.weights_digest(known(sampling.load(first_model, lora))) == plain
+
+
+@KNOWN
+def test_the_digest_of_the_weights_ignores_a_lora_that_is_patched_in(weights, first_model, lora, known):
+    plain = weights.weights_digest(known(sampling.load(first_model)))
+    patched = known(sampling.load(first_model, lora))
+    before = network_of(patched).blocks[0].self_attn.q.weight.clone()
     load_onto_device(patched)
     # Otherwise this would not show anything: the weights in place are no longer the model's own.
-    assert not torch.equal(patched.model.diffusion_model.blocks[0].self_attn.q.weight.cpu(), before)
-    assert digest_module.weights_digest(patched) == plain
+    assert not torch.equal(network_of(patched).blocks[0].self_attn.q.weight.cpu(), before)
+    assert weights.weights_digest(patched) == plain
 
 
-def test_a_clone_without_the_lora_sees_the_same_weights_while_it_is_patched_in(digest_module, first_model, lora):
+@KNOWN
+def test_a_clone_without_the_lora_sees_the_same_weights_while_it_is_patched_in(weights, first_model, lora, known):
     import comfy.sd
     import comfy.utils
 
-    base = sampling.load(first_model)
+    base = known(sampling.load(first_model))
     patched, _ = comfy.sd.load_lora_for_models(base, None, comfy.utils.load_torch_file(str(lora)), 1.0, 0.0)
     load_onto_device(patched)
-    plain = digest_module.weights_digest(sampling.load(first_model))
-    assert digest_module.weights_digest(base) == plain
+    plain = weights.weights_digest(known(sampling.load(first_model)))
+    assert weights.weights_digest(base) == plain
 
 
-def test_without_patches_there_is_no_digest_of_patches(digest_module, first_model):
-    assert digest_module.patches_digest(sampling.load(first_model)) == ""
+# -- LoRAs ------------------------------------------------------------------------------------------------------
 
 
-def test_the_digest_of_patches_is_equal_in_every_load(digest_module, first_model, lora):
+def test_without_patches_there_is_no_digest_of_loras(weights, first_model):
+    assert weights.lora_digest(sampling.load(first_model)) == ""
+
+
+def test_the_digest_of_loras_is_equal_in_every_load(weights, first_model, lora):
     one, other = sampling.load(first_model, lora), sampling.load(first_model, lora)
     assert one.patches_uuid != other.patches_uuid
-    assert digest_module.patches_digest(one) == digest_module.patches_digest(other) != ""
+    assert weights.lora_digest(one) == weights.lora_digest(other) != ""
 
 
-def test_the_digest_of_patches_is_the_same_when_they_are_patched_in(digest_module, first_model, lora):
+def test_the_digest_of_loras_is_the_same_when_they_are_patched_in(weights, first_model, lora):
     patched = sampling.load(first_model, lora)
     load_onto_device(patched)
-    assert digest_module.patches_digest(patched) == digest_module.patches_digest(sampling.load(first_model, lora))
+    assert weights.lora_digest(patched) == weights.lora_digest(sampling.load(first_model, lora))
 
 
-def test_strength_and_content_change_the_digest_of_patches(digest_module, folder, first_model, lora):
+def test_strength_and_content_change_the_digest_of_loras(weights, folder, first_model, lora):
     variants = [
         sampling.load(first_model, lora),
         sampling.load(first_model, lora, 0.5),
@@ -119,35 +314,36 @@ def test_strength_and_content_change_the_digest_of_patches(digest_module, folder
         sampling.load(first_model, lora_file(folder, seed=1)),
         sampling.load(first_model, lora_file(folder, size=0.0501)),
     ]
-    assert len({digest_module.patches_digest(v) for v in variants}) == len(variants)
+    assert len({weights.lora_digest(v) for v in variants}) == len(variants)
 
 
-def test_a_second_lora_changes_the_digest_of_patches(digest_module, folder, first_model, lora):
+def test_a_second_lora_changes_the_digest_of_loras(weights, folder, first_model, lora):
     import comfy.sd
     import comfy.utils
 
     one = sampling.load(first_model, lora)
+    plain = weights.lora_digest(one)
     second = comfy.utils.load_torch_file(str(lora_file(folder, seed=1)))
     both, _ = comfy.sd.load_lora_for_models(one, None, second, 1.0, 0.0)
-    assert digest_module.patches_digest(both) != digest_module.patches_digest(one)
+    assert weights.lora_digest(both) != plain == weights.lora_digest(one)
 
 
-def test_a_bypass_lora_counts_by_content_and_strength(digest_module, folder, first_model, lora):
-    """The host's bypass LoRA adds to a layer's output instead of patching its weights."""
-    import comfy.sd
-    import comfy.utils
+def test_a_lora_is_read_once_however_often_the_model_is_cloned(weights, first_model, lora, read):
+    model = sampling.load(first_model, lora)
+    weights.lora_digest(model)
+    assert read() > 0
+    weights.lora_digest(model)
+    weights.lora_digest(model.clone())
+    assert read() == 0
 
-    def bypassed(base, file, strength):
-        tensors = comfy.utils.load_torch_file(str(file))
-        return comfy.sd.load_bypass_lora_for_models(base, None, tensors, strength, 0.0)[0]
 
-    base = sampling.load(first_model)
-    variants = [
-        base,
-        bypassed(base, lora, 1.0),
-        bypassed(base, lora, 0.5),
-        bypassed(base, lora_file(folder, seed=1), 1.0),
-    ]
-    assert len({digest_module.patches_digest(v) for v in variants}) == len(variants)
-    again = bypassed(sampling.load(first_model), lora, 1.0)
-    assert digest_module.patches_digest(again) == digest_module.patches_digest(variants[1])
+def test_a_patch_of_an_unknown_kind_is_not_understood(weights, first_model, pack_module):
+    class Adapter:
+        pass
+
+    model = sampling.load(first_model)
+    name = "diffusion_model.blocks.0.ffn.0.weight"
+    model.add_patches({name: (Adapter(),)}, 1.0)
+    assert model.patches[name]
+    with pytest.raises(pack_module("chorus.comfy.content").NotUnderstood, match="Adapter"):
+        weights.lora_digest(model)
