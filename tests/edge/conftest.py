@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
 
 TEXT_DIM = 24
+
+
+@pytest.fixture(scope="session")
+def networks(pack_module) -> ModuleType:
+    return pack_module("chorus.comfy.networks")
 
 
 def _wan(dtype: torch.dtype = torch.float32, seed: int = 0, **changes) -> torch.nn.Module:
