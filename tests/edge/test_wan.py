@@ -89,7 +89,7 @@ def by_hand(model, given, kept, per_frame: bool = False, reference_latent=None, 
         visible = block(visible, e=modulation, freqs=torch.cat(positions, 1)[:, kept], context=text)
     tokens = tokens.clone()
     tokens[:, kept] = visible
-    head = model.head(tokens[:, : front + video], e)[:, front:]
+    head = model.head(tokens, e)[:, front : front + video]
     return model.unpatchify(head, grid)[..., : size[1], : size[2]]
 
 
