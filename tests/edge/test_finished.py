@@ -1,118 +1,168 @@
-"""What a run leaves behind."""
+"""What a run leaves behind for its store node, and the figures people see of it."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+NUMBERS = 1000  # of a run's final latent, 4 bytes each
+
 
 @pytest.fixture(scope="module")
-def recording(pack_module):
-    return pack_module("chorus.comfy.recording")
+def finished(pack_module):
+    return pack_module("chorus.comfy.sampling.finished")
 
 
-def noise(seed: int = 0) -> torch.Tensor:
-    return torch.randn(1, 4, 2, 3, 3, generator=torch.Generator().manual_seed(seed))
+@pytest.fixture(scope="module")
+def make(finished):
+    """`make(**changes)`: a run that came to its end."""
+
+    def run(**changes):
+        given = {
+            "report": finished.Report("miss", "because", None, None),
+            "request": "r",
+            "calls": ["c"],
+            "sigmas": (1.0, 0.5, 0.0),
+            "whole_steps": 2,
+            "final": torch.zeros(NUMBERS),
+            "seed": 1,
+            "noise": None,
+            "noise_digest": "n",
+            "noise_drawn": False,
+            "carried": "",
+            "text_digest": "t",
+            "sampler": "euler",
+            "tokens": None,
+            "parent": None,
+        }
+        return finished.FinishedRun(**given | changes)
+
+    return run
 
 
-# -- states -----------------------------------------------------------------------------------------------------
+def anyone(run) -> bool:
+    return True
 
 
-def test_without_drawn_noise_the_clean_component_is_kept(recording):
-    kept, picture = recording.Recording(noise()), noise(1)
-    kept.keep(0.8, 0.8 * noise() + 0.2 * picture)
-    assert torch.allclose(kept.states[0.8], picture, atol=1e-5)
+# -- runs that wait ---------------------------------------------------------------------------------------------
 
 
-def test_at_sigma_one_there_is_only_noise_and_nothing_is_kept(recording):
-    kept = recording.Recording(noise())
-    kept.keep(1.0, noise())
-    assert kept.states == {}
-
-
-def test_with_drawn_noise_the_state_itself_is_kept(recording):
-    kept, x = recording.Recording(None), noise(2)
-    kept.keep(1.0, x)
-    assert torch.equal(kept.states[1.0], x)
-
-
-@pytest.mark.parametrize("own", [None, noise()])
-def test_a_kept_state_is_a_copy_in_single_precision(recording, own):
-    kept, x = recording.Recording(own), noise(2).half()
-    kept.keep(0.5, x)
-    before = kept.states[0.5].clone()
-    x.zero_()
-    assert kept.states[0.5].dtype == torch.float32
-    assert torch.equal(kept.states[0.5], before)
-
-
-def test_a_later_evaluation_at_a_sigma_replaces_the_earlier(recording):
-    kept = recording.Recording(None)
-    kept.keep(0.5, noise(1))
-    kept.keep(0.5, noise(2))
-    assert torch.equal(kept.states[0.5], noise(2))
-
-
-def test_looks_add_up_and_are_counted(recording):
-    kept = recording.Recording(None)
-    for seed in range(3):
-        kept.look(noise(seed))
-    assert kept.attention_count == 3
-    assert torch.allclose(kept.attention, sum(noise(s) for s in range(3)))
-
-
-# -- finished runs ----------------------------------------------------------------------------------------------
-
-
-def test_a_finished_run_waits_for_its_plan_only_and_is_taken_once(recording):
-    runs, run = recording.FinishedRuns(), SimpleNamespace()
+def test_a_finished_run_waits_for_its_plan_only_until_it_is_removed(finished, make):
+    runs, run = finished.FinishedRuns(), make()
     runs.put("a", run)
-    assert runs.get("b") is None and runs.get("a") is run
-    assert runs.take("a") is run
-    assert runs.take("a") is None and len(runs) == 0
+    assert runs.find("b", anyone) is None
+    assert runs.find("a", anyone) is runs.find("a", anyone) is run
+    runs.remove(run)
+    assert runs.find("a", anyone) is None and len(runs) == 0
+    runs.remove(run)  # of several store nodes on one run, each removes it
 
 
-def test_runs_that_nobody_stores_do_not_pile_up(recording):
-    runs = recording.FinishedRuns(kept=2)
-    for name in "abca":
-        runs.put(name, name)
-    assert len(runs) == 2
-    assert (runs.get("a"), runs.get("b"), runs.get("c")) == ("a", None, "c")
+def test_several_runs_of_one_plan_wait_side_by_side_and_each_is_found_by_its_latent(finished, make):
+    """A list of seeds on one look-up: the host runs all samplers before the first store node."""
+    runs, made = finished.FinishedRuns(), [make(final=torch.full((NUMBERS,), float(n))) for n in range(4)]
+    for run in made:
+        runs.put("a", run)
+    for run in made:
+        assert runs.find("a", lambda one, run=run: torch.equal(one.final, run.final)) is run
+    assert runs.find("a", lambda one: False) is None
+    assert len(runs) == 4
+
+
+def test_of_runs_that_fit_alike_the_newest_is_found(finished, make):
+    runs, older, newer = finished.FinishedRuns(), make(), make()
+    runs.put("a", older)
+    runs.put("b", make())
+    runs.put("a", newer)
+    assert runs.find("a", anyone) is newer
+    runs.remove(newer)
+    assert runs.find("a", anyone) is older
+
+
+def test_runs_that_nobody_stores_do_not_pile_up(finished, make):
+    runs, made = finished.FinishedRuns(most_bytes=3 * 4 * NUMBERS), [make() for _ in range(5)]
+    for number, run in enumerate(made):
+        runs.put("a" if number % 2 else "b", run)
+    assert len(runs) == 3
+    kept = [any(runs.find(plan, lambda one, run=run: one is run) for plan in "ab") for run in made]
+    assert kept == [False, False, True, True, True]
+
+
+def test_the_newest_run_is_kept_however_large_it_is(finished, make):
+    runs, large = finished.FinishedRuns(most_bytes=4 * NUMBERS), make(final=torch.zeros(10 * NUMBERS))
+    runs.put("a", make())
+    runs.put("a", large)
+    assert len(runs) == 1 and runs.find("a", anyone) is large
+
+
+def test_all_that_a_run_holds_counts(finished, make):
+    recording = finished.Recording({0.9: torch.zeros(10), 0.5: torch.zeros(10)}, torch.zeros(3).half())
+    run = make(
+        noise=torch.zeros(20),
+        tokens=torch.zeros(5, 2),
+        results={"record": recording, "regions": torch.zeros(7), "reuse": None},
+    )
+    assert run.bytes == 4 * (NUMBERS + 20 + 10 + 2 * 10 + 7) + 2 * 3
+    assert make().bytes == 4 * NUMBERS
+
+
+def test_only_a_recorded_run_has_a_recording(finished, make):
+    recording = finished.Recording()
+    assert make(results={"record": recording}).recording is recording
+    assert make(results={"record": None}).recording is make().recording is None
 
 
 @pytest.mark.parametrize(("last", "complete"), [(0.0, True), (0.3, False)])
-def test_a_run_is_complete_at_sigma_zero(recording, last, complete):
-    run = SimpleNamespace(sigmas=(1.0, 0.5, last))
-    assert recording.FinishedRun.complete.fget(run) is complete
+def test_a_run_is_complete_at_sigma_zero(make, last, complete):
+    assert make(sigmas=(1.0, 0.5, last)).complete is complete
+
+
+# -- runs that were left alone ----------------------------------------------------------------------------------
+
+
+def test_why_a_run_was_left_alone_is_told_to_its_plan_until_one_is_served(finished, make):
+    runs = finished.FinishedRuns()
+    runs.bypass("a", "first")
+    runs.bypass("a", "second")
+    assert (runs.bypassed("a"), runs.bypassed("b")) == ("second", None)
+    runs.put("b", make())
+    assert runs.bypassed("a") == "second"
+    runs.put("a", make())
+    assert runs.bypassed("a") is None
+
+
+def test_reasons_that_nobody_asks_for_do_not_pile_up(finished):
+    runs = finished.FinishedRuns()
+    for number in range(300):
+        runs.bypass(str(number), "why")
+    told = [number for number in range(300) if runs.bypassed(str(number))]
+    assert told == list(range(300 - 256, 300))
 
 
 # -- reports ----------------------------------------------------------------------------------------------------
 
 
-def report(recording, outcome="hit", **figures):
-    return recording.Report(outcome, "because", 0.87, "a red circle", **figures)
+def report(finished, outcome="hit", **figures):
+    return finished.Report(outcome, "because", 0.87, "a red circle", **figures)
 
 
-def test_the_headline_of_a_hit_says_what_was_reused(recording):
-    line = report(recording, k1=2, k2=3, steps=4, token_share=[0.38]).headline()
+def test_the_headline_of_a_hit_says_what_was_reused(finished):
+    line = report(finished, k1=2, k2=3, steps=4, token_share=[0.38]).headline()
     assert line == "hit 0.87 · 2 of 4 steps reused · 38% of tokens at step 3"
 
 
-def test_the_headline_of_a_miss_says_why(recording):
-    assert report(recording, "miss").headline() == "miss: because"
+def test_the_headline_of_a_miss_says_why(finished):
+    assert report(finished, "miss").headline() == "miss: because"
 
 
-def test_the_headline_of_an_identical_request_has_no_step(recording):
-    assert report(recording, "identical", steps=4).headline() == "identical request · 0 of 4 steps computed"
+def test_the_headline_of_an_identical_request_has_no_step(finished):
+    assert report(finished, "identical", steps=4).headline() == "identical request · 0 of 4 steps computed"
 
 
-def test_the_halves_of_a_schedule_add_up(recording):
+def test_the_halves_of_a_schedule_add_up(finished):
     first = report(
-        recording, k1=3, k2=4, steps=6, steps_computed=3, step_equivalents=2.4, token_share=[0.4], notes=["x"]
+        finished, k1=3, k2=4, steps=6, steps_computed=3, step_equivalents=2.4, token_share=[0.4], notes=["x"]
     )
-    whole = report(recording, "miss", steps=4, steps_computed=4, step_equivalents=4.0, notes=["x", "y"])
+    whole = report(finished, "miss", steps=4, steps_computed=4, step_equivalents=4.0, notes=["x", "y"])
     first.sampling_s, whole.sampling_s = 2.0, 3.0
     whole.add(first)
     assert (whole.k1, whole.k2, whole.steps, whole.steps_computed) == (3, 4, 10, 7)
@@ -121,7 +171,7 @@ def test_the_halves_of_a_schedule_add_up(recording):
     assert whole.outcome == "hit"
 
 
-def test_a_second_half_that_hits_keeps_its_outcome(recording):
-    whole = report(recording, "hit")
-    whole.add(report(recording, "miss"))
+def test_a_second_half_that_hits_keeps_its_outcome(finished):
+    whole = report(finished, "hit")
+    whole.add(report(finished, "miss"))
     assert whole.outcome == "hit"
