@@ -177,11 +177,9 @@ class Number(IntEnum):
 
 
 # Values that a careless digest would take for one another.
-LEAVES = st.sampled_from(
-    [None, False, True, 0, 1, 0.0, -0.0, 1.0, "", "0", "1", "None", b"", b"1", "a;", "[", "\ud800"]
-)
+LEAVES = [None, False, True, 0, 1, 0.0, -0.0, 1.0, "", "0", "1", "None", b"", b"1", "a;", "[", "\ud800"]
 VALUES = st.recursive(
-    LEAVES,
+    st.sampled_from(LEAVES),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", ""]), inner, max_size=2),
     max_leaves=5,
 )
@@ -192,6 +190,10 @@ def typed(value) -> object:
     if isinstance(value, dict):
         return {key: typed(inner) for key, inner in value.items()}
     return [typed(inner) for inner in value] if isinstance(value, list) else (type(value), repr(value))
+
+
+def test_no_value_is_taken_for_another(digest):
+    assert len({digest(value) for value in [*LEAVES, [], {}]}) == len(LEAVES) + 2
 
 
 @WITHOUT_DEADLINE
@@ -223,6 +225,12 @@ def test_the_order_of_a_dict_or_set_does_not_matter(digest):
     ("one", "other"),
     [
         ({1: "a"}, {"1": "a"}),
+        (["ab", "c"], ["a", "bc"]),
+        (["a", "bstr:c"], ["astr:b", "c"]),
+        ([b"ab", b"c"], [b"a", b"bc"]),
+        ([1, 2], [12]),
+        ({"a": "b"}, {"b": "a"}),
+        ({"a": {"b": 1}}, {"a": {}, "b": 1}),
         ({1}, [1]),
         ({1}, {2}),
         (0.1, 0.1 + 1e-17 * 2**3),

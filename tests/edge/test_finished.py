@@ -111,6 +111,14 @@ def test_only_a_recorded_run_has_a_recording(finished, make):
     assert make(results={"record": None}).recording is make().recording is None
 
 
+def test_the_latest_estimate_waits_only_for_a_second_half(pack_module):
+    schedule = pack_module("chorus.reuse.schedule").Schedule
+    made = pack_module("chorus.comfy.techniques.selective").Selective(request=None)
+    made.known = torch.ones(3)
+    assert torch.equal(made.result(schedule((1.0, 0.5))), torch.ones(3))
+    assert made.result(schedule((1.0, 0.0))) is None
+
+
 @pytest.mark.parametrize(("last", "complete"), [(0.0, True), (0.3, False)])
 def test_a_run_is_complete_at_sigma_zero(make, last, complete):
     assert make(sigmas=(1.0, 0.5, last)).complete is complete

@@ -1,0 +1,54 @@
+"""The line between Chorus's own faults and all others."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def faults(pack_module):
+    return pack_module("chorus.comfy.faults")
+
+
+@pytest.fixture(scope="module")
+def messages(pack_module):
+    return pack_module("chorus.messages")
+
+
+def test_an_error_in_own_work_is_named_and_keeps_its_cause(faults):
+    with pytest.raises(faults.OwnFault, match="ZeroDivisionError: division by zero") as raised, faults.own_work():
+        _ = 1 / 0
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+
+
+def test_a_fault_within_a_fault_is_told_once(faults):
+    with pytest.raises(faults.OwnFault) as raised, faults.own_work(), faults.own_work():
+        _ = 1 / 0
+    assert str(raised.value) == "ZeroDivisionError: division by zero"
+
+
+def test_interrupts_and_reasons_to_leave_a_run_alone_pass_as_they_are(faults, messages, comfy_host):
+    from comfy.model_management import InterruptProcessingException
+
+    for error in (InterruptProcessingException(), KeyboardInterrupt(), faults.Unsuitable(messages.say("lookup.off"))):
+        with pytest.raises(type(error)) as raised, faults.own_work():
+            raise error
+        assert raised.value is error
+
+
+def test_after_a_fault_the_fallback_gets_the_sentence(faults, messages, caplog):
+    def broken() -> str:
+        raise KeyError("weights")
+
+    assert faults.or_else(lambda said: said, lambda: "done") == "done"
+    said = faults.or_else(lambda said: said, broken)
+    assert said.code == "bypassed.fault" and "KeyError: 'weights'" in str(said)
+    assert str(said) in caplog.text
+
+
+def test_what_the_person_has_to_mend_is_no_fault(faults, messages):
+    def bad() -> None:
+        raise messages.BadInput(messages.say("masks.connect"))
+
+    with pytest.raises(messages.BadInput):
+        faults.or_else(lambda said: None, bad)
