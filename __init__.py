@@ -9,10 +9,14 @@ class ChorusExtension(ComfyExtension):
     async def on_load(self) -> None:
         from server import PromptServer
 
+        from .chorus.comfy import users
+        from .chorus.comfy.files import on_prompt
         from .chorus.comfy.server import register
 
         if (server := getattr(PromptServer, "instance", None)) is not None:  # none where nodes run without a server
             register(server.routes)
+            server.add_on_prompt_handler(on_prompt)
+            users.note_prompts(server)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .nodes.cache_lookup import ChorusCacheLookup

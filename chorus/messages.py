@@ -162,6 +162,10 @@ TEXTS = {
     "reason.scheme": "{scheme} is no location for blobs",
     "reason.no_scheme": "a path without a scheme is no location for blobs",
     "reason.credentials": "it carries credentials or options",
+    "reason.options": "it says more than where the database is ({names}); a URL that is chosen in ComfyUI may hold "
+    "only {known}",
+    "reason.bucket": "a bucket needs credentials, and a location that is chosen in ComfyUI gets none of the "
+    "environment's",
     "reason.tenant": "'{tenant}' is no name for a tenant",
     # what to do about it
     "advice.space": "Free some space there, or choose another cache folder.",
@@ -189,6 +193,7 @@ TEXTS = {
     "advice.blobs": "Set it to a bucket (s3://…) or a folder (file:///…).",
     "advice.schemes": "Expected one of {schemes}, for example file:///mnt/share.",
     "advice.credentials": "Give them in the environment variables of the object store.",
+    "advice.environment": "Set {variable} in the environment of ComfyUI instead.",
     "advice.tenant": "Use lower-case letters, digits, '_' and '-', at most 63 of them.",
     "advice.encode": "Percent-encode special characters.",
     # what a page asked for in vain
@@ -198,13 +203,21 @@ TEXTS = {
     "route.limit": "a limit of {limit} GB: choose {least} to {most} GB",
     "route.limit_shared": "the caches are shared between machines: {variable} in the environment of a worker sets "
     "their limit",
+    "route.limit_file": "the file {file} is not Chorus's: move it away, or choose another folder for the caches",
+    "route.host": "ComfyUI was asked under the name {host}, which a page from elsewhere could have made up: if the "
+    "name is this server's, add it to {variable} in the environment of ComfyUI",
+    "route.origin": "a page of {origin} asked, which is not one of this server: if it may ask, add its host name to "
+    "{variable} in the environment of ComfyUI",
+    "route.user": "ComfyUI knows no user '{user}': choose one on its start page",
     # where the caches may be put
     "place.exposed": "ComfyUI listens on {listen}, so others could choose where it writes: set {name} in its "
     "environment, or {variable}=1 there to allow it here",
     "place.relative": "'{folder}' is no absolute path: give one such as /data/chorus",
     "place.no_folder": "'{folder}' is a file, not a folder",
-    "place.password": "the URL holds a password, which does not belong into settings: leave it out and set PGPASSWORD "
-    "in the environment of ComfyUI, or use ~/.pgpass",
+    "place.password": "the URL holds a password, which must not be kept in settings: set {variable} in the "
+    "environment of ComfyUI instead",
+    "place.needs_password": "the database asks for a password, and a URL that is chosen in ComfyUI gets none of the "
+    "environment's: set {variable} in the environment instead",
 }
 
 _TWO_DIGITS = ("score", "threshold")  # the pages too: web/lib/i18n.js

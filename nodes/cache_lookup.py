@@ -1,8 +1,10 @@
 """ChorusCacheLookup: finds the most similar earlier request."""
 
+import torch
 from comfy_api.latest import io
 
 from ..chorus.comfy import embed, lookup
+from ..chorus.comfy.faults import never_lost
 from ..chorus.comfy.shown import plan_figures
 from .sockets import CATEGORY, LATENT_TOOLTIP, PROMPT_TOOLTIP, Chorus
 
@@ -102,6 +104,16 @@ def fingerprint(prompt=None, threshold=0.0, mode="", cache_name="", embedding=""
     )
 
 
+def declined(fault, prompt="", cache_name="default", **inputs):
+    """The plan after a fault in a look-up: the request is sampled without Chorus."""
+    return lookup.declined(lookup.LookupSettings(prompt, 0.0, lookup.MODES[3], cache_name, embed.WAYS[0]), fault)
+
+
+def _without_lookup(fault, **inputs) -> io.NodeOutput:
+    plan = declined(fault, **inputs)
+    return io.NodeOutput(plan, False, -1.0, "", str(fault), torch.zeros(1, 64, 64, 3), ui={"text": (str(fault),)})
+
+
 class ChorusCacheLookup(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -147,6 +159,7 @@ class ChorusCacheLookup(io.ComfyNode):
         return fingerprint(**inputs)
 
     @classmethod
+    @never_lost(_without_lookup)
     def execute(cls, **inputs) -> io.NodeOutput:
         _, plan = plan_request(**inputs)
         return io.NodeOutput(

@@ -3,9 +3,14 @@
 from comfy_api.latest import io
 
 from ..chorus.comfy import store, workflows
-from ..chorus.comfy.shown import run_figures, unrun_figures
+from ..chorus.comfy.faults import never_lost
+from ..chorus.comfy.shown import stored_figures
 from ..chorus.reuse.profiles import DEFAULT, PROFILES
 from .sockets import CATEGORY, Chorus
+
+
+def _not_stored(fault, latent, **inputs) -> io.NodeOutput:
+    return io.NodeOutput(latent, "", str(fault), ui={"text": (str(fault),)})
 
 
 class ChorusCacheStore(io.ComfyNode):
@@ -54,12 +59,12 @@ class ChorusCacheStore(io.ComfyNode):
         )
 
     @classmethod
+    @never_lost(_not_stored)
     def execute(cls, latent, chorus, frames=None, keep=0.75, precision=DEFAULT) -> io.NodeOutput:
-        entry_id, stored, report = store.store(chorus, latent, frames, keep, precision, cls._graph())
-        summary = store.summary(stored, report)
-        figures = run_figures(chorus, report, stored) if report is not None else unrun_figures(chorus, stored)
-        shown = {"text": (summary,), "chorus": (figures | {"entry_id": entry_id},)}
-        return io.NodeOutput(latent, entry_id, summary, ui=shown)
+        stored = store.store(chorus, latent, frames, keep, precision, cls._graph())
+        summary = store.summary(stored)
+        shown = {"text": (summary,), "chorus": (stored_figures(stored),)}
+        return io.NodeOutput(latent, stored.entry_id, summary, ui=shown)
 
     @classmethod
     def _graph(cls):

@@ -3,9 +3,15 @@
 from comfy_api.latest import io
 
 from ..chorus.comfy import stages
+from ..chorus.comfy.faults import never_lost
 from ..chorus.comfy.shown import plan_figures
-from .cache_lookup import fingerprint, optional_inputs, plan_request, settings_inputs
+from .cache_lookup import declined, fingerprint, optional_inputs, plan_request, settings_inputs
 from .sockets import CATEGORY, LATENT_TOOLTIP, PROMPT_TOOLTIP, Chorus
+
+
+def _without_chorus(fault, model, low_noise_model=None, **inputs) -> io.NodeOutput:
+    second = model if low_noise_model is None else low_noise_model
+    return io.NodeOutput(model, declined(fault, **inputs), second, ui={"text": (str(fault),)})
 
 
 class ChorusAllInOne(io.ComfyNode):
@@ -40,6 +46,7 @@ class ChorusAllInOne(io.ComfyNode):
         return fingerprint(**inputs)
 
     @classmethod
+    @never_lost(_without_chorus)
     def execute(cls, **inputs) -> io.NodeOutput:
         models, plan = plan_request(**inputs)
         plan = stages.all_stages(plan)

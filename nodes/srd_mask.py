@@ -1,9 +1,16 @@
 """ChorusSRDMask: where the middle steps recompute."""
 
+import torch
 from comfy_api.latest import io
 
 from ..chorus.comfy import masks, stages
+from ..chorus.comfy.faults import never_lost
 from .sockets import CATEGORY, Chorus
+
+
+def _without_masks(fault, chorus, **settings) -> io.NodeOutput:
+    stages.decline(chorus, fault)
+    return io.NodeOutput(chorus, torch.zeros(1, 64, 64), torch.zeros(1, 64, 64, 3), ui={"text": (str(fault),)})
 
 
 class ChorusSRDMask(io.ComfyNode):
@@ -59,6 +66,7 @@ class ChorusSRDMask(io.ComfyNode):
         )
 
     @classmethod
+    @never_lost(_without_masks)
     def execute(
         cls, chorus, masks_from, edit_dilation, visible_dilation, mask=None, sam_checkpoint="none"
     ) -> io.NodeOutput:

@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..chorus.comfy import stages
-from .sockets import CATEGORY, Chorus
+from ..chorus.comfy.faults import never_lost
+from .sockets import CATEGORY, Chorus, stage_left_out
 
 
 class ChorusStage1Reuse(io.ComfyNode):
@@ -60,6 +61,7 @@ class ChorusStage1Reuse(io.ComfyNode):
         )
 
     @classmethod
+    @never_lost(stage_left_out)
     def execute(cls, model, chorus, k1, fraction, maximum, start=0.0) -> io.NodeOutput:
         plan = stages.reuse(chorus, k1, fraction, maximum, start)
         return io.NodeOutput(stages.on_model(model, plan), plan)

@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..chorus.comfy import stages
-from .sockets import CATEGORY, Chorus
+from ..chorus.comfy.faults import never_lost
+from .sockets import CATEGORY, Chorus, stage_left_out
 
 
 class ChorusStage3Refine(io.ComfyNode):
@@ -40,6 +41,7 @@ class ChorusStage3Refine(io.ComfyNode):
         )
 
     @classmethod
+    @never_lost(stage_left_out)
     def execute(cls, model, chorus, k2, fraction) -> io.NodeOutput:
         plan = stages.refinement(chorus, k2, fraction)
         return io.NodeOutput(stages.on_model(model, plan), plan)

@@ -3,8 +3,9 @@
 from comfy_api.latest import io
 
 from ..chorus.comfy import stages
+from ..chorus.comfy.faults import never_lost
 from ..chorus.reuse.amplification import WHERE
-from .sockets import CATEGORY, Chorus
+from .sockets import CATEGORY, Chorus, stage_left_out
 
 
 class TGAAPatch(io.ComfyNode):
@@ -58,6 +59,7 @@ class TGAAPatch(io.ComfyNode):
         )
 
     @classmethod
+    @never_lost(lambda fault, **inputs: stage_left_out(fault, **inputs, words=str(fault)))
     def execute(cls, model, chorus, strength, where, fade) -> io.NodeOutput:
         plan, words = stages.amplification(chorus, strength, where, fade)
         return io.NodeOutput(stages.on_model(model, plan), plan, words, ui={"text": (words,)})

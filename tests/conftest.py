@@ -22,12 +22,24 @@ assert _spec is not None and _spec.loader is not None
 _launch = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_launch)
 _launch.expose_packages()
+_launch.expose_packages({"sampling": CHECKOUT / "tests" / "sampling"})  # its graphs serve other folders too
 
 if TYPE_CHECKING:
     from tools.inprocess import ComfyHost
     from tools.postgres import Postgres
     from tools.s3 import S3Server
     from tools.server import ComfyServer
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    from tools.inprocess import NODE_CACHES
+
+    parser.addoption(
+        "--node-cache",
+        choices=NODE_CACHES,
+        default="default",
+        help="how ComfyUI inside the test process keeps node outputs: as users have it by default, or another way",
+    )
 
 
 def pytest_configure() -> None:
@@ -77,12 +89,15 @@ def s3_server() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def comfy_host(tmp_path_factory: pytest.TempPathFactory) -> ComfyHost:
+def comfy_host(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> ComfyHost:
     """ComfyUI in this process, on the CPU, with its own nodes, this pack and the test packs loaded as it loads them."""
     from tools import base_directory, inprocess
 
-    packs = base_directory.CUSTOM_NODES | base_directory.TEST_PACKS
-    return inprocess.boot(tmp_path_factory.mktemp("comfyui"), custom_nodes=packs)
+    return inprocess.boot(
+        tmp_path_factory.mktemp("comfyui"),
+        custom_nodes=base_directory.CUSTOM_NODES | base_directory.TEST_PACKS,
+        node_cache=pytestconfig.getoption("--node-cache"),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,15 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args
 
 from . import base_directory, comfyui
 from .client import ExecutionFailed, ExecutionInterrupted, Prompt, rejection
+
+# How the host keeps node outputs: by default, or under --cache-classic, --cache-lru or --cache-none.
+NodeCache = Literal["default", "classic", "lru", "none"]
+NODE_CACHES: tuple[NodeCache, ...] = get_args(NodeCache)
+LRU_NODES = 16  # about one graph of the tests, so that a second graph of other nodes makes the host drop outputs
 
 
 class HostFailure(RuntimeError):
@@ -31,16 +36,68 @@ class ComfyHost:
         pack: this pack's top package, loaded the way ComfyUI does.
     """
 
-    def __init__(self, root: Path, base: Path, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, root: Path, base: Path, loop: asyncio.AbstractEventLoop, node_cache: NodeCache = "default"
+    ) -> None:
         self.root = root
         self.base = base
         self._loop = loop
         self._execution = importlib.import_module("execution")
-        self._executor = self._execution.PromptExecutor(
-            importlib.import_module("server").PromptServer.instance,
-            cache_type=self._execution.CacheType.CLASSIC,
-            cache_args={"lru": 0, "ram": 0, "ram_inactive": 0},
-        )
+        self._executors: dict[NodeCache, Any] = {}
+        self._made: dict[NodeCache, dict[str, Any]] = {}
+        self._kind: NodeCache = node_cache
+        self._executor = self._executor_of(node_cache)
+
+    @contextlib.contextmanager
+    def node_cache(self, kind: NodeCache) -> Iterator[None]:
+        """Run the graphs of this block under another kind of node cache.
+
+        Every kind has an executor of its own, whose outputs stay from one block to the next.
+        """
+        before = self._kind
+        self._kind, self._executor = kind, self._executor_of(kind)
+        try:
+            yield
+        finally:
+            self._kind, self._executor = before, self._executor_of(before)
+
+    def _executor_of(self, kind: NodeCache) -> Any:
+        """The executor of a kind, made as `main.prompt_worker` makes it."""
+        if kind not in self._executors:
+            total = importlib.import_module("comfy.model_management").total_ram / 1024.0  # GB
+            by_default = kind == "default"
+            types = self._execution.CacheType
+            self._executors[kind] = self._execution.PromptExecutor(
+                importlib.import_module("server").PromptServer.instance,
+                cache_type={
+                    "default": types.RAM_PRESSURE,
+                    "classic": types.CLASSIC,
+                    "lru": types.LRU,
+                    "none": types.NONE,
+                }[kind],
+                cache_args={
+                    "lru": LRU_NODES if kind == "lru" else 0,
+                    "ram": min(10.0, max(2.0, total * 0.10)) if by_default else 0,
+                    "ram_inactive": min(128.0, total) if by_default else 0,
+                },
+            )
+            self._keep_outputs(kind)
+        return self._executors[kind]
+
+    def _keep_outputs(self, kind: NodeCache) -> None:
+        """Let `output` read what the last graph's nodes put out.
+
+        Without a node cache the host keeps none of it, and by default it drops outputs when memory is short.
+        """
+        made = self._made[kind] = {}
+        outputs = self._executors[kind].caches.outputs
+        store = outputs.set
+
+        async def keep(node_id: str, entry: Any) -> None:
+            made[node_id] = entry
+            await store(node_id, entry)
+
+        outputs.set = keep
 
     @property
     def pack(self) -> ModuleType:
@@ -68,12 +125,14 @@ class ComfyHost:
             PromptRejected, ExecutionFailed, ExecutionInterrupted.
         """
         prompt = copy.deepcopy(prompt)  # the host notes fingerprints in it; over the network every one is new
+        prompt = importlib.import_module("server").PromptServer.instance.trigger_on_prompt({"prompt": prompt})["prompt"]
         prompt_id = str(uuid.uuid4())
         valid, problem, outputs, node_errors = self._loop.run_until_complete(
             self._execution.validate_prompt(prompt_id, prompt, None)
         )
         if not valid:
             raise rejection(problem, node_errors)
+        self._made[self._kind].clear()
         self._executor.execute(prompt, prompt_id, {}, outputs)
         messages = self._executor.status_messages
         for kind, data in messages:
@@ -88,15 +147,18 @@ class ComfyHost:
 
     def output(self, node_id: str) -> Sequence[Any]:
         """Return what a node of the last graph put out, one list of values for each output socket."""
-        entry = self._loop.run_until_complete(self._executor.caches.outputs.get(node_id))
+        entry = self._made[self._kind].get(node_id)
+        if entry is None:
+            entry = self._loop.run_until_complete(self._executor.caches.outputs.get(node_id))
         if entry is None:
             raise HostFailure(f"node {node_id} has no output in the last graph: it did not run")
         outputs: Sequence[Any] = entry.outputs
         return outputs
 
     def forget_outputs(self) -> None:
-        """Drop all node outputs, so that the next graph runs every node."""
+        """Drop all node outputs under the present kind of node cache, so that the next graph runs every node."""
         self._executor.reset()
+        self._keep_outputs(self._kind)
 
 
 def boot(
@@ -105,6 +167,7 @@ def boot(
     custom_nodes: Mapping[str, Path] = base_directory.CUSTOM_NODES,
     models: Mapping[str, Path] = base_directory.MODELS,
     arguments: Sequence[str] = ("--cpu",),
+    node_cache: NodeCache = "default",
 ) -> ComfyHost:
     """Start ComfyUI in this process; possible once, as its settings are global.
 
@@ -112,6 +175,7 @@ def boot(
         base: base directory, made if missing.
         custom_nodes, models: see `base_directory.prepare`.
         arguments: command line arguments for ComfyUI.
+        node_cache: how node outputs are kept between graphs, unless `ComfyHost.node_cache` says otherwise.
 
     Raises:
         HostFailure: another module hides one of ComfyUI's, or a custom node did not load.
@@ -147,7 +211,7 @@ def boot(
             loaded = loop.run_until_complete(nodes.load_custom_node(str(folder), core_nodes))
         if not loaded:
             raise HostFailure(f"custom node '{name}' did not load:\n" + "\n".join(lines))
-    return ComfyHost(root, base, loop)
+    return ComfyHost(root, base, loop, node_cache)
 
 
 def _module_name(folder: Path) -> str:

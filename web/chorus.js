@@ -2,8 +2,9 @@
 
 import { app } from "../../scripts/app.js"
 import { h } from "./lib/dom.js"
+import { isLookup } from "./lib/graph.js"
 import { loadTexts, t } from "./lib/i18n.js"
-import { decorate, followRuns, isLookup, show } from "./lib/on_nodes.js"
+import { decorate, followRuns, showRemembered } from "./lib/on_nodes.js"
 import { Panel } from "./panel/panel.js"
 import { applyDefaults, settings } from "./settings.js"
 
@@ -11,12 +12,10 @@ const TAB = "chorus"
 let panel
 
 /** Show an entry of a cache in the panel. */
-async function openEntry(cache, id) {
+function openEntry(cache, id) {
   const { sidebarTab } = app.extensionManager
+  panel.open(cache, id)
   if (sidebarTab.activeSidebarTabId !== TAB) sidebarTab.toggleSidebarTab(TAB)
-  panel.cache = cache
-  await panel.started
-  await panel.open(id)
 }
 
 app.registerExtension({
@@ -46,7 +45,7 @@ app.registerExtension({
     decorate(node, openEntry)
   },
 
-  loadedGraphNode(node) {
-    show(node, app.nodeOutputs?.[node.id])
+  onNodeOutputsUpdated(outputs) {
+    showRemembered(outputs)
   },
 })

@@ -33,12 +33,12 @@ from ..samples import Bench
 REPEATS = 0.3  # share of requests that come back to an earlier prompt, half of them with an edit; chosen here
 STYLE = 8  # most style words: no video is made, so they harm none, and the stream is as unlike as VidProM
 EMBEDDER = "conditioning:256"
-SPACE = Space("capacity", "", "Wan21", (1, 16, 4, 12, 12), "t2v", "flow")
+SPACE = Space("capacity", "", "Wan21", (1, 16, 4, 20, 20), "t2v", "flow")  # 50 kB in half precision
 
 # As ChorusCacheStore keeps a run of so many steps by default: five parts of the bytes are the final latent's, four
 # the states' (`make bench ARGS=size`: 9 bits a value in all, of which the final latent takes 5).
 STEPS = 20
-FINAL_BYTES, STATES_BYTES = 50 * 2**10, 40 * 2**10  # small, but the catalog's 6 kB an entry must not count for much
+STATES = (320, 64)  # 40 kB in half precision; small, but the catalog's 6 kB an entry must not count for much
 
 NIRVANA_TABLE = ((0.95, 25), (0.90, 20), (0.85, 15), (0.75, 10), (0.65, 5))  # similarity above → K of 50 steps
 NIRVANA_STEPS = 50
@@ -131,9 +131,9 @@ class ChorusCache:
         self, number: int, prompt: str, vector: np.ndarray, parent: str | None, seconds: float = float(STEPS)
     ) -> Entry:
         """Store a finished run: all states of a cold one, only the result of a hit. A step is taken for a second."""
-        tensors = {"final": torch.zeros(FINAL_BYTES, dtype=torch.uint8)}
+        tensors = {"final": torch.zeros(SPACE.shape, dtype=torch.half)}
         if parent is None:
-            tensors["checkpoints"] = torch.zeros(STATES_BYTES, dtype=torch.uint8)
+            tensors["tokens"] = torch.zeros(STATES, dtype=torch.half)  # in the states' place: only bytes count here
         new = NewEntry(
             space=SPACE,
             request=f"{number:032x}",

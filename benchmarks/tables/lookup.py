@@ -158,6 +158,7 @@ def fill(place: Path, size: Size, prompts: Prompts) -> None:
 
 def records() -> Callable[[int], str]:
     """Records by number, as ChorusCacheStore makes them of 20-step runs."""
+    latent = torch.empty(SPACE.shape, device="meta")  # of which a record tells only the shape
     new = NewEntry(
         space=SPACE,
         request="REQUEST",
@@ -169,7 +170,7 @@ def records() -> Callable[[int], str]:
         seconds=60.0,
         is_source=True,
         parent=None,
-        tensors={f"checkpoint/{sigma:.6f}": torch.zeros(1) for sigma in SIGMAS[1:16]},
+        tensors=dict.fromkeys(["final", *(f"checkpoint/{sigma:.6f}" for sigma in SIGMAS[1:16])], latent),
     )
     made = write_record("ID", 1.7e9, new)
 

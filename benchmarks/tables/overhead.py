@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from chorus.cache import LocalCache, NewEntry, Space
+from chorus.cache.record import write_record
 from chorus.comfy.caches import load_trajectory, stored_states
 from chorus.prompt.embedding import pool_encoding
 from chorus.prompt.tokens import token_difference
@@ -83,10 +84,13 @@ def measure(bench: Bench, full: bool) -> report.Result:
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         cache = LocalCache(Path(folder), max_bytes=50 * 2**30)
-        for number in range(entries):
-            cache.put(entry(number, {"final": torch.zeros(1)}))
+        latent = torch.empty(LATENT, device="meta")
+        with cache._catalog.writing() as transaction:  # rows without files: enough to be searched
+            for number in range(entries):
+                new = entry(number, {"final": latent})
+                transaction.insert(write_record(f"{number:032x}", 1.0, new), new.vector, "0" * 64, 1000)
         stored = cache.put(entry(entries, tensors))
-        query = entry(0, {"final": torch.zeros(1)}).vector
+        query = entry(0, {"final": latent}).vector
         row("embed the prompt (pooling)", "every request", lambda: pool_encoding(here[None]))
         row(
             f"search {entries} entries",

@@ -22,7 +22,7 @@ from ..samples import Bench
 SEED = 131
 PACE = 0.05  # seconds between the requests of a panel that is scrolled all the time
 PAGE = 100
-SPACE = Space("panel", "", "Wan21", (1, 16, 21, 60, 104), "t2v", "flow")
+SPACE = Space("panel", "", "Wan21", (1, 16, 21, 1, 1), "t2v", "flow")
 FRAMES, HEIGHT, WIDTH = 24, 148, 256  # the largest preview of a wide video
 
 
@@ -81,7 +81,7 @@ def _fill(folder: Path, count: int) -> list[str]:
                 seconds=1.0,
                 is_source=True,
                 parent=None,
-                tensors={"final": torch.zeros(1), "preview": preview},
+                tensors={"final": torch.zeros(SPACE.shape), "preview": preview},
             )
             ids.append(cache.put(new).id)
         return ids

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, track
 from rich.table import Table
+from rich.text import Text
 
 from . import SORTS, CacheError, Entry, EntryDamaged, EntryMissing, LocalCache, Query, every
 from .bundle import read_bundle, write_bundle
@@ -25,9 +26,26 @@ from .words import by_meaning, by_text
 
 DAY = 86_400.0  # seconds
 UNLIMITED = 2**62  # bytes
+_JOINERS = "\u200c\u200d"  # invisible, and part of emoji and of several scripts
+
+
+class Terminal(Console):
+    """Prints texts of other people, prompts for example, so that they do nothing to the terminal.
+
+    Control characters, changes of the writing direction and halves of characters are shown as their escapes.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        return super().render_str(printable(text), **options)
+
+
+def printable(text: str) -> str:
+    """`text` with every character that does not show as itself written as in Python: "\\x1b"."""
+    return "".join(c if c.isprintable() or c in _JOINERS else repr(c)[1:-1] for c in text)
+
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-out, err = Console(), Console(stderr=True)
+out, err = Terminal(), Terminal(stderr=True)
 
 Folder = Annotated[
     Path,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 import os
 import struct
 import uuid
@@ -20,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-log = logging.getLogger(__name__)
+from ..log import logger
+
+log = logger(__name__)
 
 FORMAT = 1
 BATCH = 20_000  # vectors assigned to lists at once

@@ -7,7 +7,6 @@ root/quarantine/<id>.safetensors            found damaged
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import time
@@ -15,9 +14,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from ..log import logger
 from .format import PREFIX, BlobDamaged, BlobNewer, EntryFile, Header, Packed, header_length, read_header
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _ID = re.compile(r"[0-9a-f]{32}")
 

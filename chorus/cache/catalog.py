@@ -9,7 +9,6 @@ pins and hits.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import sqlite3
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..log import logger
 from ..messages import say
 from .blobs import Header
 from .errors import CacheUnavailable
@@ -26,7 +26,7 @@ from .recollection import Recollection, recollect
 from .schema import MIGRATIONS, expected_tables, tables
 from .transaction import Transaction
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 APPLICATION_ID = 0x43485253  # "CHRS", so that no other program's database is taken for a catalog
 POLL = 0.01  # seconds between two tries to write while another process does

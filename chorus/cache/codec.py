@@ -35,7 +35,9 @@ RAW = "raw"
 LEAST_STEP, MOST_STEP = 0.01, 4.0  # in channel spreads
 LEAST_SPREAD = 1e-3  # of a channel's largest magnitude, so that levels fit in 32 bits
 LEAST_UNIT = 1e-30  # levels of less than this are not told from zero
-MAX_VALUES = 2**28  # of a coded tensor: twenty times a 1080p latent of 5 seconds; beyond is a bomb
+MAX_VALUES = 2**26  # of a coded tensor: six times a 1080p latent of 5 seconds; beyond is a bomb
+MAX_AXIS = 1024  # of a transform, which makes a matrix of that size squared
+MAX_PLACES = 2**23  # of a transform, T·H·W, which are sorted
 MAX_MAGNITUDE = {torch.float16: 65504.0, torch.bfloat16: 1e12, torch.float32: 1e12}  # sums of squares stay finite
 WEBP_SIDE = 16383  # pixels, WebP's own limit
 WEBP_FRAME_MS = 100  # every frame is shown so long, which also tells frames that WebP has merged
@@ -46,6 +48,7 @@ LEVEL = 1  # of zstandard: the levels look like noise, in which higher ones find
 
 _DCT = re.compile(r"dct/([0-9]+(?:\.[0-9]+)?)")
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*MAX_MAGNITUDE, torch.uint8)}
+_AT_ONCE = 2**24  # values that are transformed at once, so that a large tensor takes little more than its own room
 _SMALL, _MIDDLE = 7, 127  # largest levels in four and in eight bits
 
 
@@ -68,7 +71,7 @@ def _step(coding: str) -> float:
     found = _DCT.fullmatch(coding)
     if not found or not LEAST_STEP <= float(found[1]) <= MOST_STEP:
         raise ValueError(
-            f"coding {coding!r}: expected raw, rows, webp, or dct/STEP with STEP from {LEAST_STEP} to {MOST_STEP}"
+            f"coding {coding[:80]!r}: expected raw, rows, webp, or dct/STEP with STEP from {LEAST_STEP} to {MOST_STEP}"
         )
     return float(found[1])
 
@@ -103,7 +106,11 @@ def _fits(shape: tuple[int, ...], dtype: torch.dtype, coding: str) -> bool:
         return False
     if coding == "webp":
         return dtype == torch.uint8 and len(shape) == 4 and shape[3] == 3 and max(shape[1:3]) <= WEBP_SIDE
-    return dtype in MAX_MAGNITUDE and (len(shape) >= 1 if coding == "rows" else len(shape) >= 4)
+    if coding == "rows":
+        return dtype in MAX_MAGNITUDE and len(shape) >= 1
+    places = shape[-3:]
+    transformed = len(shape) >= 4 and max(places) <= MAX_AXIS and math.prod(places) <= MAX_PLACES
+    return dtype in MAX_MAGNITUDE and transformed
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,8 @@ class Coded:
             check(self.coding)
             sizes_known = all(type(size) is int and size > 0 for size in self.shape)
             if not sizes_known or len(self.shape) > 8 or not _fits(self.shape, _DTYPES[self.dtype], self.coding):
-                raise ValueError(f"no {self.dtype} tensor of shape {list(self.shape)} is coded as {self.coding!r}")
+                shape = str(list(self.shape[:9]))[:100]
+                raise ValueError(f"no {self.dtype[:20]} tensor of shape {shape} is coded as {self.coding!r}")
         except (ValueError, KeyError, TypeError) as error:
             raise CodingDamaged(str(error)) from error
 
@@ -134,10 +142,10 @@ class Coded:
     def from_json(cls, fields: Any) -> Coded:
         """From the object that `to_json` gives, read from a file. CodingDamaged."""
         if not isinstance(fields, Mapping) or set(fields) != {"coding", "dtype", "shape"}:
-            raise CodingDamaged(f"{fields!r} does not say how a tensor is coded")
+            raise CodingDamaged(f"{repr(fields)[:100]} does not say how a tensor is coded")
         coding, dtype, shape = fields["coding"], fields["dtype"], fields["shape"]
         if not isinstance(coding, str) or not isinstance(dtype, str) or not isinstance(shape, list):
-            raise CodingDamaged(f"{fields!r} does not say how a tensor is coded")
+            raise CodingDamaged(f"{repr(fields)[:100]} does not say how a tensor is coded")
         return cls(coding, dtype, tuple(shape))
 
     def to_json(self) -> dict[str, Any]:
@@ -217,7 +225,7 @@ def _from_rows(content: bytes | memoryview, shape: tuple[int, ...], device: torc
 # -- transform coding
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)
 def _basis(n: int, device: torch.device) -> torch.Tensor:
     """The orthonormal DCT-II of length n, [frequency, place] float32 (Ahmed, Natarajan and Rao, 1974)."""
     frequency, place = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
@@ -226,7 +234,7 @@ def _basis(n: int, device: torch.device) -> torch.Tensor:
     return basis.float().to(device)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _order(t: int, h: int, w: int) -> torch.Tensor:
     """Places of the coefficients [T·H·W] by rising frequency, each axis in units of its length: zeros come last."""
     t_square, h_square, w_square = ((torch.arange(n, dtype=torch.float64) / n).square() for n in (t, h, w))
@@ -299,8 +307,12 @@ def _from_dct(
     units = _units(torch.from_numpy(_floats(plain[: 4 * channels])), step).to(device)
     levels = _from_widths(plain[4 * channels :], values, device).reshape(t * h * w, channels)
     places = _order(t, h, w).argsort().to(device)
-    frequencies = levels.index_select(0, places).T * units[:, None]
-    return _transform(frequencies.reshape(channels, t, h, w), inverse=True).reshape(shape)
+    group = max(1, _AT_ONCE // (t * h * w))
+    out = torch.empty((channels, t, h, w), device=device)
+    for some in (slice(first, first + group) for first in range(0, channels, group)):
+        frequencies = levels[:, some].index_select(0, places).T * units[some, None]
+        out[some] = _transform(frequencies.reshape(-1, t, h, w), inverse=True)
+    return out.reshape(shape)
 
 
 # -- WebP
@@ -329,7 +341,7 @@ def _decode_webp(content: bytes | memoryview, shape: tuple[int, ...]) -> np.ndar
     """The frames, each as often as its duration says, since WebP merges equal ones."""
     from PIL import Image
 
-    if _webp_size(bytes(content[:30])) != (shape[2], shape[1]):
+    if not is_webp(content, shape):
         raise CodingDamaged(f"it is no WebP of {shape[2]} × {shape[1]} pixels")
     frames: list[np.ndarray] = []
     try:
@@ -349,6 +361,11 @@ def _decode_webp(content: bytes | memoryview, shape: tuple[int, ...]) -> np.ndar
     if len(frames) != shape[0]:
         raise CodingDamaged(f"it shows {len(frames)} frames instead of {shape[0]}")
     return np.stack(frames)
+
+
+def is_webp(content: bytes | memoryview, shape: tuple[int, ...]) -> bool:
+    """Whether the bytes begin as a WebP does that shows frames of `shape`, [F, H, W, 3]."""
+    return _webp_size(bytes(content[:30])) == (shape[2], shape[1])
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 UNIT_NORM_TOLERANCE = 1e-3
+MOST_DIMENSIONS = 2**16  # of a vector
 
 
 def canonical_json(value: Any) -> str:
@@ -27,8 +28,9 @@ def canonical_json(value: Any) -> str:
 def unit_vector(vector: np.ndarray) -> np.ndarray:
     """`vector` as contiguous float32 [D], checked: one dimension, finite, unit norm. Else ValueError."""
     vector = np.asarray(vector)
-    if vector.ndim != 1 or vector.size == 0:
-        raise ValueError(f"a prompt vector has shape [D] with D > 0; this one has shape {list(vector.shape)}")
+    if vector.ndim != 1 or not 0 < vector.size <= MOST_DIMENSIONS:
+        shape = list(vector.shape)
+        raise ValueError(f"a prompt vector has shape [D] with D from 1 to {MOST_DIMENSIONS:,}; this one has {shape}")
     if vector.dtype != np.float32:
         raise ValueError(f"a prompt vector is float32; this one is {vector.dtype}: convert it with .astype")
     norm = float(np.linalg.norm(vector.astype(np.float64)))
@@ -110,7 +112,8 @@ class NewEntry:
     is_source: whether other requests may start from it. The entry of a hit may not: it serves only
         identical requests.
     parent: id of the source entry of a hit, else None.
-    tensors: anything, by name: "final", "checkpoint/0.937500", "tokens", "attention", "preview", …
+    tensors: by name: "final", "checkpoint/0.937500", "tokens", "attention", "preview", "workflow". What each may be
+        is in rules.py; a cache refuses to store others.
     coding: how tensors are stored, by name, as codec.py has it: "dct/0.1", "rows", "webp"; the others as they are.
         A coding that does not fit its tensor is left out.
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .entry import canonical_json
+from .entry import Entry, canonical_json, unit_vector
+from .record import read_record
+from .rules import Layout, check_expansion, check_layout, check_values
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +29,14 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = "2"
 READ_VERSIONS = ("1", "2")
-MAX_HEADER = 100 * 2**20  # safetensors' own limit, in bytes
+MAX_HEADER = 16 * 2**20  # bytes; ordinary ones have some 20,000
 PREFIX = struct.Struct("<Q")
+
+# safetensors' types that an entry may have → torch's name, size in bytes.
+_TYPES = {"F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4), "U8": ("uint8", 1)}
+_PIECE = 2**20  # values of a raw tensor that are checked at once
+# What reading a header of any content may raise.
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
 class BlobDamaged(Exception):
@@ -76,8 +84,9 @@ def pack(
     """The file for `tensors`, with the entry's `record` (canonical JSON) and `vector` in its header.
 
     coding: how tensors are coded, by name (see codec.py); those it does not name, or does not fit, are stored raw.
-    ValueError names the tensor that safetensors cannot store (sparse, quantized, not a tensor).
+    ValueError for what would not be read again, which breaks a rule of rules.py, or that safetensors cannot store.
     """
+    _check(read_record(record, size=0), tensors)
     stored, coded = _encoded(tensors, coding or {})
     plain = _safetensors_bytes(stored)
     (length,) = PREFIX.unpack_from(plain)
@@ -94,8 +103,27 @@ def pack(
     metadata["header_sha256"] = _header_checksum(header)
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)  # safetensors wants the tensor bytes aligned
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"an entry's header has {len(text):,} bytes, more than {MAX_HEADER:,}")
     head = PREFIX.pack(len(text)) + text
+    check_expansion(_values(coded), len(head) + len(body))
     return Packed(record, head, body, hashlib.sha256(head).hexdigest())
+
+
+def _check(entry: Entry, tensors: Mapping[str, torch.Tensor]) -> None:
+    """ValueError unless these are the tensors that `entry` speaks of, and sound ones."""
+    try:
+        types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+        check_layout(entry, {name: Layout(types[name], tuple(tensor.shape)) for name, tensor in tensors.items()})
+        for name, tensor in tensors.items():
+            check_values(name, tensor.detach())
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"a tensor of {', '.join(map(repr, tensors))} cannot be stored: {error}") from error
+
+
+def _values(coded: Mapping[str, Coded]) -> int:
+    """How many values are decoded, but for the preview, whose size has a limit of its own."""
+    return sum(math.prod(how.shape) for how in coded.values() if how.coding != "webp")
 
 
 def _encoded(
@@ -162,16 +190,13 @@ def read_header(head: bytes, size: int, entry_id: str) -> Header:
         if metadata["header_sha256"] != _header_checksum(header):
             raise BlobDamaged("its header does not have its own checksum")
         _require_known(metadata)
-        record = metadata["record"]
-        if json.loads(record)["id"] != entry_id:
+        if json.loads(metadata["record"])["id"] != entry_id:
             raise BlobDamaged("it is a copy of another entry's file")
-        vector = np.frombuffer(base64.b64decode(metadata["vector"]), "<f4")
-        body = max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        vector = unit_vector(np.frombuffer(base64.b64decode(metadata["vector"], validate=True), "<f4"))
+        _Described.by(header, size - len(head), size)
+    except _UNREADABLE as error:
         raise BlobDamaged(f"its header cannot be read ({error})") from error
-    if size != len(head) + body:
-        raise BlobDamaged(f"it has {size} bytes instead of {len(head) + body}")
-    return Header(record, vector, hashlib.sha256(head).hexdigest(), size)
+    return Header(metadata["record"], vector, hashlib.sha256(head).hexdigest(), size)
 
 
 def _require_known(metadata: Mapping[str, str]) -> None:
@@ -181,6 +206,74 @@ def _require_known(metadata: Mapping[str, str]) -> None:
     if version.isdecimal() and int(version) > int(FORMAT_VERSION):
         raise BlobNewer(f"its format version {version} is newer than this Chorus")
     raise BlobDamaged(f"its format version {version!r} is unknown")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A tensor as it is stored: its type, its shape, and its bytes [first, last) from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+    @classmethod
+    def of(cls, name: str, described: Mapping) -> _Part:
+        dtype, size = _TYPES[described["dtype"]]
+        first, last = described["data_offsets"]
+        shape = tuple(described["shape"])
+        numbers = (first, last, *shape)
+        if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
+            raise ValueError(f"tensor {name!r} has no shape or no place")
+        if last - first != size * math.prod(shape):
+            raise ValueError(f"tensor {name!r} has other than the bytes of its shape")
+        return cls(dtype, shape, first, last)
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What a header says, checked as far as that goes without the tensors' bytes.
+
+    coded: those of the tensors that are not raw. Files of version 1 have only raw ones.
+    """
+
+    entry: Entry
+    parts: Mapping[str, _Part]
+    coded: Mapping[str, Coded]
+
+    @classmethod
+    def by(cls, header: Mapping, body: int, size: int) -> _Described:
+        """body, size: bytes behind the header, and of the whole file. Raises what is in _UNREADABLE."""
+        metadata = header["__metadata__"]
+        entry = read_record(metadata["record"], size=size)
+        parts = {name: _Part.of(name, header[name]) for name in header if name != "__metadata__"}
+        end = 0
+        for part in sorted(parts.values(), key=lambda part: (part.first, part.last)):
+            if part.first != end:
+                raise ValueError("its tensors do not lie one after the other")
+            end = part.last
+        if end != body:
+            raise ValueError(f"it has {body} bytes of tensors instead of {end}")
+        coded = _read_coded(metadata["coded"], parts) if "coded" in metadata else {}
+        if {name: how.coding for name, how in coded.items()} != entry.coding:
+            raise ValueError("its tensors are coded otherwise than its record says")
+        stored = {name: Layout(part.dtype, part.shape) for name, part in parts.items()}
+        check_layout(entry, stored | {name: Layout(how.dtype, how.shape) for name, how in coded.items()})
+        check_expansion(_values(coded), size)
+        return cls(entry, parts, coded)
+
+
+def _read_coded(text: str, parts: Mapping[str, _Part]) -> dict[str, Coded]:
+    from .codec import Coded, CodingDamaged
+
+    try:
+        coded = {name: Coded.from_json(how) for name, how in json.loads(text).items()}
+    except CodingDamaged as error:
+        raise ValueError(f"it does not say how its tensors are coded ({error})") from error
+    for name in coded:
+        if parts[name].dtype != "uint8" or len(parts[name].shape) != 1:
+            raise ValueError(f"its tensor {name!r} is not the bytes of a coded one")
+    return coded
 
 
 class EntryFile:
@@ -196,74 +289,92 @@ class EntryFile:
         if hashlib.sha256(view[:end]).hexdigest() != digest:
             raise BlobDamaged("its header does not have the checksum in the catalog")
         try:
-            self._metadata = json.loads(content[PREFIX.size : end])["__metadata__"]
-            if hashlib.sha256(view[end:]).hexdigest() != self._metadata["body_sha256"]:
+            header = json.loads(content[PREFIX.size : end])
+            metadata = header["__metadata__"]
+            if hashlib.sha256(view[end:]).hexdigest() != metadata["body_sha256"]:
                 raise BlobDamaged("its tensors do not have the checksum in its header")
-            _require_known(self._metadata)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            _require_known(metadata)
+            self._described = _Described.by(header, len(content) - end, len(content))
+        except _UNREADABLE as error:
             raise BlobDamaged(f"its header cannot be read ({error})") from error
         self.content = content
-
-    @cached_property
-    def _stored(self) -> dict[str, torch.Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        try:
-            return load(self.content)
-        except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-            raise BlobDamaged(f"it is no safetensors file ({error})") from error
-
-    @cached_property
-    def _coded(self) -> dict[str, Coded]:
-        """How tensors are coded; those it does not name are raw. Files of version 1 have only raw ones."""
-        if "coded" not in self._metadata:
-            return {}
-        from .codec import Coded, CodingDamaged
-
-        try:
-            coded = {name: Coded.from_json(how) for name, how in json.loads(self._metadata["coded"]).items()}
-        except (CodingDamaged, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise BlobDamaged(f"it does not say how its tensors are coded ({error})") from error
-        for name in coded:
-            payload = self._stored.get(name)
-            if payload is None or payload.ndim != 1 or str(payload.dtype) != "torch.uint8":
-                raise BlobDamaged(f"its tensor {name!r} is not the bytes of a coded one")
-        return coded
+        self._body = view[end:]
 
     @property
-    def coding(self) -> dict[str, str]:
-        """How tensors are coded, by name; the others are raw. BlobDamaged."""
-        return {name: how.coding for name, how in self._coded.items()}
+    def entry(self) -> Entry:
+        """What the file's own record says."""
+        return self._described.entry
 
     @property
     def names(self) -> list[str]:
-        return sorted(self._stored)
+        return sorted(self._described.parts)
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """Types and shapes of the tensors, decoded."""
+        coded, parts = self._described.coded, self._described.parts
+        found = {name: coded.get(name, part) for name, part in parts.items()}
+        return {name: Layout(one.dtype, one.shape) for name, one in found.items()}
 
     def tensors(self, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> dict:
         """Tensors by name (all, or `names`), decoded on `device`; the caller owns them. BlobDamaged; KeyError."""
         return {name: self._tensor(name, device) for name in (self.names if names is None else names)}
 
-    def _tensor(self, name: str, device: str | torch.device) -> torch.Tensor:
-        if name not in self._coded:
-            return self._stored[name].to(device)
-        from .codec import CodingDamaged, decode
-
-        try:
-            return decode(self._stored[name].numpy().data, self._coded[name], device)
-        except CodingDamaged as error:
-            raise BlobDamaged(f"its tensor {name!r} cannot be decoded: {error}") from error
+    def check(self) -> None:
+        """BlobDamaged unless every tensor can be decoded to sound values. One is in memory at a time, or a piece."""
+        for name, part in self._described.parts.items():
+            if name in self._described.coded or name == "workflow":
+                self._tensor(name, "cpu")
+                continue
+            size = _PIECE * (part.last - part.first) // max(1, math.prod(part.shape))
+            for first in range(part.first, part.last, max(1, size)):
+                self._require_sound(name, self._raw(part, first, min(part.last, first + size)))
 
     def webp(self, name: str) -> bytes:
         """The frames [F, H, W, 3] stored under `name` as an animated WebP: as it lies there, or made now of raw ones.
 
         BlobDamaged; KeyError; ValueError when that tensor is no frames.
         """
-        if name in self._coded and self._coded[name].coding == "webp":
-            return self._stored[name].numpy().tobytes()
         from . import codec
 
+        how, part = self._described.coded.get(name), self._described.parts[name]
+        if how is not None and how.coding == "webp":
+            stored = bytes(self._body[part.first : part.last])
+            if not codec.is_webp(stored, how.shape):
+                raise BlobDamaged(f"its tensor {name!r} is no picture of its size")
+            return stored
         frames = self._tensor(name, "cpu")
         if codec.fitting(frames, "webp") == codec.RAW:
             raise ValueError(f"tensor {name!r} of shape {list(frames.shape)} is no frames")
         return codec.encode(frames, "webp")
+
+    def _tensor(self, name: str, device: str | torch.device) -> torch.Tensor:
+        part = self._described.parts[name]
+        if name not in self._described.coded:
+            tensor = self._raw(part, part.first, part.last).reshape(part.shape)
+            self._require_sound(name, tensor)
+            return tensor.to(device)
+        from .codec import CodingDamaged, decode
+
+        try:
+            tensor = decode(self._body[part.first : part.last], self._described.coded[name], device)
+        except CodingDamaged as error:
+            raise BlobDamaged(f"its tensor {name!r} cannot be decoded: {error}") from error
+        self._require_sound(name, tensor)
+        return tensor
+
+    def _raw(self, part: _Part, first: int, last: int) -> torch.Tensor:
+        """The values in these bytes of the body, [n], in memory of their own."""
+        import torch
+
+        dtype = getattr(torch, part.dtype)
+        if first == last:
+            return torch.empty(0, dtype=dtype)
+        return torch.frombuffer(bytearray(self._body[first:last]), dtype=dtype)
+
+    @staticmethod
+    def _require_sound(name: str, tensor: torch.Tensor) -> None:
+        try:
+            check_values(name, tensor)
+        except ValueError as error:
+            raise BlobDamaged(str(error)) from error

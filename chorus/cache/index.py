@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import threading
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
+from ..log import logger
 from .approximate import ApproximatePool, faiss_or_none, load_snapshot, train
 from .errors import VectorLengthMismatch
 from .pool import TIE_TOLERANCE, ExactPool, score
 from .transaction import HISTORY, Transaction
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 APPROXIMATE_FROM = 20_000  # sources of a space from which exact search takes longer than a look-up may
 PROBES = 24  # lists that an approximate search reads

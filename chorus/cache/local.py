@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import uuid
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from ..log import logger
 from ..messages import say
 from .blobs import Blobs
 from .catalog import Catalog
@@ -29,7 +29,7 @@ from .transaction import Removed, Totals, Transaction
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 T = TypeVar("T")
 

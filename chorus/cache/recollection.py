@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from ..log import logger
+
+log = logger(__name__)
 
 # Of each version of the catalog: id, used, hits, saved, pinned.
 _USES = (

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 
 from .entry import Entry, NewEntry, Space, canonical_json
+from .rules import MOST_RECORD, check_entry
 
 
 def write_record(entry_id: str, created: float, new: NewEntry) -> str:
@@ -33,14 +34,21 @@ def write_record(entry_id: str, created: float, new: NewEntry) -> str:
 def read_record(
     record: str, *, used: float | None = None, hits: int = 0, saved: float = 0.0, pinned: bool = False, size: int
 ) -> Entry:
-    """The entry of a record; without `used`, as it was created. ValueError, KeyError or TypeError if bad.
+    """The entry of a record; without `used`, as it was created. ValueError for a record that breaks a rule (rules.py).
 
     Records of format version 1 have neither shapes nor coding.
     """
-    fields = json.loads(record)
-    fields["space"] = Space(**{**fields["space"], "shape": tuple(fields["space"]["shape"])})
-    fields["sigmas"] = tuple(fields["sigmas"])
-    fields["tensor_names"] = tuple(fields["tensor_names"])
-    fields["shapes"] = {name: tuple(shape) for name, shape in fields.get("shapes", {}).items()}
-    used = float(fields["created"] if used is None else used)
-    return Entry(**fields, used=used, hits=int(hits), bytes=int(size), saved=float(saved), pinned=pinned)
+    if len(record) > MOST_RECORD:
+        raise ValueError(f"its record has more than {MOST_RECORD:,} characters")
+    try:
+        fields = json.loads(record)
+        fields["space"] = Space(**{**fields["space"], "shape": tuple(fields["space"]["shape"])})
+        fields["sigmas"] = tuple(fields["sigmas"])
+        fields["tensor_names"] = tuple(fields["tensor_names"])
+        fields["shapes"] = {name: tuple(shape) for name, shape in fields.get("shapes", {}).items()}
+        used = float(fields["created"] if used is None else used)
+        entry = Entry(**fields, used=used, hits=int(hits), bytes=int(size), saved=float(saved), pinned=pinned)
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"its record is none ({type(error).__name__}: {str(error)[:100]})") from error
+    check_entry(entry)
+    return entry

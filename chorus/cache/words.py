@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from .entry import Entry, Match
+from .query import storable  # no tokenizer reads lone surrogates
 
 _MOST_KEPT = 50_000  # vectors of prompts, half a kilobyte each
 _vectors: dict[str, np.ndarray] = {}
@@ -21,8 +22,9 @@ def by_meaning(entries: Iterable[Entry], text: str, k: int) -> list[Match]:
     from ..prompt.sentence import embed_sentences
 
     entries = list(entries)
-    wanted = embed_sentences([text])[0]
-    prompts = {entry.prompt for entry in entries}
+    wanted = embed_sentences([storable(text)])[0]
+    said = [storable(entry.prompt) for entry in entries]
+    prompts = set(said)
     vectors = {prompt: vector for prompt, vector in _vectors.copy().items() if prompt in prompts}  # others search, too
     if new := sorted(prompts - vectors.keys()):
         made = dict(zip(new, embed_sentences(new).astype(np.float16), strict=True))
@@ -30,7 +32,7 @@ def by_meaning(entries: Iterable[Entry], text: str, k: int) -> list[Match]:
         if len(_vectors) + len(made) > _MOST_KEPT:
             _vectors.clear()
         _vectors.update(list(made.items())[:_MOST_KEPT])
-    scores = [float(vectors[entry.prompt] @ wanted) for entry in entries]
+    scores = [float(vectors[prompt] @ wanted) for prompt in said]
     best = sorted(range(len(entries)), key=lambda i: -scores[i])
     return [Match(entries[i], scores[i]) for i in best[:k]]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import uuid
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..log import logger
 from ..messages import say
 from .entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space, unit_vector
 from .errors import CacheError, CacheUnavailable, VectorLengthMismatch
@@ -25,7 +25,7 @@ from .record import read_record, write_record
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # What may wait for the disk; more is refused, and said.
 MOST_PENDING = 4

@@ -2,47 +2,59 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from ..cache import Cache, Entry, LocalCache, WriteBehind
+from ..cache import Cache, CacheUnavailable, Entry, LocalCache, WriteBehind
 from ..cache.local import limits, max_bytes
+from ..log import logger
 from ..messages import BadInput, Message, said_by, say
 from ..reuse.trajectory import Trajectory
+from . import users
 from .events import not_kept
 from .limit import VARIABLE, choose_limit, limit_bytes, limit_is_fixed
 from .place import Place, current
+
+log = logger(__name__)
 
 _open: dict[tuple[Place, str], WriteBehind] = {}
 _lock = threading.Lock()
 _NAME = re.compile(r"[\w][\w .-]{0,63}")
 
 
-def cache_names() -> list[str]:
-    """The caches that exist, by name: the fleet's where one is set. Raises CacheUnavailable while that is away."""
+def cache_names(user: str = "") -> list[str]:
+    """The caches that exist, by name: of the shared cache if one is set. Raises CacheUnavailable while that is away.
+
+    user: whose, see `users`.
+    """
     place = current()
     if place.shared:
         from ..cache.shared import SharedCache
 
         shared = _at(place, "default").cache  # any name will do: opening makes none
         assert isinstance(shared, SharedCache)
-        return shared.names()
-    try:
-        folders = [p for p in place.folder.iterdir() if _NAME.fullmatch(p.name)]
-        return sorted(p.name for p in folders if any(p.glob("catalog-*.sqlite")))
-    except FileNotFoundError:
-        return []
+        kept = shared.names()
+    else:
+        try:
+            kept = [folder.name for folder in place.folder.iterdir() if any(folder.glob("catalog-*.sqlite"))]
+        except FileNotFoundError:
+            kept = []
+        except OSError as error:
+            raise CacheUnavailable.of_disk(place.folder, error) from error
+    names = sorted({users.plain_name(name) for name in kept})
+    return [name for name in names if _NAME.fullmatch(name) and users.own_name(name, user) in kept]
 
 
 def open_cache(name: str, place: Place | None = None) -> Cache:
-    """The cache called `name`, the fleet's where one is set; raises CacheUnavailable when it cannot be had.
+    """The cache called `name`: the shared one if one is set. Raises CacheUnavailable when it cannot be had.
 
+    name: for the user of the place; a `users.OwnName` is for its own user.
     place: where a request that is under way found it; None takes the place that is set now.
     """
     return _at(place or current(), name)
@@ -50,17 +62,22 @@ def open_cache(name: str, place: Place | None = None) -> Cache:
 
 def cache_folder(name: str, place: Place | None = None) -> Path:
     """The folder of a cache, or of this machine's copies of it. ValueError for a name that is none."""
-    if not _NAME.fullmatch(name) or name.endswith((".", " ")):
-        raise ValueError(f"cache name {name!r}: use letters, digits, spaces, '.', '_' and '-', at most 64 of them")
-    return (place or current()).folder / name
+    place = place or current()
+    own = name if isinstance(name, users.OwnName) else users.own_name(name, place.user)
+    plain = users.plain_name(own) if isinstance(own, users.OwnName) else own
+    if not _NAME.fullmatch(plain) or plain.endswith((".", " ")):
+        raise ValueError(f"cache name {plain!r}: use letters, digits, spaces, '.', '_' and '-', at most 64 of them")
+    return place.folder / own
 
 
 def _at(place: Place, name: str) -> WriteBehind:
     folder = cache_folder(name, place)
+    where = replace(place, user="")  # the folder's name says whose it is
     with _lock:
-        if (place, name) not in _open:
-            _open[place, name] = WriteBehind(_opened(folder, place), folder, partial(_not_stored, name))
-        return _open[place, name]
+        if (where, folder.name) not in _open:
+            told = partial(_not_stored, users.plain_name(folder.name))
+            _open[where, folder.name] = WriteBehind(_opened(folder, place), folder, told)
+        return _open[where, folder.name]
 
 
 def _opened(folder: Path, place: Place) -> Cache:
@@ -84,7 +101,7 @@ def limit_caches(gigabytes: float) -> None:
     """Give every local cache of this place, those in use too, another limit. ValueError when it cannot be chosen."""
     if said := limit_fixed():
         raise BadInput(said)
-    place = current()
+    place = replace(current(), user="")
     chosen = choose_limit(place.folder, gigabytes)
     with _lock:
         for (where, _), opened in _open.items():
@@ -129,4 +146,5 @@ def _not_stored(name: str, entry_id: str, error: Exception) -> None:
 
 
 def warn(message: str) -> None:
-    logging.getLogger("chorus").warning("Chorus: %s", message)
+    """Say in the log what went wrong and cost no render."""
+    log.warning("Chorus: %s", message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..messages import Message, to_json
+from . import users
 
 
 def send(event: str, data: dict[str, Any]) -> None:
@@ -18,7 +19,7 @@ def send(event: str, data: dict[str, Any]) -> None:
 
 def cache_changed(cache_name: str) -> None:
     """Entries of this cache came, went or were used."""
-    send("changed", {"cache": cache_name})
+    send("changed", {"cache": users.plain_name(cache_name)})
 
 
 def moved() -> None:
@@ -28,12 +29,12 @@ def moved() -> None:
 
 def not_kept(cache_name: str, entry_id: str, why: Message | str) -> None:
     """A result is not in the cache though it was to be kept. entry_id: "" where it had none yet."""
-    send("not_kept", {"cache": cache_name, "entry": entry_id, "text": str(why), "said": to_json(why)})
+    send("not_kept", {"cache": users.plain_name(cache_name), "entry": entry_id, "text": str(why), "said": to_json(why)})
 
 
 def import_goes_on(cache_name: str, done: int, of: int) -> None:
     """An import into this cache has gone through `done` of its entries."""
-    send("import", {"cache": cache_name, "done": done, "of": of})
+    send("import", {"cache": users.plain_name(cache_name), "done": done, "of": of})
 
 
 def run_started(figures: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import wraps
+from typing import Any, TypeVar
 
 from ..messages import BadInput, Message, say
 from .caches import warn
@@ -35,13 +36,21 @@ def own_work() -> Iterator[None]:
         raise OwnFault(f"{type(error).__name__}: {error}") from error
 
 
-def or_else(fallback: Callable[[Message], _Result], work: Callable[[], _Result]) -> _Result:
-    """What `work` returns; after a fault what `fallback` makes of the sentence that says so. BadInput passes."""
-    try:
-        return work()
-    except BadInput:
-        raise
-    except Exception as error:
-        said = say("bypassed.fault", error=f"{type(error).__name__}: {error}")
-        warn(str(said))
-        return fallback(said)
+def never_lost(fallback: Callable[..., _Result]) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
+    """For a node's `execute`: after a fault, what `fallback(sentence, **inputs)` returns. BadInput passes as it is."""
+
+    def decorate(execute: Callable[..., _Result]) -> Callable[..., _Result]:
+        @wraps(execute)
+        def guarded(cls: Any, **inputs: Any) -> _Result:
+            try:
+                return execute(cls, **inputs)
+            except BadInput:
+                raise
+            except Exception as error:
+                fault = say("bypassed.fault", error=f"{type(error).__name__}: {error}")
+                warn(str(fault))
+                return fallback(fault, **inputs)
+
+        return guarded
+
+    return decorate

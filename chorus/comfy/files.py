@@ -9,6 +9,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,14 @@ _ANNOTATION = re.compile(r" \[(input|output|temp)\]$")
 _KEPT = 4096  # files remembered; the oldest go first
 
 
+_STARTED_NS = time.time_ns()  # this module is loaded with the pack, before any model
+
+
+def _state(path: str) -> tuple[int, int, int]:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 class FileDigests:
     """Digests of files. Thread-safe.
 
@@ -32,8 +41,28 @@ class FileDigests:
         self._memory = memory
         self._lock = threading.Lock()
         self._known: dict[str, tuple[int, int, str]] = self._remembered()
+        self._noted: dict[str, tuple[int, int, int]] = {}
         self._reading: dict[tuple[str, int, int], Future[str]] = {}
         self._reader = ThreadPoolExecutor(1, "chorus-files")
+
+    def note(self, path: str | os.PathLike[str]) -> None:
+        """Remember how a file is now, before a graph that names it runs. Raises OSError."""
+        real = os.path.realpath(path)
+        state = _state(real)
+        with self._lock:
+            self._noted.setdefault(real, state)
+
+    def is_as_loaded(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a model loaded from this file by this process has surely the file's present content.
+
+        So it is where the file has not changed since it was first named by a graph, or since before this process
+        began. Raises OSError.
+        """
+        real = os.path.realpath(path)
+        state = _state(real)
+        with self._lock:
+            noted = self._noted.get(real)
+        return noted == state if noted is not None else max(state[1], state[2]) < _STARTED_NS
 
     def of(self, path: str | os.PathLike[str]) -> str:
         """Hex digest of a file's content. Waits where it is being read. Raises OSError."""
@@ -130,15 +159,25 @@ def named_files(text: str) -> list[str]:
 
 
 def read_ahead(prompt: Any) -> None:
-    """Begin to read the files that a graph with Chorus nodes names, when it is queued. Raises nothing."""
+    """Note the files that a graph names when it is queued, and begin to read those of a graph with Chorus nodes.
+
+    Raises nothing.
+    """
     try:
         nodes = [node for node in prompt.values() if isinstance(node, dict)]
-        if not any(str(node.get("class_type", "")).startswith(("Chorus", "TGAA")) for node in nodes):
-            return
+        remembers = any(str(node.get("class_type", "")).startswith(("Chorus", "TGAA")) for node in nodes)
         for path in _texts(node.get("inputs", {}).values() for node in nodes):
-            file_digests().begin(path)
+            file_digests().note(path)
+            if remembers:
+                file_digests().begin(path)
     except Exception as error:  # nobody asked for it; whoever needs a digest reads the file himself
         warn(f"model files are not read ahead: {type(error).__name__}: {error}")
+
+
+def on_prompt(data: dict[str, Any]) -> dict[str, Any]:
+    """The host's handler of what is posted to /prompt: reads ahead, and changes nothing."""
+    read_ahead(data.get("prompt"))
+    return data
 
 
 def _texts(inputs: Iterable[Iterable[Any]]) -> Iterable[str]:

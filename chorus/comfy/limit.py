@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..cache.local import max_bytes
 from ..messages import BadInput, say
+from . import small_file
 
 GIGABYTE = 2**30
 LEAST, MOST = 0.1, 100_000.0  # GB that may be chosen
 VARIABLE = "CHORUS_CACHE_GB"
+# A folder that was chosen may be another program's as well, and many programs have a file of the former name.
+_FILE, _FORMER_FILE = "chorus-limit.json", "settings.json"
 
 
 def limit_bytes(root: Path) -> int:
@@ -27,24 +31,33 @@ def limit_is_fixed() -> bool:
 
 
 def choose_limit(root: Path, gigabytes: float) -> int:
-    """Keep the limit for every start to come; returns it in bytes. ValueError for one that is none."""
+    """Keep the limit for every start to come; returns it in bytes.
+
+    BadInput for a limit out of range, or where another program has a file of that name; CacheUnavailable when the
+    limit cannot be written.
+    """
     if not (math.isfinite(gigabytes) and LEAST <= gigabytes <= MOST):
         raise BadInput(say("route.limit", limit=str(gigabytes), least=LEAST, most=MOST))
-    root.mkdir(parents=True, exist_ok=True)
-    file = _file(root)
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps({"limit_gb": gigabytes}) + "\n", encoding="utf-8")
-    os.replace(new, file)
+    file = root / _FILE
+    if file.exists() and not _is_ours(small_file.read(file)):
+        raise BadInput(say("route.limit_file", file=file))
+    small_file.write(file, {"limit_gb": gigabytes})
+    former = root / _FORMER_FILE
+    if _is_ours(small_file.read(former)):
+        with suppress(OSError):  # it is not read any more
+            former.unlink()
     return int(gigabytes * GIGABYTE)
 
 
-def _file(root: Path) -> Path:
-    return root / "settings.json"
-
-
 def _chosen(root: Path) -> float | None:
-    try:
-        gigabytes = float(json.loads(_file(root).read_text(encoding="utf-8"))["limit_gb"])
-    except (OSError, ValueError, TypeError, KeyError):  # never chosen, or not readable: the usual limit
-        return None
-    return gigabytes if LEAST <= gigabytes <= MOST else None
+    for name in (_FILE, _FORMER_FILE):
+        kept = small_file.read(root / name)
+        if _is_ours(kept):
+            gigabytes = float(kept["limit_gb"])
+            return gigabytes if LEAST <= gigabytes <= MOST else None
+    return None  # never chosen, or not readable: the usual limit
+
+
+def _is_ours(kept: Any) -> bool:
+    """Whether a file holds what `choose_limit` writes, and nothing else."""
+    return isinstance(kept, dict) and kept.keys() == {"limit_gb"} and type(kept["limit_gb"]) in (int, float)

@@ -49,31 +49,30 @@ def look_up(
 ) -> Plan:
     """The plan of a request. models: one MODEL, or two for a model of two experts.
 
-    Raises nothing: a request that is not understood, and a fault of Chorus, give a plan that declines with the reason;
-    a fault of the cache is a miss that says so.
+    A request that is not understood gives a plan that declines with the reason; a fault of the cache is a miss that
+    says so.
     """
-
-    def declined(why: Message) -> Plan:
-        return Plan(
-            id=uuid.uuid4().hex,
-            cache_name=settings.cache_name,
-            place=settings.place,
-            reads=False,
-            writes=False,
-            prompt=settings.prompt,
-            explanation=why,
-            declined=why,
-        )
 
     try:
         return _looked_up(models, latent, settings, clip, conditioning, start_image)
     except NotUnderstood as error:
-        return declined(say("bypassed.not_understood", why=str(error)))
+        return declined(settings, say("bypassed.not_understood", why=str(error)))
     except NoText as error:
-        return declined(error.said)
-    except Exception as error:
-        warn(f"the look-up failed: {type(error).__name__}: {error}")
-        return declined(say("bypassed.fault", error=f"{type(error).__name__}: {error}"))
+        return declined(settings, error.said)
+
+
+def declined(settings: LookupSettings, why: Message) -> Plan:
+    """The plan of a request that is sampled as if no Chorus node were there."""
+    return Plan(
+        id=uuid.uuid4().hex,
+        cache_name=settings.cache_name,
+        place=settings.place,
+        reads=False,
+        writes=False,
+        prompt=settings.prompt,
+        explanation=why,
+        declined=why,
+    )
 
 
 def _looked_up(

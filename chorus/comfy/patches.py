@@ -48,7 +48,7 @@ def _found(patcher: Any) -> Iterator[str]:
     for name, value in options.get("transformer_options", {}).items():
         if name in ("wrappers", "callbacks"):
             yield from _keyed(name, value)
-        elif name not in _NEUTRAL_KEYS and value:
+        elif name not in _NEUTRAL_KEYS and not (isinstance(value, dict | list | tuple) and not value):
             yield f"transformer option {name}={_code(value)}"
 
 

@@ -7,15 +7,15 @@ whoever reaches the server may write that one, also while it is not allowed to c
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cache import CacheUnavailable
 from ..messages import BadInput, Message, say
+from . import small_file, users
 
 if TYPE_CHECKING:
     from ..cache.shared import Settings
@@ -31,26 +31,36 @@ class Place:
 
     folder: of local caches, or of this machine's copies of shared ones. url, blobs: of the shared cache's database and
     files, "" where the caches are local; never shown as they are, since they may come from the environment with a
-    password inside.
+    password inside. user: whose caches these are, "" where ComfyUI does not keep its users apart.
     """
 
     folder: Path
     url: str = field(default="", repr=False)
     blobs: str = field(default="", repr=False)
+    user: str = ""
 
     @property
     def shared(self) -> bool:
         return bool(self.url)
 
     def settings(self) -> Settings:
-        """Of the shared cache. CacheUnavailable or ValueError names what is wrong; for a shared place only."""
+        """Of the shared cache. CacheUnavailable or ValueError names what is wrong; for a shared place only.
+
+        What the environment names gets the credentials that are there; what was chosen on a page gets none.
+        """
         try:  # here: what it imports costs a local cache nothing
             from ..cache.shared import from_environment
+            from ..cache.shared.settings import require_no_credentials, without_credentials
         except ImportError as error:
             reason = say("reason.package", error=error)
             raise CacheUnavailable(VARIABLES["url"], reason, say("advice.requirements")) from error
-        chosen = {VARIABLES["url"]: self.url, VARIABLES["blobs"]: self.blobs}
-        return from_environment({**os.environ, **chosen})
+        url = self.url
+        settings = from_environment({**os.environ, VARIABLES["url"]: url, VARIABLES["blobs"]: self.blobs})
+        if not _from_environment("url"):
+            settings = replace(settings, url=without_credentials(url))
+        if not _from_environment("blobs"):
+            require_no_credentials(self.blobs)
+        return settings
 
 
 class NotAllowed(Exception):
@@ -71,10 +81,7 @@ def shown(proxied: bool = False) -> dict[str, dict[str, Any]]:
 
     proxied: whether the page is asked for through a proxy, behind which anybody may sit.
     """
-    place = current()
-    values = {"folder": str(place.folder), "url": place.url, "blobs": place.blobs}
-    if place.shared and _from_environment("url"):
-        values["url"] = _without_secrets(place)
+    values = _shown(current())
     reasons = {part: _fixed(part, proxied) for part in VARIABLES}
     return {part: {"value": values[part], "fixed": said.to_json() if said else None} for part, said in reasons.items()}
 
@@ -95,19 +102,13 @@ def choose(proxied: bool = False, **parts: str) -> None:
         _try_folder(place.folder)
     if place.shared and parts.keys() & {"url", "blobs"}:
         _try_shared(place)
-    file = _file()
-    new = file.with_suffix(".new")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(json.dumps(chosen) + "\n", encoding="utf-8")
-        os.replace(new, file)
-    except OSError as error:
-        raise CacheUnavailable.of_disk(file, error) from error
+    small_file.write(_file(), chosen)
 
 
 def _place(chosen: dict[str, str]) -> Place:
     folder, url, blobs = (_from_environment(part) or chosen.get(part, "") for part in VARIABLES)
-    return Place(Path(folder).expanduser() if folder else _private(), url, blobs)
+    # "~name" of nobody here stays as it is, and so is no absolute path; Path.expanduser would raise.
+    return Place(Path(os.path.expanduser(folder)) if folder else _private(), url, blobs, users.of_run())
 
 
 def _from_environment(part: str) -> str:
@@ -125,11 +126,10 @@ def _file() -> Path:
 
 
 def _chosen() -> dict[str, str]:
-    try:
-        known = json.loads(_file().read_text(encoding="utf-8"))
-        return {part: known[part] for part in VARIABLES if isinstance(known.get(part), str)}
-    except (OSError, ValueError, AttributeError):  # never chosen, or not readable: the usual place
+    known = small_file.read(_file())
+    if not isinstance(known, dict):  # never chosen, or not readable: the usual place
         return {}
+    return {part: known[part] for part in VARIABLES if isinstance(known.get(part), str)}
 
 
 def _fixed(part: str, proxied: bool) -> Message | None:
@@ -138,39 +138,54 @@ def _fixed(part: str, proxied: bool) -> Message | None:
         return say("route.fixed", variable=VARIABLES[part])
     from comfy.cli_args import args
 
-    alone = not proxied and all(map(_is_loopback, args.listen.split(",")))
+    alone = not proxied and listens_here_only()
     if alone or os.environ.get(OPT_IN) == "1":
         return None
     listen = f"{args.listen} + proxy" if proxied else args.listen
     return say("place.exposed", listen=listen, name=VARIABLES[part], variable=OPT_IN)
 
 
-def _is_loopback(host: str) -> bool:
+def listens_here_only() -> bool:
+    """Whether ComfyUI can be reached from this machine alone."""
+    from comfy.cli_args import args
+
+    return all(is_loopback(address.strip()) for address in args.listen.split(","))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address always means the machine itself."""
     try:
-        return ipaddress.ip_address(host.strip()).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host.strip() == "localhost"
+        return host == "localhost" or host.endswith(".localhost")
 
 
-def _without_secrets(place: Place) -> str:
+def _shown(place: Place) -> dict[str, str]:
+    """The parts of a place for people: as they were chosen, without what may be a secret."""
+    if not place.url and not place.blobs:
+        return {"folder": str(place.folder), "url": "", "blobs": ""}
     try:
-        return place.settings().place
-    except (CacheUnavailable, ValueError):  # said where it is used
-        return "postgresql://…"
+        from ..cache.shared.settings import shown_blobs, shown_url
+    except ImportError:  # said where it is used
+        return {"folder": str(place.folder), "url": "…" if place.url else "", "blobs": "…" if place.blobs else ""}
+    url = shown_url(place.url, whole=not _from_environment("url"))
+    return {"folder": str(place.folder), "url": url, "blobs": shown_blobs(place.blobs)}
 
 
 def _try_folder(folder: Path) -> None:
     """Make the folder where it is missing, and write to it."""
     if not folder.is_absolute():
         raise BadInput(say("place.relative", folder=folder))
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(say("place.no_folder", folder=folder))
     try:
+        if folder.exists() and not folder.is_dir():
+            raise BadInput(say("place.no_folder", folder=folder))
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"chorus")
     except OSError as error:
         raise CacheUnavailable.of_disk(folder, error) from error
+    except BadInput:
+        raise
     except ValueError as error:  # a NUL inside
         raise BadInput(say("place.relative", folder=repr(str(folder)))) from error
 
@@ -179,11 +194,15 @@ def _try_shared(place: Place) -> None:
     """Connect to the database, and see that the files are its own."""
     settings = place.settings()
     if not _from_environment("url") and settings.holds_password:
-        raise BadInput(say("place.password"))
+        raise BadInput(say("place.password", variable=VARIABLES["url"]))
     from ..cache.shared import SharedCache
 
     cache = SharedCache(settings, "default", tier=place.folder, upkeep=False)
     try:
         cache.check()
+    except CacheUnavailable as error:
+        if 'method requirement "none"' in str(error):  # libpq's words; see `without_credentials`
+            raise BadInput(say("place.needs_password", variable=VARIABLES["url"])) from error
+        raise
     finally:
         cache.close()

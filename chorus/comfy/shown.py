@@ -6,16 +6,18 @@ Beside each sentence, under its name in `said`, lies the message it comes from, 
 from __future__ import annotations
 
 import base64
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..cache import Entry
-from ..messages import Message, to_json
+from ..messages import to_json
 from ..reuse.plan import Plan, Refused
-from .sampling.finished import Report
 from .techniques.selective import regions_of
+
+if TYPE_CHECKING:
+    from .store import Stored
 
 
 def entry_figures(entry: Entry) -> dict[str, Any]:
@@ -39,29 +41,20 @@ def plan_figures(plan: Plan) -> dict[str, Any]:
     }
 
 
-def run_figures(plan: Plan, report: Report, stored: Message) -> dict[str, Any]:
-    """The look-up's answer with what became of it; `report` has the last word where they differ.
-
-    stored: what became of storing it.
-    """
-    return (
-        plan_figures(plan)
-        | report.figures()
-        | {
-            "stored": str(stored),
-            "said": {
-                "reason": to_json(report.reason),
-                "notes": to_json(tuple(report.notes)),
-                "stored": to_json(stored),
-            },
-            "masks": _masks(plan) if report.token_share else None,
-        }
-    )
-
-
-def unrun_figures(plan: Plan, why: Message) -> dict[str, Any]:
-    """The look-up's answer where no run came of it that could be stored."""
-    return plan_figures(plan) | {"outcome": "bypassed", "reason": str(why), "said": {"reason": why.to_json()}}
+def stored_figures(stored: Stored) -> dict[str, Any]:
+    """What became of a run and of storing it; the run's report has the last word where it and the look-up differ."""
+    plan, report = stored.plan, stored.report
+    figures = plan_figures(plan) | {"entry_id": stored.entry_id}
+    if report is None:
+        said = {"reason": stored.said.to_json()}
+        return figures | {"outcome": "bypassed", "reason": str(stored.said), "said": said}
+    said = {
+        "reason": to_json(report.reason),
+        "notes": to_json(tuple(report.notes)),
+        "stored": to_json(stored.said),
+    }
+    masks = _masks(plan) if any(share < 1.0 for share in report.token_share) else None
+    return figures | report.figures() | {"stored": str(stored.said), "said": said, "masks": masks}
 
 
 def _refused(refused: Refused) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,21 @@ from .events import cache_changed, not_kept
 from .sampling.finished import FinishedRun, Recording, Report, finished_runs
 from .savings import cold_time
 
+_HALF = torch.finfo(torch.float16).max  # some language models' encodings have larger values
 PREVIEW_SIDE, PREVIEW_FRAMES = 256, 24
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What became of storing a run.
+
+    entry_id: of the new entry, "" when there is none. plan: as it was when sampling began; report: None without a run.
+    """
+
+    entry_id: str
+    said: Message
+    report: Report | None
+    plan: Plan
 
 
 def store(
@@ -30,28 +45,13 @@ def store(
     keep: float,
     precision: str,
     graph: torch.Tensor | None = None,
-) -> tuple[str, Message, Report | None]:
-    """Hand the run behind `latent` over to be committed → (entry id or "", what became of it, report or None).
+) -> Stored:
+    """Hand the run behind `latent` over to be committed.
 
     keep: checkpoints up to this fraction of the schedule; precision: one of PROFILES; frames: IMAGE [F, H, W, 3] for
     the preview; graph: what `workflows.packed` made of the graph.
-    A run that did not finish left nothing here, so nothing is stored. Raises nothing.
+    A run that did not finish left nothing here, so nothing is stored.
     """
-    try:
-        return _stored(plan, latent, frames, keep, precision, graph)
-    except Exception as error:
-        warn(f"nothing stored: {type(error).__name__}: {error}")
-        return "", say("not_kept.fault", error=f"{type(error).__name__}: {error}"), None
-
-
-def _stored(
-    plan: Plan,
-    latent: dict[str, Any],
-    frames: torch.Tensor | None,
-    keep: float,
-    precision: str,
-    graph: torch.Tensor | None,
-) -> tuple[str, Message, Report | None]:
     began = time.perf_counter()
     samples = latent["samples"]
     run = None if samples.is_nested else finished_runs.find(plan.id, partial(_returned, samples.detach().cpu()))
@@ -59,19 +59,19 @@ def _stored(
         reason = plan.declined or finished_runs.bypassed(plan.id)
         if reason is not None:
             report = Report("bypassed", reason, match_score=None, source_prompt=None, chorus_s=plan.lookup_seconds)
-            return "", say("not_kept.bypassed", reason=reason), report
+            return Stored("", say("not_kept.bypassed", reason=reason), report, plan)
         if finished_runs.find(plan.id, lambda run: True) is not None:
-            return "", say("not_kept.other_latent"), None
-        return "", say("not_kept.no_run"), None
-    report = run.report
+            return Stored("", say("not_kept.other_latent"), None, plan)
+        return Stored("", say("not_kept.no_run"), None, plan)
+    plan, report = run.plan, run.report
     if not run.complete:
-        return "", say("not_kept.unfinished", sigma=run.sigmas[-1]), report
+        return Stored("", say("not_kept.unfinished", sigma=run.sigmas[-1]), report, plan)
     finished_runs.remove(run)
     report.chorus_s += plan.lookup_seconds + plan.stage_seconds
     _count_hit(plan, run)
     entry_id, stored = _commit(plan, run, frames, keep, precision, graph)
     report.chorus_s += time.perf_counter() - began
-    return entry_id, stored, report
+    return Stored(entry_id, stored, report, plan)
 
 
 def _returned(samples: torch.Tensor, run: FinishedRun) -> bool:
@@ -79,11 +79,11 @@ def _returned(samples: torch.Tensor, run: FinishedRun) -> bool:
     return samples.shape == run.final.shape and torch.equal(samples, run.final.to(samples.dtype))
 
 
-def summary(stored: Message, report: Report | None) -> str:
+def summary(stored: Stored) -> str:
     """What became of a run, in a line or two, for the node's text output."""
-    if report is None or stored.code in ("not_kept.bypassed", "not_kept.unfinished"):
-        return str(stored)
-    return f"{report.headline()}\n{stored}"
+    if stored.report is None or stored.said.code in ("not_kept.bypassed", "not_kept.unfinished"):
+        return str(stored.said)
+    return f"{stored.report.headline()}\n{stored.said}"
 
 
 def _count_hit(plan: Plan, run: FinishedRun) -> None:
@@ -129,26 +129,25 @@ def _commit(
         "carried": run.carried,
         "text": run.text_digest,
         "precision": precision,
-        "stages": sorted(plan.stages),
+        "stages": {name: _plain(settings) for name, settings in plan.stages.items()},
         "report": run.report.figures(),
     }
-    new = NewEntry(
-        space=plan.space,
-        request=run.request,
-        prompt=plan.prompt,
-        embedder=plan.embedder,
-        vector=plan.vector,
-        sigmas=run.sigmas,
-        settings=settings,
-        seconds=run.report.sampling_s,
-        is_source=run.recording is not None,
-        parent=run.parent,
-        tensors=tensors,
-        coding=coding,
-    )
     try:
-        cache = open_cache(plan.cache_name, plan.place)
-        entry = cache.put(new)
+        new = NewEntry(
+            space=plan.space,
+            request=run.request,
+            prompt=plan.prompt,
+            embedder=plan.embedder,
+            vector=plan.vector,
+            sigmas=run.sigmas,
+            settings=settings,
+            seconds=run.report.sampling_s,
+            is_source=run.recording is not None,
+            parent=run.parent,
+            tensors=tensors,
+            coding=coding,
+        )
+        entry = open_cache(plan.cache_name, plan.place).put(new)
     except (CacheError, ValueError) as error:
         warn(f"nothing stored: {error}")
         not_kept(plan.cache_name, "", said_by(error))
@@ -158,6 +157,13 @@ def _commit(
     if not kept:
         return entry.id, say("kept.storing", entry=entry.id)
     return entry.id, say("kept.storing_states", entry=entry.id, count=kept)
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """What a stage's node was set to, without masks and other large values."""
+    return {
+        name: value for name, value in vars(settings).items() if value is None or isinstance(value, int | float | str)
+    }
 
 
 def _add_source(
@@ -176,7 +182,7 @@ def _add_source(
             coding[name] = profile.state_coding(sigma, run.noise_drawn)
     words = {}
     if run.tokens is not None:
-        words["tokens"] = run.tokens[real_tokens(run.tokens)].half()
+        words["tokens"] = run.tokens[real_tokens(run.tokens)].clamp(-_HALF, _HALF).half()
     if recording.attention is not None:
         words["attention"] = recording.attention.half()
     tensors |= words

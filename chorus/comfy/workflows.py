@@ -10,24 +10,25 @@ import numpy as np
 import torch
 
 from ..cache import Cache
+from ..cache.rules import MOST_WORKFLOW, MOST_WORKFLOW_PARTS, read_workflow, workflow_parts
 
 TENSOR = "workflow"
-_LARGEST = 32 * 2**20  # bytes of JSON; a graph with pictures inside is not kept
 
 
 def packed(workflow: Any | None, prompt: Any | None) -> torch.Tensor | None:
-    """A graph as a uint8 tensor: as the frontend saves it, else in API form; None without either."""
+    """A graph as a uint8 tensor: as the frontend saves it, else in API form; None without either.
+
+    None, too, for a graph that is too large to be kept, for example with pictures inside.
+    """
     graph = {"workflow": workflow} if workflow else {"prompt": prompt} if prompt else None
     if graph is None:
         return None
     text = json.dumps(graph, separators=(",", ":")).encode()
-    if len(text) > _LARGEST:
+    if len(text) > MOST_WORKFLOW or workflow_parts(text) > MOST_WORKFLOW_PARTS:
         return None
     return torch.from_numpy(np.frombuffer(zlib.compress(text, 9), np.uint8).copy())
 
 
 def load(cache: Cache, entry_id: str) -> dict[str, Any]:
     """{"workflow": …} or {"prompt": …} of an entry. EntryMissing when it was stored without one."""
-    data = cache.load(entry_id, [TENSOR])[TENSOR]
-    graph: dict[str, Any] = json.loads(zlib.decompress(data.numpy().tobytes()))
-    return graph
+    return read_workflow(cache.load(entry_id, [TENSOR])[TENSOR].numpy().tobytes())

@@ -30,7 +30,7 @@ def test_workers_are_counted_and_what_is_lost_double_or_wrong_is_seen(tmp_path: 
         cache = SharedCache(settings, "load", tier=tmp_path / "none", upkeep=False)
         # A store that was confirmed and left no trace; a row dropped twice; files with another content.
         server.execute(f"INSERT INTO audit SELECT '{'d' * 32}' FROM generate_series(1, 2)")
-        monkeypatch.setattr(load_worker, "content", lambda number: torch.zeros(load_worker.BODY))
+        monkeypatch.setattr(load_worker, "content", lambda number: torch.zeros(load_worker.SPACE.shape))
         seen = load._compare(cache, server, share, [["store", 0.1, "", "e" * 32, 1]])
         assert (seen["lost"], seen["double"]) == (1, 1)
         assert seen["wrong"] == seen["kept"] == found["kept"] > 0

@@ -7,19 +7,22 @@ import hashlib
 import json
 import random
 import re
+import tracemalloc
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
 
 from chorus.cache import EntryMissing, LocalCache, WriteBehind
 from chorus.cache.bundle import MANIFEST, BundleRefused, read_bundle, write_bundle
-from chorus.cache.format import pack
 from chorus.cache.record import write_record
 
+from . import forge
+from .forge import STRANGER
 from .sample import EMBEDDER, SPACE, assert_is_entry, new_entry, random_vector, tensors
 
-STRANGER = "ab" * 16
+DEEP = json.loads('{"a":' * 200 + "1" + "}" * 200)
 
 
 def quiet(*_):
@@ -41,19 +44,19 @@ def other(tmp_path):
     cache.close()
 
 
-def rewritten(path, target, change):
+def rewritten(path, target, change, deflated=False):
     """A copy of a bundle whose members, {name: bytes}, went through `change`."""
     with zipfile.ZipFile(path) as bundle:
         members = {name: bundle.read(name) for name in bundle.namelist()}
     members = change(members) or members
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as bundle:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED) as bundle:
         for name, content in members.items():
             bundle.writestr(name, content)
     return target
 
 
 def one_entry(target, content, entry_id=STRANGER, **claims):
-    """A bundle of one entry's file, with a manifest that fits it."""
+    """A bundle of one entry's file, with a manifest that fits it but for `claims`."""
     digest = hashlib.sha256(content).hexdigest()
     listed = {"id": entry_id, "bytes": len(content), "sha256": digest, "prompt": "", **claims}
     with zipfile.ZipFile(target, "w") as bundle:
@@ -62,12 +65,9 @@ def one_entry(target, content, entry_id=STRANGER, **claims):
     return target
 
 
-def packed(number=1, record=None, vector=None, given=None, **changes):
+def made(number=1, prompt=None, **forged):
     """The file of an entry of a stranger's making."""
-    new = new_entry(number, **changes)
-    made = record or (lambda text: text)
-    text = made(write_record(STRANGER, 1.0, new))
-    return pack(text, new.vector if vector is None else vector, given or new.tensors).to_bytes()
+    return forge.entry_file(new_entry(number, **({} if prompt is None else {"prompt": prompt})), **forged)
 
 
 def files(root):
@@ -87,7 +87,7 @@ def test_what_is_exported_is_imported_bit_by_bit_with_its_id(cache, other, bundl
 
 
 def test_compressed_entries_go_along_as_they_are(cache, other, tmp_path):
-    latent = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    latent = tensors(1)["final"]
     kept = {"final": latent, "tokens": latent[0, 0, 0], "preview": torch.zeros(2, 8, 8, 3, dtype=torch.uint8)}
     coding = {"final": "dct/0.1", "tokens": "rows", "preview": "webp"}
     entry = cache.put(new_entry(1, tensors=kept, coding=coding))
@@ -222,7 +222,7 @@ def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(other, tmp_p
     listed = {"id": STRANGER, "bytes": 1000, "sha256": "0" * 64, "prompt": ""}
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as bundle:
         bundle.writestr(f"entries/{STRANGER}.safetensors", bytes(200 * 2**20))
-        bundle.writestr(MANIFEST, json.dumps({"chorus_bundle": 1, "entries": [listed]}))
+        bundle.writestr(MANIFEST, json.dumps({"chorus_bundle": 1, "entries": [listed]}), zipfile.ZIP_STORED)
     assert bomb.stat().st_size < 2**20
     imported = read_bundle(other, bomb, quiet)
     ((_, why),) = imported.refused
@@ -231,7 +231,7 @@ def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(other, tmp_p
 
 def test_members_that_share_their_bytes_are_refused(other, tmp_path):
     """A small file that would be read as often as it has members."""
-    path = one_entry(tmp_path / "one.chorus", packed())
+    path = one_entry(tmp_path / "one.chorus", made())
     with zipfile.ZipFile(path, "a") as bundle:
         (entry,) = [member for member in bundle.infolist() if member.filename != MANIFEST]
         for number in range(3):
@@ -246,37 +246,38 @@ def test_members_that_share_their_bytes_are_refused(other, tmp_path):
 
 @pytest.mark.parametrize("size", [-1, 0, 10**15])
 def test_an_absurd_size_is_refused(other, tmp_path, size):
-    path = one_entry(tmp_path / "size.chorus", packed(), bytes=size)
+    path = one_entry(tmp_path / "size.chorus", made(), bytes=size)
     assert "the cache holds" in read_bundle(other, path, quiet).refused[0][1]
 
 
 def with_field(name, value):
-    return lambda text: json.dumps({**json.loads(text), name: value}, sort_keys=True, separators=(",", ":"))
+    return lambda record: record.update({name: value})
 
 
 def not_finite():
-    return {**tensors(1), "final": torch.full((512,), float("nan"))}
+    return {**tensors(1), "final": torch.full(SPACE.shape, float("nan"))}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda: packed(given=not_finite()), "not finite"),
-        (lambda: packed(given={"final": tensors(1)["final"]}), "other tensors"),
-        (lambda: packed(given={**tensors(1), "final": torch.zeros(3, 3)}), "another shape"),
-        (lambda: packed(vector=2 * random_vector(1)), "norm"),
-        (lambda: packed(vector=float("nan") * random_vector(1)), "norm"),
-        (lambda: packed(record=with_field("id", "cd" * 16)), "another entry"),
-        (lambda: packed(record=with_field("created", "yesterday")), "yesterday"),
-        (lambda: packed(record=with_field("created", -5.0)), "time"),
-        (lambda: packed(record=with_field("settings", [1])), "object"),
-        (lambda: packed(record=with_field("space", {"weights": "x"})), "no sound entry"),
-        (lambda: packed(record=with_field("sigmas", "abc")), "not"),
-        (lambda: packed(record=with_field("seconds", -1.0)), "seconds"),
-        (lambda: packed(record=with_field("pinned", True)), "no sound entry"),
-        (lambda: packed(record=with_field("more", 1)), "no sound entry"),
-        (lambda: packed(record=lambda text: text[:-1]), "no sound entry|header"),
-        (lambda: packed(record=lambda text: text.replace('"cfg":5.0', '"cfg": 5.0')), "not written as"),
+        (lambda: made(tensors=not_finite()), "from nan to nan"),
+        (lambda: made(header=lambda header: header.pop("checkpoint/0.937500")), "one after the other|bytes of tensors"),
+        (lambda: made(record=with_field("tensor_names", ["final", "tokens"])), "the tensors are"),
+        (lambda: made(vector=2 * random_vector(1)), "norm"),
+        (lambda: made(vector=float("nan") * random_vector(1)), "norm"),
+        (lambda: made(record=with_field("id", "cd" * 16)), "another entry"),
+        (lambda: made(record=with_field("created", "yesterday")), "yesterday"),
+        (lambda: made(record=with_field("created", -5.0)), "created -5.0"),
+        (lambda: made(record=with_field("settings", [1])), "object"),
+        (lambda: made(record=with_field("space", {"weights": "x"})), "no sound entry"),
+        (lambda: made(record=with_field("sigmas", "abc")), "expected numbers"),
+        (lambda: made(record=with_field("seconds", -1.0)), "seconds"),
+        (lambda: made(record=with_field("pinned", True)), "no sound entry"),
+        (lambda: made(record=with_field("more", 1)), "no sound entry"),
+        (lambda: made(record='{"id":"' + STRANGER + '"'), "no sound entry"),
+        (lambda: made(record=write_record(STRANGER, 1.0, new_entry(1)).replace('"cfg":5.0', '"cfg": 5.0')), "written"),
+        (lambda: made(record=with_field("settings", {"number": 1})), "its settings lack noise_drawn, noise, carried"),
         (lambda: b"\x00" * 8, "no sound entry"),
         (lambda: b"\xff" * 64, "claims"),
     ],
@@ -292,14 +293,59 @@ def test_an_entry_of_a_strangers_making_is_refused_alone(other, tmp_path, conten
 
 
 def test_a_sound_entry_of_a_strangers_making_is_taken(other, tmp_path):
-    imported = read_bundle(other, one_entry(tmp_path / "one.chorus", packed()), quiet)
+    imported = read_bundle(other, one_entry(tmp_path / "one.chorus", made()), quiet)
     assert [e.id for e in imported.taken] == [STRANGER]
     assert_is_entry(1, other.load(STRANGER))
 
 
+def test_one_bad_entry_never_ends_the_import_of_the_others(other, tmp_path, monkeypatch):
+    """Neither what is known to go wrong nor what nobody thought of."""
+    odd = [with_field("parent", {}), with_field("seconds", 1.7e308), with_field("settings", {"deep": DEEP})]
+    made_of = {f"{number:032x}": new_entry(number) for number in range(8)}
+    files = {entry_id: forge.entry_file(new, entry_id=entry_id) for entry_id, new in made_of.items()}
+    for entry_id, record in zip(list(files)[1:4], odd, strict=True):
+        files[entry_id] = forge.entry_file(made_of[entry_id], entry_id=entry_id, record=record)
+    unlucky, adopt = list(files)[5], other.adopt
+
+    def adopted(entry_id, content):
+        if entry_id == unlucky:
+            raise ZeroDivisionError("nobody thought of this")
+        return adopt(entry_id, content)
+
+    monkeypatch.setattr(other, "adopt", adopted)
+    imported = read_bundle(other, forge.bundle(tmp_path / "mixed.chorus", files), quiet)
+    assert [entry_id for entry_id, _ in imported.refused] == [*list(files)[1:4], unlucky]
+    assert {entry.id for entry in imported.taken} == files.keys() - {entry_id for entry_id, _ in imported.refused}
+    assert other.count() == 4
+
+
+def test_an_import_has_an_entry_once_in_memory(other, tmp_path):
+    """Copies are counted: of each byte of the file there is one, and of each tensor a piece."""
+    shape = (1, 16, 64, 64, 128)  # 34 MB
+    new = new_entry(1, space=replace(SPACE, shape=shape), tensors={"final": torch.ones(shape)})
+    path = forge.bundle(tmp_path / "large.chorus", {STRANGER: forge.entry_file(new)})
+    size = path.stat().st_size
+    del new
+    tracemalloc.start()
+    try:
+        imported = read_bundle(other, path, quiet)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert imported.refused == ()
+    assert peak < 1.25 * size + 5 * 2**20
+
+
+def test_a_compressed_manifest_is_not_unpacked(other, bundle, tmp_path):
+    path = rewritten(bundle, tmp_path / "packed.chorus", lambda m: m.update({MANIFEST: b"[]," * 2**20}), deflated=True)
+    assert path.stat().st_size < 2**17
+    with pytest.raises(BundleRefused, match="is compressed"):
+        read_bundle(other, path, quiet)
+
+
 def test_a_prompt_that_is_sql_is_only_a_prompt(other, tmp_path):
     prompt = "'; DROP TABLE entries; --"
-    read_bundle(other, one_entry(tmp_path / "one.chorus", packed(prompt=prompt)), quiet)
+    read_bundle(other, one_entry(tmp_path / "one.chorus", made(prompt=prompt)), quiet)
     assert other.get(STRANGER).prompt == prompt
     other.put(new_entry(2))
     assert other.count() == 2

@@ -42,6 +42,43 @@ def test_entries_are_listed_and_filtered_as_a_table_and_as_json(run, filled):
     assert len(json.loads(run("ls", filled, "--limit", "2", "--json").stdout)) == 2
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nice \x1b]0;OWNED\x07\x1b[31mred\x1b[2J\x1b[1;1H 0 entries \x9b31m",
+        "a \ud800 b",
+        "[red]x[/red] [link=file:///etc/passwd]click[/link] [/]",
+        "abc \u202e txt.exe",
+        "a\nb\r\nfake row",
+        "日本 👩\u200d🚀",
+    ],
+    ids=["escapes", "surrogate", "markup", "direction", "lines", "plain"],
+)
+def test_what_a_prompt_says_does_nothing_to_the_terminal(run, root, open_cache, tmp_path, text):
+    cache = open_cache()
+    entry = cache.put(new_entry(1, prompt=text, settings={"noise": text}))
+    cache.close()
+    (record,) = json.loads(run("ls", root, "--json").stdout)
+    assert (record["prompt"], record["settings"]) == (text, {"noise": text})
+    copied = tmp_path / "one.chorus"
+    for command in (
+        ("ls", root),
+        ("show", root, entry.id),
+        ("search", root, "nice a x abc 日本"),
+        ("stats", root, "--json"),
+        ("ls", root / text[:9].replace("\ud800", "x") if "\x00" not in text else root),
+        ("export", root, copied),
+        ("import", tmp_path / "other", copied),
+        ("forget", root, "--id", entry.id, "--yes"),
+    ):
+        done = run(*command)
+        assert "Traceback" not in done.stderr
+        for told in (done.stdout, done.stderr):
+            assert all(c.isprintable() or c in "\n\u200d" for c in told), ascii(told)
+        if command[0] == "show":
+            assert ascii(text[0])[1:-1] in ascii(done.stdout)
+
+
 def test_one_entry_is_shown_by_the_beginning_of_its_id(run, filled):
     known = json.loads(run("ls", filled, "--json").stdout)[0]
     assert json.loads(run("show", filled, known["id"][:10], "--json").stdout) == known

@@ -25,7 +25,7 @@ def test_equal_spaces_have_equal_keys_and_no_differences():
         ({"weights": "weights-b"}, "other weights"),
         ({"patches": "lora"}, "other LoRA or strength"),
         ({"latent_format": "Wan22"}, "other latent format (Wan21 here, Wan22 there)"),
-        ({"shape": (1, 16, 8, 12, 12)}, "other shape (1×16×4×12×12 here, 1×16×8×12×12 there)"),
+        ({"shape": (1, 16, 8, 12, 12)}, "other shape (1×4×2×4×4 here, 1×16×8×12×12 there)"),
         ({"task": "i2v:abc"}, "other task (t2v here, i2v there)"),
         ({"prediction": "eps"}, "other prediction type (flow here, eps there)"),
     ],

@@ -8,15 +8,17 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_playwright
 
 from tools.small_workflow import small_workflow
 
@@ -44,18 +46,28 @@ RUN = """() => new Promise((resolve, reject) => {
     app.queuePrompt(0)
 })"""
 
+RESULT = """(type) => app.graph.nodes.find((node) => node.comfyClass === type)
+    .widgets.find((widget) => widget.name === "chorus_result").element.innerText"""
+
 
 @pytest.fixture(scope="package")
 def face_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server whose nodes run anew whenever asked, and whose frontend greets nobody."""
+    """A server as people start it: with the host's default node cache, which keeps the outputs of earlier graphs."""
     from tools.server import ComfyServer
 
-    base = tmp_path_factory.mktemp("face")
-    settings = base / "user" / "default" / "comfy.settings.json"
-    settings.parent.mkdir(parents=True)
-    settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
-    with ComfyServer(base, arguments=["--cache-classic"]) as server:
+    with ComfyServer(tmp_path_factory.mktemp("face")) as server:
         yield server
+
+
+def forget_outputs(server: ComfyServer) -> None:
+    """Let the host drop what its node cache keeps, as a restart would: the next graph runs anew."""
+    made = "Using RAM pressure cache."  # the host logs it for each new cache
+    before = server.log().count(made)
+    server.client().free(unload_models=False)
+    deadline = time.monotonic() + 60
+    while server.log().count(made) == before:
+        assert time.monotonic() < deadline, "the host did not drop its node cache"
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="package")  # while it is open, nothing else in this process can run an event loop
@@ -147,48 +159,63 @@ class Face:
         """Queue the open graph and wait until it has run."""
         self.page.evaluate(RUN)
 
-    def show(self, node_id: int) -> None:
-        """Bring a node into view at its natural size."""
+    def show(self, node_id: int, x: int = 100) -> None:
+        """Bring a node into view at its natural size, `x` pixels from the left."""
         self.page.evaluate(
-            """(id) => {
+            """([id, left]) => {
                 const [x, y] = app.graph.getNodeById(id).pos
                 app.canvas.ds.scale = 1
-                app.canvas.ds.offset = [100 - x, 120 - y]
+                app.canvas.ds.offset = [left - x, 120 - y]
                 app.canvas.setDirty(true, true)
             }""",
-            node_id,
+            [node_id, x],
         )
 
     def toggle_panel(self) -> None:
         self.page.evaluate("() => app.extensionManager.sidebarTab.toggleSidebarTab('chorus')")
 
-    def store_result(self) -> Any:
-        """The element that shows the result on the open graph's Cache Store."""
-        return self.page.locator(".chorus-result").filter(has=self.page.locator(".chorus-saving, .chorus-nearest, p"))
+    @property
+    def store(self) -> Locator:
+        """What the open graph's Cache Store shows."""
+        return self.page.locator('.chorus-result[data-node="ChorusCacheStore"]')
+
+    def result(self, node_type: str) -> str:
+        """What the open graph's node of this type shows."""
+        return self.page.evaluate(RESULT, node_type)
 
     def assert_clean(self) -> None:
         assert self.errors == []
 
 
+@contextmanager
+def opened(
+    server: ComfyServer,
+    browser: Browser,
+    *,
+    language: str = "en",
+    theme: str = "dark",
+    vue_nodes: bool = False,
+    **context: Any,
+) -> Iterator[Face]:
+    """A page of the server; a console error fails the test that opened it."""
+    settings = server.base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    chosen = {"Comfy.Locale": language, "Comfy.ColorPalette": theme, "Comfy.VueNodes.Enabled": vue_nodes}
+    settings.write_text(json.dumps(SETTINGS | chosen), encoding="utf-8")
+    shown = browser.new_context(viewport={"width": 1440, "height": 900}, **context)
+    try:
+        face = Face(shown.new_page(), server.url)
+        face.open()
+        yield face
+        face.assert_clean()
+    finally:
+        shown.close()
+
+
 @pytest.fixture
-def open_page(face_server: ComfyServer, browser: Browser) -> Iterator[Callable[..., Any]]:
-    """`with open_page(dark=False) as face:`; a console error, or a request to another host, fails the test."""
-
-    @contextmanager
-    def opened(*, language: str = "en", theme: str = "dark", vue_nodes: bool = False, **context: Any) -> Iterator[Face]:
-        settings = face_server.base / "user" / "default" / "comfy.settings.json"
-        chosen = {"Comfy.Locale": language, "Comfy.ColorPalette": theme, "Comfy.VueNodes.Enabled": vue_nodes}
-        settings.write_text(json.dumps(SETTINGS | chosen), encoding="utf-8")
-        shown = browser.new_context(viewport={"width": 1440, "height": 900}, **context)
-        try:
-            face = Face(shown.new_page(), face_server.url)
-            face.open()
-            yield face
-            face.assert_clean()
-        finally:
-            shown.close()
-
-    yield opened
+def open_page(face_server: ComfyServer, browser: Browser) -> Callable[..., Any]:
+    """`with open_page(theme="light") as face:`; see `opened`."""
+    return partial(opened, face_server, browser)
 
 
 @pytest.fixture

@@ -36,11 +36,11 @@ def new_entry(number: int, *, parent: str | None = None, **changes: Any) -> NewE
         "embedder": "conditioning:test",
         "vector": vector(number),
         "sigmas": (1.0, 0.75, 0.5, 0.25, 0.0),
-        "settings": {"sampler": "euler", "seed": number, "plan": "-", "carried": "", "noise_drawn": False},
+        "settings": {"sampler": "euler", "seed": number, "plan": "-", "carried": "", "noise": "", "noise_drawn": False},
         "seconds": 12.5,
         "is_source": parent is None,
         "parent": parent,
-        "tensors": {"final": torch.zeros(4), "preview": preview},
+        "tensors": {"final": torch.zeros(changes.get("space", SPACE).shape).half(), "preview": preview},
     }
     return NewEntry(**{**fields, **changes})
 
@@ -75,7 +75,7 @@ def fill_catalog(folder: Path, count: int) -> None:
         now = time.time()
         with cache._catalog.writing() as transaction:
             for number in range(count):
-                new = new_entry(number, tensors={"final": torch.zeros(1)})
+                new = new_entry(number, tensors={"final": torch.zeros(SPACE.shape)})
                 record = write_record(uuid.uuid4().hex, now - count + number, new)
                 transaction.insert(record, new.vector, "0" * 64, 1000 + number)
     finally:

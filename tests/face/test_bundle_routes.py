@@ -11,6 +11,7 @@ import threading
 import time
 import zipfile
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -24,7 +25,7 @@ from chorus.cache import LocalCache
 from chorus.cache.bundle import MANIFEST
 
 from .conftest import Answer
-from .entries import fill, new_entry, unreadable
+from .entries import SPACE, fill, new_entry, unreadable
 
 if TYPE_CHECKING:
     from tools.server import ComfyServer
@@ -252,9 +253,10 @@ def test_what_is_no_upload_of_a_bundle_is_refused(ask, export, ids, leaves_nothi
 
 def test_limits_hold_for_a_bundle(ask, export, take, cache_folder) -> None:
     folder = cache_folder / "large ones"
-    noise = {"final": torch.randn(15 * 2**20, generator=torch.Generator().manual_seed(1))}
+    space = replace(SPACE, shape=(1, 15, 64, 128, 128))  # 60 MB
+    noise = {"final": torch.randn(space.shape, generator=torch.Generator().manual_seed(1))}
     with closing(LocalCache(folder)) as cache:
-        made = [cache.put(new_entry(number, tensors=noise)).id for number in range(3)]
+        made = [cache.put(new_entry(number, space=space, tensors=noise)).id for number in range(3)]
     bundle = export(made, cache=folder.name).body
     assert len(bundle) > 3 * 4 * 15 * 2**20
     assert ask("/limit", cache=None, post={"gigabytes": 0.15}).status == 200
@@ -298,9 +300,10 @@ def test_an_upload_of_unknown_length_is_taken_and_one_that_breaks_off_leaves_not
 
 def test_the_server_answers_while_it_imports(export, take, ask, cache_folder) -> None:
     folder = cache_folder / "a long import"
-    noise = {"final": torch.randn(2**20, generator=torch.Generator().manual_seed(2))}
+    space = replace(SPACE, shape=(1, 16, 4, 128, 128))  # 4 MB
+    noise = {"final": torch.randn(space.shape, generator=torch.Generator().manual_seed(2))}
     with closing(LocalCache(folder)) as cache:
-        made = [cache.put(new_entry(number, tensors=noise)).id for number in range(30)]
+        made = [cache.put(new_entry(number, space=space, tensors=noise)).id for number in range(30)]
     bundle = export(made, cache=folder.name).body
     answers: list[Answer] = []
     importing = threading.Thread(target=lambda: answers.append(take(bundle, cache="taken long")))

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 
 from chorus.cache import LocalCache, Query
+from chorus.cache.bundle import read_bundle, write_bundle
 
 from .entries import fill, fill_catalog, new_entry, pack_graph
-from .test_results import FIRST, FOUR_STEPS, SIMILAR
+from .test_results import FIRST, FOUR_STEPS, SIMILAR, STORE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 COUNT = 12
+
+
+def count(folder: Path, **query: Any) -> int:
+    """How many entries of the cache in `folder` answer."""
+    with closing(LocalCache(folder)) as cache:
+        return cache.count(Query(**query))
 
 
 class Panel:
@@ -26,16 +35,16 @@ class Panel:
         face.toggle_panel()
         self.page.locator(".chorus-space").wait_for()
         choose = self.page.get_by_label("Cache", exact=True)
-        if choose.count():
+        if choose.is_visible():
             choose.select_option(folder.name)
         self.expect()
 
     def count(self, **query: Any) -> int:
-        cache = LocalCache(self.folder)
-        try:
-            return cache.count(Query(**query))
-        finally:
-            cache.close()
+        return count(self.folder, **query)
+
+    def ids(self, **query: Any) -> list[str]:
+        with closing(LocalCache(self.folder)) as cache:
+            return [entry.id for entry in cache.entries(query=Query(**query))]
 
     def expect(self, tiles: int | None = None) -> None:
         """Wait until the grid lists so many entries; as many as the cache has unless told."""
@@ -194,7 +203,7 @@ def test_next_run_starts_from_the_chosen_entry_and_the_one_after_does_not(open_p
             face.load(FOUR_STEPS, prompt, cache="chosen")
             face.run()
         face.load(FOUR_STEPS, SIMILAR, cache="chosen")
-        panel = Panel(face, cache_folder / "chosen")
+        Panel(face, cache_folder / "chosen")
         page.locator(".chorus-tile", has_text="pink cross").click()
         page.get_by_role("button", name="Start the next run from it").click()
         source = """() => app.graph.nodes.find((node) => node.type === "ChorusCacheLookup")
@@ -202,7 +211,7 @@ def test_next_run_starts_from_the_chosen_entry_and_the_one_after_does_not(open_p
         assert len(page.evaluate(source)) == 32
         face.run()
         assert page.evaluate(source) == ""
-        made = panel.page.locator(".chorus-result", has_text="steps reused")
+        made = face.store.filter(has_text="steps reused")
         assert "cross" in made.locator("del").all_inner_texts()
 
 
@@ -245,7 +254,7 @@ def test_settings_dialog_sets_limit_and_defaults(open_page, cache_folder) -> Non
         field.fill("33")
         field.press("Tab")
         page.get_by_text("Each cache may now grow to 33 GB.").wait_for()
-        assert json.loads((cache_folder / "settings.json").read_text(encoding="utf-8")) == {"limit_gb": 33}
+        assert json.loads((cache_folder / "chorus-limit.json").read_text(encoding="utf-8")) == {"limit_gb": 33}
         field.fill("20")
         field.press("Tab")
         page.get_by_text("Each cache may now grow to 20 GB.").wait_for()
@@ -260,6 +269,153 @@ def test_settings_dialog_sets_limit_and_defaults(open_page, cache_folder) -> Non
         assert (values["mode"], values["threshold"]) == ("read only", 0.7)
         face.set("Chorus.Default.Mode", "read and write")
         face.set("Chorus.Default.Threshold", 0)
+
+
+# -- one state
+
+
+def made_from_a_node(face: Any, cache: str) -> None:
+    """Run twice, so that the store node shows an entry of this cache."""
+    for prompt in (FIRST, SIMILAR):
+        face.load(FOUR_STEPS, prompt, cache=cache)
+        face.run()
+    face.show(STORE[FOUR_STEPS], x=900)  # beside the panel
+
+
+def open_from_the_node(face: Any) -> None:
+    face.store.locator(".chorus-thumb").click()
+    face.page.locator(".chorus-detail .chorus-prompt", has_text=FIRST).wait_for()
+
+
+def test_an_entry_opened_from_a_node_brings_its_cache_and_delete_goes_there(open_page, cache_folder) -> None:
+    here, there = cache_folder / "shown before", cache_folder / "of the node"
+    fill(here, 3)
+    with open_page() as face:
+        made_from_a_node(face, there.name)
+        page = face.page
+        panel = Panel(face, here)
+        open_from_the_node(face)
+        page.get_by_role("button", name="All entries").click()
+        assert page.get_by_label("Cache", exact=True).input_value() == there.name
+        panel.expect(tiles=2)
+        assert sorted(panel.prompts()) == sorted([FIRST, SIMILAR])
+        assert page.locator(".chorus-totals dd").first.inner_text() == "2"
+        page.locator(".chorus-tile", has_text=FIRST).focus()
+        page.keyboard.press("Delete")
+        panel.expect(tiles=1)  # after the time to undo
+        assert [count(here), count(there)] == [3, 1]
+
+
+def test_what_is_not_shown_any_more_is_not_acted_on(open_page, cache_folder) -> None:
+    here, there = cache_folder / "left", cache_folder / "come to"
+    fill(here, 3)
+    with open_page() as face:
+        made_from_a_node(face, there.name)
+        page = face.page
+        panel = Panel(face, here)
+        panel.tile(1).locator(".chorus-check").dispatch_event("click")
+        actions = ["Pin", "Export", "Forget"]
+        toolbar = page.locator(".chorus-selection")
+        left = [toolbar.get_by_role("button", name=name, exact=True).element_handle() for name in actions]
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+        open_from_the_node(face)
+        for button in left:
+            button.evaluate("(button) => button.click()")
+        page.locator(".p-toast-message", has_text="which is not shown").nth(2).wait_for()
+        assert [address for address in asked if "/chorus/" in address] == []
+        assert page.locator(".chorus-undo").inner_text() == ""
+        assert [count(here), count(there)] == [3, 2]
+        page.get_by_role("button", name="All entries").click()
+        panel.expect(tiles=2)
+        assert page.locator(".chorus-selection").is_hidden()
+
+
+def test_an_entry_forgotten_in_one_cache_stays_in_sight_in_another(open_page, cache_folder, tmp_path) -> None:
+    one, other = cache_folder / "one of two", cache_folder / "other of two"
+    ids = fill(one, 2)
+    with closing(LocalCache(one)) as source, closing(LocalCache(other)) as copy:
+        write_bundle(source, ids, tmp_path / "both.chorus", lambda done: None)
+        read_bundle(copy, tmp_path / "both.chorus", lambda done, of: None)
+    with open_page() as face:
+        panel = Panel(face, one)
+        panel.tile(1).focus()
+        face.page.keyboard.press("Delete")
+        face.page.get_by_text("Entries forgotten: 1").wait_for()
+        face.page.get_by_label("Cache", exact=True).select_option(other.name)
+        face.page.locator(f'.chorus-tile img[src*="{quote(other.name)}"]').first.wait_for()
+        assert panel.tile(1).is_visible() and face.page.get_by_text("Entries forgotten: 1").is_visible()
+        face.page.get_by_text("Entries forgotten: 1").wait_for(state="detached")
+        face.page.wait_for_function(
+            "async (path) => (await (await app.api.fetchApi(path)).json()).entries === 1",
+            arg=f"/chorus/v1/caches/{quote(one.name)}/stats",
+        )
+        assert [count(one), count(other)] == [1, 2]
+
+
+# -- events
+
+
+def test_events_change_an_open_entry_in_place_and_leave_the_keyboard_alone(panel_of, ask_cache) -> None:
+    with panel_of("typing") as panel:
+        page, face = panel.page, panel.face
+        face.load(FOUR_STEPS, FIRST, cache="elsewhere")
+        face.show(page.evaluate("() => app.graph.nodes.find(({ type }) => type === 'PrimitiveStringMultiline').id"))
+        panel.tile(3).click()
+        detail = page.locator(".chorus-detail")
+        entry = detail.locator("canvas, .chorus-facts, details").element_handles()
+        (entry_id,) = panel.ids(words="take 3")
+        detail.locator("summary").click()
+        detail.evaluate("(element) => { element.scrollTop = 150 }")
+        page.evaluate("() => { window.stolen = 0 }")
+        prompt = page.locator("textarea").first
+        prompt.fill("")
+        prompt.focus()
+        page.evaluate("() => document.addEventListener('focusout', () => window.stolen++)")
+        for index, word in enumerate(("A ", "fox ", "runs")):
+            page.keyboard.type(word[:1])
+            pinned = index % 2 == 0
+            ask_cache("/pin", cache="typing", post={"ids": [entry_id], "pinned": pinned})
+            detail.get_by_role("button", name="Unpin" if pinned else "Pin", exact=True).wait_for()
+            page.keyboard.type(word[1:])
+        assert prompt.input_value() == "A fox runs"
+        assert page.evaluate("() => window.stolen") == 0
+        assert detail.evaluate("(element) => element.scrollTop") == 150
+        assert all(part.evaluate("(part) => part.isConnected") for part in entry)
+        assert detail.locator("details").evaluate("(details) => details.open")
+
+
+def test_the_keyboards_place_in_the_grid_stays_at_its_entry(panel_of, ask_cache) -> None:
+    with panel_of("place") as panel:
+        page = panel.page
+        panel.tile(COUNT - 3).focus()
+        page.locator('.chorus-tile[aria-posinset="1"]').focus()
+        page.keyboard.press("ArrowRight")
+        focused = "() => document.activeElement.title"
+        assert page.evaluate(focused).endswith(f"take {COUNT - 2}")
+        with closing(LocalCache(panel.folder)) as cache:  # from elsewhere, in front of all others
+            entry = cache.put(new_entry(COUNT))
+        ask_cache("/pin", cache="place", post={"ids": [entry.id], "pinned": True})
+        panel.tile(COUNT).wait_for()
+        assert page.evaluate(focused).endswith(f"take {COUNT - 2}")
+        page.keyboard.press("Delete")
+        panel.expect(tiles=COUNT)
+        assert panel.count(words=f"take {COUNT - 2}") == 0 and panel.count() == COUNT
+
+
+def test_a_list_that_is_open_in_the_panel_stays_open(panel_of, ask_cache, cache_folder) -> None:
+    fill(cache_folder / "a second one", 1)
+    with panel_of("open list") as panel:
+        page = panel.page
+        (entry_id,) = panel.ids(words="take 3")
+        for label in ("Cache", "Model", "Size"):
+            page.get_by_label(label, exact=True).focus()
+            option = page.get_by_label(label, exact=True).locator("option").first.element_handle()
+            for pinned in (True, False):
+                ask_cache("/pin", cache="open list", post={"ids": [entry_id], "pinned": pinned})
+                panel.tile(3).locator(".pi-thumbtack").wait_for(state="attached" if pinned else "detached")
+            assert page.evaluate("() => document.activeElement.getAttribute('aria-label')") == label
+            assert option.evaluate("(option) => option.isConnected")
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])

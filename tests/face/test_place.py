@@ -142,8 +142,19 @@ def test_a_chosen_folder_survives_a_restart(server: ComfyServer, usual, tmp_path
             {"url": f"postgresql://u:{QUOTED}@127.0.0.1:1/x", "blobs": "file:///tmp"},
             400,
             "place.password",
-            "PGPASSWORD",
+            "set CHORUS_CACHE_URL",
         ),
+        ({"url": "postgresql://127.0.0.1:1/x", "blobs": "s3://b/x"}, 503, "fault.unavailable", "a bucket needs"),
+        (
+            {"url": "postgresql://127.0.0.1:1/x?passfile=/root/.pgpass", "blobs": "file:///tmp"},
+            503,
+            "fault.unavailable",
+            "(passfile)",
+        ),
+        ({"url": "postgresql://u:sesame/x@127.0.0.1:1/x", "blobs": "file:///tmp"}, 503, "fault.unavailable", "encode"),
+        ({"url": "postgresql://u:x@sesame@127.0.0.1/x", "blobs": "file:///tmp"}, 503, "fault.unavailable", "encode"),
+        ({"folder": "~nobody-here/x"}, 400, "place.relative", "~nobody-here"),
+        ({"folder": "/a" * 3000}, 503, "fault.unavailable", "too long"),
         ({"url": f"postgresql:///x?password={QUOTED}", "blobs": "file:///tmp"}, 400, "place.password", "password"),
     ],
 )
@@ -247,6 +258,44 @@ def test_the_environment_is_stronger_and_says_so(database, tmp_path) -> None:
             answered, answer = ask(server, "/place", {part: str(tmp_path / "other")})
             assert answered == 400 and f"CHORUS_CACHE_{variable}" in answer["error"]["message"]
         assert_no_secret(server, json.dumps(status, ensure_ascii=False))
+
+
+def test_the_password_of_the_environment_is_for_the_url_of_the_environment_alone(database, tmp_path) -> None:
+    (tmp_path / "share").mkdir()
+    url, blobs = database("chosen"), (tmp_path / "share").as_uri()
+    with ComfyServer(environment={"PGPASSWORD": PASSWORD}) as server:
+        status, answer = ask(server, "/place", {"url": url, "blobs": blobs})
+        assert (status, answer["error"]["said"]["code"]) == (400, "place.needs_password")
+        assert ask(server, "/status")[1]["shared"] is False
+        # A place that was chosen before Chorus kept its passwords to itself: a miss that says so, not a lost render.
+        kept = server.base / "user" / "__chorus" / "place.json"
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps({"url": url, "blobs": blobs}))
+        assert "requirement" in ask(server, "/status")[1]["fault"]["text"]
+        assert render(server)["outcome"] == "miss"
+        assert_no_secret(server)
+    environment = {"PGPASSWORD": PASSWORD, "CHORUS_CACHE_URL": url, "CHORUS_CACHE_BLOBS": blobs}
+    with ComfyServer(environment=environment) as server:
+        assert ask(server, "/status")[1]["fault"] is None
+        assert_no_secret(server)
+
+
+def test_no_answer_or_log_line_has_a_secret_of_the_environment(tmp_path) -> None:
+    environment = {
+        "CHORUS_CACHE_URL": "postgresql://chorus:sesame/hush@127.0.0.1:1/x",
+        "CHORUS_CACHE_BLOBS": "s3://key:sesame/hush@bucket",
+        "AWS_ENDPOINT_URL": "http://key:sesame/hush@127.0.0.1:1",
+    }
+    with ComfyServer(environment=environment) as server:
+        answers = [
+            ask(server, "/status"),
+            ask(server, "/caches/default/stats"),
+            ask(server, "/limit", {"gigabytes": 5}),
+        ]
+        assert [status for status, _ in answers] == [200, 503, 400]
+        assert answers[0][1]["place"]["url"]["value"] == "postgresql://…"
+        assert render(server)["outcome"] == "miss"
+        assert_no_secret(server, json.dumps(answers, ensure_ascii=False))
 
 
 def test_behind_a_proxy_nothing_is_chosen(server: ComfyServer, tmp_path) -> None:

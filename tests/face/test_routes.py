@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import http.client
 import io
+import json
 import random
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
 
 import pytest
+import torch
 from PIL import Image
 
+from chorus.cache import LocalCache
+from chorus.comfy.limit import GIGABYTE, choose_limit, limit_bytes
+from chorus.comfy.server import listing
+from chorus.comfy.server.routes import ROUTES
+from chorus.messages import BadInput
+
 from .conftest import Answer
-from .entries import FRAMES, SIDE, fill
+from .entries import FRAMES, SIDE, SPACE, fill
 
 if TYPE_CHECKING:
     from tools.server import ComfyServer
@@ -123,6 +137,27 @@ def test_limit_is_chosen_and_kept(ask) -> None:
     assert ask("/limit", cache=None, post={"gigabytes": 20}).json["limit_gb"] == 20
 
 
+def test_a_limit_leaves_the_files_of_other_programs_alone(tmp_path: Path) -> None:
+    theirs = '{"editor.fontSize": 14, "limit_gb": 3}'
+    (tmp_path / "settings.json").write_text(theirs)
+    choose_limit(tmp_path, 40)
+    assert (limit_bytes(tmp_path), (tmp_path / "settings.json").read_text()) == (40 * GIGABYTE, theirs)
+    (own,) = set(tmp_path.iterdir()) - {tmp_path / "settings.json"}
+    own.write_text('{"mine": "years of work"}')
+    with pytest.raises(BadInput, match="not Chorus's"):
+        choose_limit(tmp_path, 50)
+    assert own.read_text() == '{"mine": "years of work"}'
+    assert limit_bytes(tmp_path) == 20 * GIGABYTE
+
+
+def test_a_limit_that_an_earlier_version_kept_still_holds(tmp_path: Path) -> None:
+    former = tmp_path / "settings.json"
+    former.write_text('{"limit_gb": 7}\n')
+    assert limit_bytes(tmp_path) == 7 * GIGABYTE
+    choose_limit(tmp_path, 9)
+    assert limit_bytes(tmp_path) == 9 * GIGABYTE and not former.exists()
+
+
 @pytest.mark.parametrize("path", ["/pin", "/forget", "/export"])
 def test_state_changes_by_json_post_from_here_only(ask, ids, path) -> None:
     body = {"ids": [ids[0]], "pinned": True}
@@ -130,6 +165,16 @@ def test_state_changes_by_json_post_from_here_only(ask, ids, path) -> None:
     assert ask(path, post=body, headers={"Content-Type": "text/plain"}).status == 415
     assert ask(path, post=body, headers={"Origin": "http://elsewhere.example"}).status == 403
     assert ask(path, post=body, headers={"Sec-Fetch-Site": "cross-site"}).status == 403
+    assert ask(f"/entries/{ids[0]}").json["pinned"] is False
+
+
+def test_what_is_shown_of_one_cache_is_changed_in_no_other(ask, ids) -> None:
+    """Every change names its cache in its path; none falls back to another, whatever the body says."""
+    body = {"ids": [ids[0]], "pinned": True, "cache": CACHE}
+    for path in ("/pin", "/forget", "/export"):
+        assert ask(path, cache="nowhere", post=body).code == "no_such_cache"
+        assert ask(path, cache="", post=body).status in (404, 405)
+        assert ask(path, cache=None, post=body).status in (404, 405)
     assert ask(f"/entries/{ids[0]}").json["pinned"] is False
 
 
@@ -166,48 +211,95 @@ def test_too_many_ids_are_refused(ask) -> None:
     assert ask("/forget", post={"ids": [MISSING] * 1001}).status == 400
 
 
-def test_random_requests_get_an_answer_or_a_reason(ask, ids) -> None:
-    """Whatever is asked, the server answers with JSON, never with a fault of its own, and keeps what it has."""
-    chance = random.Random(7)
-    names = [
-        "limit",
-        "offset",
-        "words",
-        "weights",
-        "shape",
-        "source",
-        "pinned",
-        "parent",
-        "created_after",
-        "sort",
-        "meaning",
-    ]
-    values = [
-        "",
-        "0",
-        "-1",
-        "1e309",
-        "nan",
-        "x" * 1500,
-        "'; DROP TABLE entries; --",
-        "../../etc",
-        "true",
-        "1x2",
-        "\u0000",
-        "😀",
-        "99999999999999999999",
-    ]
+TEXTS = [
+    "",
+    "-1",
+    "1e400",
+    "nan",
+    "1_0",
+    "\0",
+    "%ff",
+    "😀",
+    "x" * 2000,
+    "'; DROP TABLE entries; --",
+    "../../etc",
+    "1x" * 9,
+]
+TYPES = ["application/json; charset=foo", "application/json; charset=utf-16", "application/zip", "text/plain", "", "x"]
+BODIES = [
+    b"",
+    b"{",
+    b"\xff\xfe{}",
+    b"\0" * 100,
+    b'{"a":' * 200_000 + b"1" + b"}" * 200_000,
+    b'{"ids": [[]], "pinned": 1}',
+    b'{"ids": [], "query": {}}',
+    b'{"query": {"words": {"a": 1}, "evil": 1}}',
+    b'{"query": {"words": "\\ud800"}}',
+    b'{"query": {"created_before": 1e999}}',
+    *(b'{"gigabytes": ' + number + b"}" for number in (b"1e999", b"NaN", b"9" * 400, b"9" * 5000, b"true", b"[]")),
+    *(
+        json.dumps({"folder": folder}).encode()
+        for folder in ("~nobodyhere/x", "/a" * 3000, "/dev/null/x", "\0", "\ud800", "x")
+    ),
+    *(
+        json.dumps({"url": url, "blobs": blobs}).encode()
+        for url in ("x", "postgresql://[::1", "postgresql://127.0.0.1:99999999/x", "postgresql://a:b/c@d", "\0")
+        for blobs in ("file:///srv/none", "s3://", "file://%00")
+    ),
+]
+
+
+def test_whatever_is_asked_gets_an_answer_or_a_reason(face_server: ComfyServer) -> None:
+    """Every route, with odd methods, parameters, bodies and headers: never a fault of the server, and nothing done."""
+    folder = face_server.base / "user" / "__chorus"
+    (entry,) = fill(folder / "odd", 1)
+    place, chance, counted = urlsplit(face_server.url), random.Random(7), Counter[int]()
+
+    def status() -> tuple[Any, ...]:
+        own = sorted(path.name for path in folder.iterdir() if "limit" in path.name or "place" in path.name)
+        return ask("GET", "/chorus/v1/status"), ask("GET", "/chorus/v1/caches/odd/entries"), own
+
+    def ask(method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}) -> bytes:
+        connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=60)
+        try:
+            connection.request(method, quote(path, safe="/?=&%~"), body, dict(headers))
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        counted[answer.status] += 1
+        assert answer.status < 500 or answer.status == 503, (method, path[:200], body and body[:100], headers, content)
+        served = method in ("GET", "POST") and "Content-Encoding" not in headers  # not refused by aiohttp's parser
+        if served and answer.status not in (200, 206, 304, 404, 405):
+            assert answer.status == 416 or json.loads(content)["error"]["message"], (method, path[:200], content)
+        return content
+
+    before = status()
+    for method, route, _ in ROUTES:
+        path = route.format(cache="odd", entry=entry)
+        for other in ("PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "X"):
+            ask(other, path, b"{}")
+        for text in TEXTS:
+            ask(method, route.format(cache=text, entry=entry), b"" if method == "POST" else None)
+            ask(method, route.format(cache="odd", entry=text), b"" if method == "POST" else None)
+        if method == "POST":
+            for body in BODIES:
+                ask("POST", path, body, {"Content-Type": "application/json"})
+            for kind in TYPES:
+                ask("POST", path, b'{"ids": [], "folder": "x", "gigabytes": 0}', {"Content-Type": kind})
+            for coding in ("gzip", "deflate", "x"):  # of others aiohttp's parser says that it lacks the package
+                ask("POST", path, b"{}", {"Content-Type": "application/json", "Content-Encoding": coding})
+        else:
+            for parts in ("bytes=5-2", "bytes=0-0,5-9", "bytes=99999-", "bytes=a-b", "items=0-5", "x" * 5000):
+                ask("GET", path, None, {"Range": parts})
+    names = [*listing._READERS, "limit", "offset", "meaning", "evil", "user"]
     for _ in range(150):
-        query = "&".join(
-            f"{quote(chance.choice(names))}={quote(chance.choice(values))}" for _ in range(chance.randint(1, 4))
-        )
-        answer = ask(f"/entries?{query}")
-        assert answer.status in (200, 400, 409), (query, answer.body[:300])
-        assert "entries" in answer.json or answer.json["error"]["message"]
-    for _ in range(60):
-        entry = "".join(chance.choice("0123456789abcdefg/.%\\ ") for _ in range(chance.randint(1, 40)))
-        assert ask(f"/entries/{quote(entry, safe='/')}").status in (400, 404)
-    assert ask("/entries?limit=0").json["total"] == len(ids)
+        asked = ((chance.choice(names), chance.choice([*TEXTS, "true", "1x2"])) for _ in range(chance.randint(1, 4)))
+        query = "&".join(f"{name}={quote(text)}" for name, text in asked)
+        ask("GET", f"/chorus/v1/caches/odd/entries?{query}")
+    assert status() == before
+    assert counted[200] > 50 and counted[400] > 200 and counted[415] > 20, counted
 
 
 def test_damaged_entry_is_an_error_in_words(ask, face_server: ComfyServer) -> None:
@@ -219,6 +311,56 @@ def test_damaged_entry_is_an_error_in_words(ask, face_server: ComfyServer) -> No
     file.write_bytes(data)
     answer = ask(f"/entries/{entry_id}/preview", cache="damaged")
     assert answer.status == 409 and "quarantine" in answer.json["error"]["message"]
+
+
+def test_what_another_process_forgets_is_not_shown_any_more(ask, cache_folder: Path) -> None:
+    folder = cache_folder / "forgotten elsewhere"
+    kept, gone = fill(folder, 2)
+    pictures = [f"/entries/{entry_id}/{what}" for entry_id in (gone, kept) for what in ("preview", "frames")]
+    assert [ask(path, cache=folder.name).status for path in pictures] == [200] * 4
+    with closing(LocalCache(folder)) as cache:
+        cache.forget(gone)
+    assert [ask(path, cache=folder.name).status for path in pictures] == [404, 404, 200, 200]
+
+
+@pytest.mark.parametrize("latent_format", ["torch", "__class__", "LatentFormat", "Nobody", "__getattr__"])
+def test_a_latent_format_of_any_name_is_listed(ask, cache_folder: Path, latent_format: str) -> None:
+    space = replace(SPACE, latent_format=latent_format)
+    folder = cache_folder / f"format {latent_format}"
+    (entry_id,) = fill(folder, 1, space=space)
+    for path in ("/entries", "/stats", f"/entries/{entry_id}"):
+        assert ask(path, cache=folder.name).status == 200
+    assert ask("/entries", cache=folder.name).json["entries"][0]["size"] == [96, 96, 4]
+
+
+def test_a_prompt_that_is_no_unicode_is_listed_and_searched(ask, cache_folder: Path) -> None:
+    folder = cache_folder / "surrogate"
+    (entry_id,) = fill(folder, 1, prompt="a \ud800 b")
+    for path in ("/entries", "/entries?words=b", "/entries?meaning=a%20b", f"/entries/{entry_id}"):
+        answer = ask(path, cache=folder.name)
+        assert (answer.status, "a \\ud800 b" in answer.body.decode()) == (200, True), path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"workflow":{"a":"' + b"x" * 2**26 + b'"}}',
+        b'{"workflow":{"a":[' + b"{}," * 3_000_000 + b"1]}}",
+        b'{"workflow":' + b"[" * 100_000,
+        b'{"workflow":NaN}',
+    ],
+    ids=["long", "many", "deep", "NaN"],
+)
+def test_a_workflow_that_is_a_bomb_is_damage(ask, cache_folder: Path, text: bytes, monkeypatch, request) -> None:
+    """As after a file was edited on the disk: what is imported or stored is checked before."""
+    folder = cache_folder / f"bomb {request.node.callspec.id}"
+    graph = torch.frombuffer(bytearray(zlib.compress(text)), dtype=torch.uint8)
+    monkeypatch.setattr("chorus.cache.format._check", lambda *_: None)
+    (entry_id,) = fill(folder, 1, tensors={"final": torch.zeros(SPACE.shape), "workflow": graph})
+    answer = ask(f"/entries/{entry_id}/workflow", cache=folder.name)
+    assert (answer.status, answer.code) == (409, "cache_error")
+    assert "workflow" in answer.json["error"]["message"] and len(answer.body) < 2000
+    assert ask(f"/entries/{entry_id}", cache=folder.name).status == 404
 
 
 def test_newer_entries_of_another_process_are_seen(ask, face_server: ComfyServer) -> None:

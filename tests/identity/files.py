@@ -98,8 +98,12 @@ def write_all(base: Path) -> None:
     write(*merged(), models / "diffusion_models" / MERGED_MODEL)
     changed_lora(models / "loras" / OTHER_LORA)
     quantising = _quantising()
-    quantising.write(*_ordered(read(WEIGHTS / MODEL), models / "diffusion_models" / QUANTISED))
-    quantising.write(*_ordered(merged(), models / "diffusion_models" / QUANTISED_MERGED))
+    for name, content in ((QUANTISED, read(WEIGHTS / MODEL)), (QUANTISED_MERGED, merged())):
+        file = models / "diffusion_models" / name
+        if file.exists():
+            file.write_bytes(file.read_bytes())  # safetensors puts the metadata in another order each time
+        else:
+            quantising.write(*_ordered(content, file))
     for seed, name in enumerate((PICTURE, OTHER_PICTURE)):
         _picture(inputs / name, seed)
     for seed, name in enumerate((LATENT, OTHER_LATENT)):

@@ -65,9 +65,7 @@ def request(
     }
     last = "unet"
     for name, patch in (chain or {"shift": node("ModelSamplingSD3", shift=5.0)}).items():
-        model = (
-            {"model1": [last, 0], "model2": ["second", 0]} if "Merge" in patch["class_type"] else {"model": [last, 0]}
-        )
+        model = {"model1" if "model2" in patch["inputs"] else "model": [last, 0]}
         g[name] = node(patch["class_type"], **model, **copy.deepcopy(patch["inputs"]))
         last = name
     g["lookup"] = node(

@@ -24,16 +24,11 @@ KNOWN_AGAIN = (
     "quantised",
     "speech",
     "control",
-    "conditioning",
-    "parts",
     "rounded",
-    "two files",
-    "weight wrapper",
     "non-persistent buffer",
     "slots",
     "logger",
     "binds the network",
-    "injection",
 )
 
 

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import logging
+import socket
+import struct
+import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import quote
 
 import psycopg
 import pytest
 
 from chorus.cache import CacheError, CacheUnavailable
 from chorus.cache.shared import Settings, SharedCache, from_environment
-from chorus.cache.shared.settings import is_set
+from chorus.cache.shared.settings import BLOBS, URL, is_set
+from chorus.comfy.place import Place, _shown
 from tools.s3 import SECRET
 
 from ..cache.sample import EMBEDDER, SPACE, new_entry, random_vector
 
 PASSWORD = "sesame/öffne%dich"
 QUOTED = "sesame%2F%C3%B6ffne%25dich"
+S3 = {
+    "AWS_ACCESS_KEY_ID": "AKIA",
+    "AWS_SECRET_ACCESS_KEY": "0123456789",
+    "AWS_ALLOW_HTTP": "true",
+    "AWS_REGION": "x",
+}
 
 
 def test_without_a_url_the_cache_is_local():
@@ -46,6 +60,9 @@ def test_the_environment_says_all():
         ({"blobs": "ftp://host/x"}, "ftp:// is no location"),
         ({"blobs": "s3://key:hush-hush@bucket/prefix"}, "carries credentials"),
         ({"blobs": "s3://bucket?token=hush-hush"}, "carries credentials"),
+        ({"blobs": "s3://bucket/x#hush-hush"}, "carries credentials"),
+        ({"blobs": "s3://key:hu/sh-hush@bucket/prefix"}, "carries credentials"),
+        ({"blobs": "s3://key/hush-hush@bucket/prefix"}, "carries credentials"),
         ({"tenant": "../other"}, "'../other' is no name for a tenant"),
         ({"tenant": "Team A"}, "lower-case"),
         ({"url": "postgresql://u:hush-hush@host/db?no_such_option=1"}, "cannot read the URL"),
@@ -137,3 +154,128 @@ def test_credentials_may_come_from_the_environment(postgres, role, open_cache, m
     monkeypatch.delenv("PGPASSWORD")
     with pytest.raises(CacheError, match="no password supplied"):
         open_cache(url=f"postgresql://127.0.0.1:{postgres.port}/postgres").version()
+
+
+ODD = ["/", "//", "@", ":", "?", "#", "%", "[", '"', " ", "/1@", "?a=b@", "@h:1/"]
+
+
+@pytest.mark.parametrize(
+    "password", [*(f"sesame{odd}opened" for odd in ODD), quote(f"sesame{''.join(ODD)}&=+,'öopened", safe="")]
+)
+def test_no_part_of_an_odd_password_is_said(password, tmp_path, caplog, monkeypatch):
+    """Whatever character it has, encoded or not: in no message, representation, log line or answer of the panel."""
+    caplog.set_level(logging.DEBUG)
+    for name, value in S3.items():
+        monkeypatch.setenv(name, value)
+    seen = []
+    proxy, endpoint = ({name: f"http://user:{password}@127.0.0.1:1"} for name in ("AWS_PROXY_URL", "AWS_ENDPOINT_URL"))
+    for url, addresses in (
+        (f"postgresql://chorus:{password}@127.0.0.1:1/db", {}),
+        (f"postgresql://:{password}@127.0.0.1:1/db", {}),
+        (f"postgresql://chorus:12{password}@127.0.0.1:1/db", {}),
+        (f"postgresql://127.0.0.1:1/db?user=chorus&password={password}", {}),
+        (f"postgresql://chorus@127.0.0.1:1/db?sslpassword={password}&sslmode=disable", {}),
+        ("postgresql://127.0.0.1:1/db", proxy),
+        ("postgresql://127.0.0.1:1/db", endpoint),
+    ):
+        for name, value in addresses.items():
+            monkeypatch.setenv(name, value)
+        place = Place(tmp_path, url, "s3://bucket/x" if addresses else tmp_path.as_uri())
+        for part, value in ((URL, url), (BLOBS, place.blobs)):
+            monkeypatch.setenv(part, value)
+        seen += [repr(place), *_shown(place).values()]
+        try:
+            settings = place.settings()
+            seen += [repr(settings), settings.place]
+            cache = SharedCache(settings, "default", tier=tmp_path, upkeep=False)
+            with pytest.raises(CacheUnavailable) as caught:
+                (cache._objects.mark if addresses else cache.stats)()
+            seen.append(said_by(caught.value, caplog))
+            cache.close()
+        except CacheUnavailable as error:
+            seen.append(said_by(error, caplog))
+        for name in (URL, *addresses):
+            monkeypatch.delenv(name)
+        seen += _shown(place).values()  # as if it had been chosen
+    assert len(seen) > 15
+    for part in ("sesame", "opened"):
+        assert part not in "".join(seen), next(text for text in seen if part in text)[:500]
+
+
+@contextmanager
+def greedy_server() -> Iterator[tuple[int, list[bytes]]]:
+    """A server that asks whoever connects for a password in clear text: (port, what it was told)."""
+    told: list[bytes] = []
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                with server.accept()[0] as connection:
+                    connection.settimeout(5)
+                    request = connection.recv(8)
+                    if request[4:] == struct.pack(">i", 80877103):  # is there TLS?
+                        connection.sendall(b"N")
+                        request = connection.recv(8)
+                    told.append(connection.recv(4096))
+                    connection.sendall(b"R" + struct.pack(">ii", 8, 3))
+                    told.append(connection.recv(4096))
+            except OSError:
+                if server.fileno() < 0:
+                    return
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield server.getsockname()[1], told
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join()
+
+
+@pytest.mark.parametrize("source", ["PGPASSWORD", "PGPASSFILE", "HOME", "PGSERVICE", "PGOPTIONS"])
+@pytest.mark.parametrize("chosen", [False, True], ids=["of the environment", "chosen"])
+@pytest.mark.skipif(sys.platform == "win32", reason="another home folder")
+def test_a_chosen_url_gets_nothing_secret_of_the_environment(source, chosen, tmp_path, monkeypatch):
+    passwords = tmp_path / ".pgpass"
+    passwords.write_text(f"*:*:*:*:{SECRET}\n")
+    passwords.chmod(0o600)
+    (tmp_path / "services").write_text(f"[own]\npassword={SECRET}\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    value = {
+        "PGPASSWORD": SECRET,
+        "PGPASSFILE": str(passwords),
+        "HOME": str(tmp_path),
+        "PGSERVICE": "own",
+        "PGOPTIONS": f"-c my.secret={SECRET}",
+    }[source]
+    monkeypatch.setenv(source, value)
+    with greedy_server() as (port, told):
+        url, blobs = f"postgresql://chorus@127.0.0.1:{port}/db", tmp_path.as_uri()
+        if not chosen:
+            monkeypatch.setenv(URL, url)
+        cache = SharedCache(Place(tmp_path, url, blobs).settings(), "default", tier=tmp_path, upkeep=False)
+        with pytest.raises(CacheUnavailable):
+            cache.version()
+        cache.close()
+    assert told  # it was asked at all
+    assert any(SECRET.encode() in text for text in told) is not chosen
+
+
+@pytest.mark.parametrize(
+    ("url", "blobs", "said"),
+    [
+        ("postgresql://h/db?passfile=/root/.pgpass", "file:///srv", "passfile"),
+        ("postgresql://h/db?service=own", "file:///srv", "service"),
+        ("postgresql://h/db?sslkeylogfile=/etc/passwd", "file:///srv", "sslkeylogfile"),
+        ("postgresql://h/db?sslcert=/a&sslkey=/b", "file:///srv", "sslcert, sslkey"),
+        ("postgresql://h/db", "s3://bucket/x", "a bucket needs credentials"),
+    ],
+)
+def test_what_would_need_or_read_a_secret_cannot_be_chosen(url, blobs, said, tmp_path, monkeypatch):
+    with pytest.raises(CacheUnavailable, match=said):
+        Place(tmp_path, url, blobs).settings()
+    monkeypatch.setenv(URL, url)
+    monkeypatch.setenv(BLOBS, blobs)
+    assert Place(tmp_path, url, blobs).settings().url == url  # whoever sets the environment may

@@ -29,3 +29,38 @@ export function svg(tag, attributes = {}, ...children) {
 export function icon(name) {
   return h("i", { class: `pi pi-${name}`, "aria-hidden": "true" })
 }
+
+/**
+ * Make `shown` look like `fresh`. Elements that stay keep the keyboard's focus, their scroll position and what is open
+ * in them; so do their event listeners, which must not hold what was shown when they were made.
+ */
+export function become(shown, fresh) {
+  for (const { name } of [...shown.attributes]) {
+    if (name !== "open" && !fresh.hasAttribute(name)) shown.removeAttribute(name)
+  }
+  for (const { name, value } of fresh.attributes) {
+    if (shown.getAttribute(name) !== value) shown.setAttribute(name, value)
+  }
+  const before = [...shown.childNodes]
+  const wanted = [...fresh.childNodes]
+  wanted.forEach((child, index) => {
+    const old = before[index]
+    if (!old) shown.append(child)
+    else if (old.nodeName !== child.nodeName) old.replaceWith(child)
+    else if (old.nodeType === Node.TEXT_NODE) old.data !== child.data && (old.data = child.data)
+    else become(old, child)
+  })
+  before.slice(wanted.length).forEach((child) => child.remove())
+}
+
+/** Give a select these [value, text]s. It keeps its value where that is still one of them, and stays open. */
+export function fillSelect(select, options) {
+  const before = select.value
+  options.forEach(([value, text], index) => {
+    const option = select.options[index] ?? select.appendChild(h("option"))
+    if (option.value !== value || option.text !== text) Object.assign(option, { value, text })
+  })
+  select.length = options.length
+  const value = options.some(([value]) => value === before) ? before : (options[0]?.[0] ?? "")
+  if (select.value !== value) select.value = value
+}

@@ -1,12 +1,14 @@
 // Puts results on the nodes, and follows a run while it samples.
+//
+// What a run reports (the event chorus.run, then the store's output) is shown on its stores and on its look-ups. The
+// look-up's own answer is shown until then: the host may keep and repeat it although the cache has changed since.
 
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
+import { allNodes, isLookup, isStore, lookupsOf, nodeOf, storesOf } from "./graph.js"
 import { followLosses } from "./lost.js"
 import { Result } from "./result.js"
 
-const LOOKUPS = new Set(["ChorusCacheLookup", "Chorus"])
-const STORE = "ChorusCacheStore"
 const IDLE_HEIGHT = 44
 const [LEAST_HEIGHT, MOST_HEIGHT] = [110, 400]
 const LEAST_WIDTH = 320
@@ -14,15 +16,13 @@ const MARGIN = 6
 
 const results = new WeakMap() // node → Result
 const all = new Set() // of them
-let following = null // { node, shown: [Result] } of the run that samples now
-
-/** Whether a node looks requests up. */
-export const isLookup = (node) => LOOKUPS.has(node.comfyClass)
+let following = null // { node, stores: [Result] } of the run that samples now
 
 /** Give a Chorus node the element that shows its results. */
 export function decorate(node, openEntry) {
-  if (!isLookup(node) && node.comfyClass !== STORE) return
+  if (!isLookup(node) && !isStore(node)) return
   const result = new Result(openEntry)
+  result.element.dataset.node = node.comfyClass
   results.set(node, result)
   all.add(result)
   let height = IDLE_HEIGHT
@@ -52,61 +52,50 @@ export function decorate(node, openEntry) {
   }
 }
 
+/** Tell the results of these nodes something, and let the nodes grow to what they then show. */
+function tell(nodes, what) {
+  for (const node of nodes) {
+    const result = results.get(node)
+    if (!result) continue
+    what(result)
+    result.grow()
+  }
+}
+
 /** Show what a node's output says, if it says anything. */
-export function show(node, output) {
-  const result = results.get(node)
-  const [figures] = (node.comfyClass === STORE ? output?.chorus : output?.chorus_lookup) ?? []
-  if (!result || !figures) return
-  node.comfyClass === STORE ? result.finished(figures) : result.found(figures)
-  result.grow()
+function show(node, output) {
+  const [answer] = (isLookup(node) && output?.chorus_lookup) || []
+  const [report] = (isStore(node) && output?.chorus) || []
+  if (answer) tell([node], (result) => result.answered(answer))
+  if (!report) return
+  tell([node], (result) => result.finished(report))
+  tell(lookupsOf(node), (result) => result.reported({ ...report, masks: null })) // which the store shows
 }
 
-/** The node of an id such as "12" or, within a subgraph, "10:3". */
-function nodeOf(id) {
-  let graph = app.rootGraph ?? app.graph
-  let node = null
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById(part) ?? graph?.getNodeById(Number(part))
-    graph = node?.subgraph
+/** Show what the host remembers of the open graph's nodes (another tab was opened): reports last, they say more. */
+export function showRemembered(outputs) {
+  const nodes = allNodes()
+  for (const node of [...nodes.filter(isLookup), ...nodes.filter(isStore)]) {
+    show(node, outputs[node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : node.id])
   }
-  return node
-}
-
-/** A node and all that take from it, directly or not. */
-function downstream(start) {
-  const seen = new Set([start])
-  for (const node of seen) {
-    const next = node.outputs?.flatMap((_, slot) => node.getOutputNodes?.(slot) ?? []) ?? []
-    next.forEach((taker) => seen.add(taker))
-  }
-  return [...seen]
-}
-
-/** The stores that wait for a sampler; every one where the sampler is not in the open graph. */
-function storesBehind(sampler) {
-  const found = sampler ? downstream(sampler).filter((node) => node.comfyClass === STORE) : []
-  return found.length ? found : (app.rootGraph ?? app.graph).nodes.filter((node) => node.comfyClass === STORE)
 }
 
 /** Listen to the server for runs and their progress. */
 export function followRuns() {
-  api.addEventListener("chorus.run", ({ detail }) => {
-    const sampler = nodeOf(detail.node)
-    const shown = storesBehind(sampler).map((node) => results.get(node)).filter(Boolean)
-    following = { node: String(detail.node), shown }
-    for (const result of shown) {
-      result.started(detail)
-      result.progress(detail.k1)
-      result.grow()
-    }
+  api.addEventListener("chorus.run", ({ detail: run }) => {
+    const lookups = lookupsOf(nodeOf(run.node))
+    const stores = storesOf(lookups)
+    following = { node: String(run.node), stores: stores.map((node) => results.get(node)).filter(Boolean) }
+    tell(lookups, (result) => result.reported(run))
+    tell(stores, (result) => result.started(run))
   })
   api.addEventListener("progress", ({ detail }) => {
-    if (following && String(detail.node) === following.node) following.shown.forEach((result) => result.progress(detail.value))
+    if (following && String(detail.node) === following.node) following.stores.forEach((result) => result.progress(detail.value))
   })
   followLosses((entry) => all.forEach((result) => result.entry === entry && (result.markLost(), result.grow())))
   for (const end of ["execution_interrupted", "execution_error"]) {
     api.addEventListener(end, () => {
-      following?.shown.forEach((result) => result.timeline && result.idle())
+      following?.stores.forEach((result) => result.timeline && result.idle())
       following = null
     })
   }

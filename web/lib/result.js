@@ -9,6 +9,7 @@ import { difference, weightOf } from "./words.js"
 
 const ICONS = { hit: "bolt", identical: "clone", miss: "circle", bypassed: "ban", unread: "eye-slash" }
 const MOST_NEAREST = 3
+const NONE_NEAR = new Set(["miss.nearest", "miss.chosen_differs"])
 // What needs no line of its own: the result says it in other words.
 const PLAIN = new Set(["kept.storing", "kept.storing_states", "not_kept.bypassed", "not_kept.no_run", "not_kept.there"])
 
@@ -35,6 +36,7 @@ export class Result {
     this.timeline = new Timeline(run)
     const headline = this.headline(run.outcome, run.match_score, t("result.sampling"))
     this.replace(headline, this.timeline.element, legend(run))
+    this.progress(run.k1)
   }
 
   /** `done` steps of the schedule have been computed or skipped. */
@@ -42,19 +44,28 @@ export class Result {
     this.timeline?.progress(done)
   }
 
-  /** What the look-up found, before or without sampling. */
-  found(figures) {
-    const detail = figures.outcome === "hit" ? t("result.found") : figures.outcome === "unread" ? reasonOf(figures) : ""
-    this.replace(this.headline(figures.outcome, figures.match_score, detail), this.body(figures))
+  /**
+   * What the look-up answered. The answer that led to what a run reported is not news, and the report knows better:
+   * the host repeats answers that it keeps.
+   */
+  answered(figures) {
+    const answer = JSON.stringify(figures)
+    if (answer === this.answer) return
+    this.answer = answer
+    this.reported(figures)
+  }
+
+  /** What is known of the request: what the look-up answered, how its run began, or the run's report. */
+  reported(figures) {
+    this.replace(this.headlineOf(figures), this.body(figures))
   }
 
   /** What became of the run. */
   finished(figures) {
     this.timeline = undefined
     this.entry = figures.entry_id
-    const detail = figures.outcome === "hit" ? this.reuse(figures) : figures.outcome === "identical" ? t("result.identical") : ""
     this.replace(
-      this.headline(figures.outcome, figures.match_score, detail),
+      this.headlineOf(figures),
       this.saving(figures),
       this.stages(figures),
       this.body(figures),
@@ -103,6 +114,15 @@ export class Result {
     return h("div", { class: "chorus-headline", "aria-live": "polite" }, badge, h("span", {}, detail))
   }
 
+  headlineOf(figures) {
+    const { outcome } = figures
+    let detail = ""
+    if (outcome === "hit") detail = "k1" in figures ? this.reuse(figures) : t("result.found")
+    else if (outcome === "identical") detail = t("result.identical")
+    else if (outcome === "unread") detail = reasonOf(figures)
+    return this.headline(outcome, figures.match_score, detail)
+  }
+
   reuse(figures) {
     const parts = [t("result.reused", { k1: figures.k1, steps: figures.steps })]
     const shares = figures.token_share.map((share, i) => [share, figures.k1 + i + 1]).filter(([share]) => share < 1)
@@ -116,7 +136,7 @@ export class Result {
     const saved = figures.cold_s - took
     const factor = took > 0 ? figures.cold_s / took : 0
     const key = saved < 0 ? "result.lost" : figures.outcome === "identical" ? "result.saved" : "result.savedTimes"
-    const text = t(key, { time: duration(saved), factor: number(factor, 2) })
+    const text = t(key, { time: duration(Math.abs(saved)), factor: number(factor, 2) })
     const basis = figures.cold_runs ? t("result.measured", { runs: figures.cold_runs }) : t("result.estimated")
     return h("p", { class: "chorus-saving" }, h("b", {}, text), " ", h("span", { class: "chorus-quiet" }, basis))
   }
@@ -127,10 +147,16 @@ export class Result {
   }
 
   body(figures) {
-    const source = figures.source ?? (figures.source_id && { id: figures.source_id, prompt: figures.prompt, preview: true })
-    if (figures.outcome === "hit" || figures.outcome === "identical") return source && this.source(figures, source)
+    if (figures.outcome === "miss") return this.missed(figures)
     if (figures.outcome === "bypassed") return h("p", {}, reasonOf(figures))
-    return figures.outcome === "miss" ? this.nearest(figures) : null
+    const source = this.sourceOf(figures)
+    return source && this.source(figures, source)
+  }
+
+  /** The entry that served. Where the report names another than the look-up found, the report is right. */
+  sourceOf({ outcome, source, source_id: id, source_prompt: found, prompt }) {
+    if (!id || source?.id === id) return source
+    return { id, prompt: outcome === "identical" ? prompt : found, preview: true }
   }
 
   source(figures, source) {
@@ -188,8 +214,11 @@ export class Result {
     return h("p", { class: "chorus-quiet" }, t("words.amplified", { words }))
   }
 
-  nearest(figures) {
-    if (!figures.nearest?.length) return h("p", {}, figures.said?.reason.code === "miss.empty" ? t("miss.empty") : reasonOf(figures))
+  /** Why nothing served: the nearest entries where the reason is that none was near enough, else the reason itself. */
+  missed(figures) {
+    const code = figures.said?.reason?.code
+    if (code === "miss.empty") return h("p", {}, t("miss.empty"))
+    if (!figures.nearest?.length || (code && !NONE_NEAR.has(code))) return h("p", {}, reasonOf(figures))
     const items = figures.nearest.slice(0, MOST_NEAREST).map((entry) => {
       const why = this.refusal(figures, entry)
       return h(
@@ -201,8 +230,7 @@ export class Result {
         h("span", { class: "chorus-score", title: t("miss.score") }, number(entry.score, 2)),
       )
     })
-    const late = this.lateRefusal(figures)
-    return [late, h("ul", { class: "chorus-nearest", "aria-label": t("miss.nearest") }, items)].filter(Boolean)
+    return h("ul", { class: "chorus-nearest", "aria-label": t("miss.nearest") }, items)
   }
 
   /** Pairs of why an entry did not serve and what would make it serve. */
@@ -214,11 +242,6 @@ export class Result {
     const size = (shape) => shape.slice(-3).join(" × ")
     const values = { here: size(figures.shape), there: size(entry.shape) }
     return entry.differs.map((part) => [t(`refused.${part}`, values), t(`advice.${part}`, values)])
-  }
-
-  /** A match that was refused only when sampling began has a reason of its own. */
-  lateRefusal(figures) {
-    return figures.source ? h("p", {}, reasonOf(figures)) : null
   }
 
   /** What became of keeping the run, where that is nothing. */

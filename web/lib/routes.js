@@ -59,7 +59,8 @@ const entryPath = (cache, id) => `${cachePath(cache)}/entries/${id}`
 
 export const status = () => ask("/chorus/v1/status")
 export const stats = (cache) => ask(`${cachePath(cache)}/stats`)
-export const entry = (cache, id) => ask(entryPath(cache, id))
+/** Entries know their cache: what is done to one goes where it was listed, whatever is shown by then. */
+export const entry = async (cache, id) => ({ ...(await ask(entryPath(cache, id))), cache })
 export const workflow = (cache, id) => ask(`${entryPath(cache, id)}/workflow`)
 export const pin = (cache, ids, pinned) => post(`${cachePath(cache)}/pin`, { ids, pinned })
 export const forget = (cache, ids, keepalive = false) => post(`${cachePath(cache)}/forget`, { ids }, keepalive)
@@ -78,9 +79,10 @@ export async function importBundle(cache, file, following) {
 }
 
 /** A page of entries. query: the parameters of the route; those that are empty are left out. */
-export function entries(cache, query) {
+export async function entries(cache, query) {
   const asked = Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined)
-  return ask(`${cachePath(cache)}/entries?${new URLSearchParams(asked)}`)
+  const answer = await ask(`${cachePath(cache)}/entries?${new URLSearchParams(asked)}`)
+  return { ...answer, entries: answer.entries.map((entry) => ({ ...entry, cache })) }
 }
 
 export const previewAddress = (cache, id) => api.apiURL(`${entryPath(cache, id)}/preview`)

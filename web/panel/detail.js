@@ -1,19 +1,20 @@
 // One entry: its video, what it was asked, where it comes from, what came of it, and what can be done with it.
 
-import { h, icon, svg } from "../lib/dom.js"
+import { become, h, icon, svg } from "../lib/dom.js"
 import { bytes, duration, moment, number, t } from "../lib/i18n.js"
 import { Player } from "../lib/player.js"
-import { entry as fetchEntry, previewAddress } from "../lib/routes.js"
+import { previewAddress } from "../lib/routes.js"
 import { sizeOf } from "./filters.js"
 
 const MOST_CHILDREN = 5
 const PLACE = { width: 74, height: 56, step: 64 }
 
-/** actions: back(), pin(entry), export(entry), forget(entry), workflow(entry), source(entry), open(id), failed(error). */
+/** actions: back(), pin(entry), export(entry), forget(entry), workflow(entry), source(entry), open(cache, id). */
 export class Detail {
   constructor(actions) {
     this.actions = actions
-    this.element = h("section", { class: "chorus-detail", "aria-label": t("entry.label"), tabindex: "-1" })
+    this.body = h("div", { class: "chorus-entry" })
+    this.element = h("section", { class: "chorus-detail", "aria-label": t("entry.label"), tabindex: "-1", hidden: true }, this.bar(), this.body)
     this.element.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return
       event.stopPropagation()
@@ -21,60 +22,83 @@ export class Detail {
     })
   }
 
-  async show(cache, id) {
-    this.cache = cache
-    this.id = id
-    this.element.replaceChildren(this.bar(), h("p", { class: "chorus-quiet" }, t("state.loading")))
-    try {
-      const entry = await fetchEntry(cache, id)
-      if (this.id === id) this.draw(entry)
-    } catch (error) {
-      if (this.id !== id) return
-      if (error.code !== "no_such_entry") this.actions.failed(error)
-      this.element.replaceChildren(this.bar(), h("p", {}, t("entry.gone")))
-    }
+  /** Draw the open entry, in place where it was drawn before. open: as in the panel's state. */
+  draw(open) {
+    this.element.hidden = !open
+    if (!open?.entry) this.leave()
+    if (!open) return
+    if (open.entry && open.entry === this.entry) return
+    if (open.entry) {
+      const { cache, id } = this.entry ?? {}
+      const same = open.entry.id === id && open.entry.cache === cache
+      this.entry = open.entry
+      same ? this.update() : this.begin()
+    } else if (open.error) this.tell({ role: "alert" }, open.error)
+    else if (open.entry === null) this.tell({}, t("entry.gone"))
+    else this.tell({ class: "chorus-quiet" }, t("state.loading"))
   }
 
-  leave() {
-    this.id = undefined
-    this.player?.stop()
-    this.element.replaceChildren()
-  }
-
-  bar(...more) {
-    const back = h("button", { class: "chorus-button", onclick: () => this.actions.back() }, icon("arrow-left"), t("entry.back"))
-    return h("div", { class: "chorus-row" }, back, ...more)
-  }
-
-  draw(entry) {
-    this.player?.stop()
-    this.player = entry.preview ? new Player(this.cache, entry.id, entry.shape, t("result.preview", { prompt: entry.prompt })) : null
-    const video = this.player?.canvas ?? h("p", { class: "chorus-quiet" }, t("entry.noPreview"))
-    const parts = [
-      this.bar(),
-      h("div", { class: "chorus-video" }, video),
-      h("p", { class: "chorus-prompt" }, entry.prompt),
-      this.buttons(entry),
-      this.family(entry),
-      this.facts(entry),
-      this.settings(entry),
-    ]
-    this.element.replaceChildren(...parts.filter(Boolean))
+  /** Take the keyboard's focus: for a person who has just opened an entry, and for nobody else. */
+  focus() {
     this.element.focus({ preventScroll: true })
   }
 
-  buttons(entry) {
+  tell(attributes, text) {
+    this.body.replaceChildren(h("p", attributes, text))
+  }
+
+  leave() {
+    this.entry = undefined
+    this.player?.stop()
+    this.body.replaceChildren()
+  }
+
+  bar() {
+    return h("div", { class: "chorus-row" }, h("button", { class: "chorus-button", onclick: () => this.actions.back() }, icon("arrow-left"), t("entry.back")))
+  }
+
+  /** Draw an entry from nothing. */
+  begin() {
+    const { entry } = this
+    this.player?.stop()
+    this.player = entry.preview ? new Player(entry.cache, entry.id, entry.shape, t("result.preview", { prompt: entry.prompt })) : null
+    const video = this.player?.canvas ?? h("p", { class: "chorus-quiet" }, t("entry.noPreview"))
+    this.parts = this.changing()
+    this.parts.family.addEventListener("click", (event) => this.relative(event))
+    this.parts.family.addEventListener("keydown", (event) => ["Enter", " "].includes(event.key) && this.relative(event))
+    const { buttons, family, facts, settings } = this.parts
+    this.body.replaceChildren(h("div", { class: "chorus-video" }, video), h("p", { class: "chorus-prompt" }, entry.prompt), buttons, family, facts, settings)
+    this.element.scrollTop = 0
+  }
+
+  /** Bring what can change up to date. */
+  update() {
+    for (const [name, fresh] of Object.entries(this.changing())) become(this.parts[name], fresh)
+  }
+
+  changing() {
+    const { entry } = this
+    return { buttons: this.buttons(entry), family: this.family(entry), facts: this.facts(entry), settings: this.settings(entry) }
+  }
+
+  buttons({ source, workflow, pinned }) {
     const button = (name, symbol, action, shown = true, pressed = undefined) =>
-      shown && h("button", { class: "chorus-button", "aria-pressed": pressed, onclick: () => action(entry) }, icon(symbol), t(`action.${name}`))
+      shown && h("button", { class: "chorus-button", "aria-pressed": pressed, onclick: () => action(this.entry) }, icon(symbol), t(`action.${name}`))
     return h(
       "div",
       { class: "chorus-buttons" },
-      button("source", "bolt", this.actions.source, entry.source),
-      button("workflow", "sitemap", this.actions.workflow, entry.workflow),
-      button(entry.pinned ? "unpin" : "pin", "thumbtack", this.actions.pin, true, String(entry.pinned)),
+      button("source", "bolt", this.actions.source, source),
+      button("workflow", "sitemap", this.actions.workflow, workflow),
+      button(pinned ? "unpin" : "pin", "thumbtack", this.actions.pin, true, String(pinned)),
       button("export", "file-export", this.actions.export),
       button("forget", "trash", this.actions.forget),
     )
+  }
+
+  /** A member of the family was chosen. */
+  relative(event) {
+    const { id } = event.target.closest("[data-id]")?.dataset ?? {}
+    if (id && id !== this.entry.id) this.actions.open(this.entry.cache, id)
   }
 
   facts(entry) {
@@ -106,7 +130,7 @@ export class Detail {
   /** Parent, this one, and children, joined by lines. */
   family(entry) {
     const { made_from: parent, made } = entry
-    if (!parent && !made.total) return null
+    if (!parent && !made.total) return h("div", { hidden: true })
     const children = made.entries.slice(0, MOST_CHILDREN)
     const rows = Math.max(1, children.length)
     const middle = ((rows - 1) * PLACE.step) / 2
@@ -132,22 +156,22 @@ export class Detail {
   }
 
   member(member, x, y, self) {
-    const go = () => this.actions.open(member.id)
-    const known = {
+    const attributes = {
       transform: `translate(${x} ${y})`,
       class: self ? "chorus-self" : "chorus-relative",
       role: self ? "img" : "button",
+      tabindex: self ? undefined : "0",
       "aria-label": member.prompt,
+      "data-id": member.id,
     }
-    const events = self ? {} : { tabindex: "0", onclick: go, onkeydown: (event) => ["Enter", " "].includes(event.key) && go() }
     return svg(
       "g",
-      { ...known, ...events },
+      attributes,
       svg("title", {}, member.prompt),
       svg("rect", { width: String(PLACE.width), height: String(PLACE.height), rx: "5" }),
       member.preview &&
         svg("image", {
-          href: previewAddress(this.cache, member.id),
+          href: previewAddress(this.entry.cache, member.id),
           width: String(PLACE.width),
           height: String(PLACE.height),
           preserveAspectRatio: "xMidYMid slice",

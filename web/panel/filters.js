@@ -1,6 +1,6 @@
 // What to list and in what order.
 
-import { h, icon } from "../lib/dom.js"
+import { fillSelect, h, icon } from "../lib/dom.js"
 import { number, t } from "../lib/i18n.js"
 
 const SORTS = ["newest", "used", "hits", "saved", "bytes", "oldest"]
@@ -36,14 +36,8 @@ export class Filters {
 
   choice(name, options) {
     const select = h("select", { "aria-label": t(`filter.${name}`), title: t(`filter.${name}`), onchange: () => this.changed() })
-    this.options(select, options)
+    fillSelect(select, options)
     return select
-  }
-
-  options(select, options) {
-    const before = select.value
-    select.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)))
-    if (options.some(([value]) => value === before)) select.value = before
   }
 
   /** Whether prompts can be compared by meaning on this machine. */
@@ -55,9 +49,9 @@ export class Filters {
   /** Offer what the cache holds. */
   offer(stats) {
     const models = stats.models.map((m) => [m.weights, `${m.latent_format} ${m.weights.slice(0, 6)} (${number(m.entries)})`])
-    this.options(this.model, [["", t("filter.anyModel")], ...models])
+    fillSelect(this.model, [["", t("filter.anyModel")], ...models])
     const shapes = stats.shapes.map(({ shape, size }) => [shape.join("x"), size ? t("entry.size", sizeOf(size)) : shape.join(" × ")])
-    this.options(this.shape, [["", t("filter.anyShape")], ...shapes])
+    fillSelect(this.shape, [["", t("filter.anyShape")], ...shapes])
   }
 
   /** Whether anything is left out. */

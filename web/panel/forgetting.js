@@ -5,49 +5,53 @@ import { forget } from "../lib/routes.js"
 const UNDO_MS = 6000
 const AT_ONCE = 500 // ids in one request
 
-/** changed(): what is hidden changed; failed(error). */
+/** state: of the panel, whose `going` this is; failed(error). */
 export class Forgetting {
-  constructor({ changed, failed }) {
-    Object.assign(this, { changed, failed })
-    this.waiting = null // { cache, ids, timer }
+  constructor(state, failed) {
+    Object.assign(this, { state, failed })
     // A page that is closed meanwhile has still been told to forget.
     addEventListener("pagehide", () => this.commit(true))
   }
 
-  /** Whether an entry is hidden already. */
-  has(id) {
-    return this.waiting?.ids.has(id) ?? false
+  get going() {
+    return this.state.now.going
   }
 
-  get count() {
-    return this.waiting?.ids.size ?? 0
+  /** Whether an entry is hidden already. Another cache may hold the same entry. */
+  has(entry) {
+    return this.going?.cache === entry.cache && this.going.ids.has(entry.id)
   }
 
-  async begin(cache, ids) {
+  /** Hide entries of one cache, and forget them soon. */
+  async begin(entries) {
     await this.commit()
-    this.waiting = { cache, ids: new Set(ids), timer: setTimeout(() => this.commit(), UNDO_MS) }
-    this.changed()
+    this.timer = setTimeout(() => this.commit(), UNDO_MS)
+    this.state.change({ going: { cache: entries[0].cache, ids: new Set(entries.map((entry) => entry.id)), final: false } })
   }
 
   undo() {
-    clearTimeout(this.waiting?.timer)
-    this.waiting = null
-    this.changed()
+    clearTimeout(this.timer)
+    if (this.going && !this.going.final) this.state.change({ going: null })
   }
 
-  async commit(closing = false) {
-    const { waiting } = this
-    if (!waiting) return
-    clearTimeout(waiting.timer)
-    const ids = [...waiting.ids]
+  /** Forget for good what waits; resolves when that is done. closing: the page goes, the requests must outlive it. */
+  commit(closing = false) {
+    if (this.going && !this.going.final) this.running = this.finish(closing)
+    return this.running
+  }
+
+  async finish(closing) {
+    clearTimeout(this.timer)
+    const going = { ...this.going, final: true }
+    this.state.change({ going })
+    const ids = [...going.ids]
     try {
       for (let start = 0; start < ids.length; start += AT_ONCE) {
-        await forget(waiting.cache, ids.slice(start, start + AT_ONCE), closing)
+        await forget(going.cache, ids.slice(start, start + AT_ONCE), closing)
       }
     } catch (error) {
       this.failed(error)
     }
-    if (this.waiting === waiting) this.waiting = null
-    this.changed()
+    if (this.going === going) this.state.change({ going: null })
   }
 }

@@ -1,6 +1,6 @@
 // A grid that only has the tiles on screen, over any number of entries that come in pages.
 
-import { h } from "../lib/dom.js"
+import { become, h } from "../lib/dom.js"
 
 const PAGE = 100
 const GAP = 8
@@ -9,12 +9,13 @@ const TEXT_HEIGHT = 62
 const ROWS_BEYOND = 2
 
 /**
- * load(offset, limit) → { total, entries }; draw(entry, index) → element; open(entry), act(key, entries).
- * The grid owns which entries are selected and which one has the keyboard's focus.
+ * load(offset, limit) → { total, entries }; loaded(total, entries): they came; draw(entry) → element;
+ * open(entry), act(key, entries); chosen() → Map id → entry, choose(Map): the selection, which others own; failed(error).
+ * The grid owns which entry has the keyboard's focus: after a change it is the same entry, wherever that is by then.
  */
 export class Grid {
-  constructor({ label, load, draw, open, act, selected, failed }) {
-    Object.assign(this, { load, draw, open, act, selected, failed })
+  constructor({ label, load, loaded, draw, open, act, chosen, choose, failed }) {
+    Object.assign(this, { load, loaded, draw, open, act, chosen, choose, failed })
     this.space = h("div", { class: "chorus-grid-space" })
     this.element = h(
       "div",
@@ -28,22 +29,22 @@ export class Grid {
     this.clear()
   }
 
+  /** Show nothing. */
   clear() {
-    this.pages = new Map() // page number → entries, or a promise of them
-    this.tiles = new Map() // index → { element, entry }
-    this.chosen = new Map() // id → entry
+    this.pages = new Map() // page number → entries, or null while they are loading
+    this.tiles = new Map() // id, or #index while that is not known → { element, entry, index }
     this.total = 0
     this.active = 0
+    this.activeId = undefined
     this.round = (this.round ?? 0) + 1
     this.space.replaceChildren()
+    this.element.scrollTop = 0
   }
 
   /** Load anew from the beginning. */
   async restart() {
     this.clear()
-    this.element.scrollTop = 0
     await this.page(0)
-    this.selected(this.chosen)
     this.layout()
   }
 
@@ -53,10 +54,25 @@ export class Grid {
     const wanted = new Set()
     for (let index = first; index <= last; index++) wanted.add(Math.floor(index / PAGE))
     if (!wanted.size) wanted.add(0)
-    const old = this.pages
-    this.pages = new Map([...old].filter(([number]) => wanted.has(number)))
+    this.pages = new Map([...this.pages].filter(([number]) => wanted.has(number)))
     await Promise.all([...wanted].map((number) => this.page(number, true)))
+    this.follow()
     this.layout()
+  }
+
+  /** Put the keyboard's place on an entry. */
+  place(index) {
+    this.active = Math.min(Math.max(0, index), Math.max(0, this.total - 1))
+    this.activeId = this.at(this.active)?.id
+  }
+
+  /** Let the keyboard's place stay on an entry that has moved. */
+  follow() {
+    const id = this.activeId
+    if (this.at(this.active)?.id === id) return
+    const places = [...this.pages].map(([number, entries]) => [number, entries?.findIndex((entry) => entry.id === id) ?? -1])
+    const [number, within] = places.find(([, within]) => within >= 0) ?? [0, this.active]
+    if (id) this.place(number * PAGE + within)
   }
 
   async page(number, anew = false) {
@@ -67,8 +83,8 @@ export class Grid {
       const { total, entries } = await this.load(number * PAGE, PAGE)
       if (round !== this.round) return
       this.pages.set(number, entries)
-      entries.forEach((entry) => this.chosen.has(entry.id) && this.chosen.set(entry.id, entry))
       this.total = total
+      this.loaded(total, entries)
       this.later()
     } catch (error) {
       if (round !== this.round) return
@@ -112,55 +128,62 @@ export class Grid {
     const { columns, width, height } = this.measure()
     const { first, last } = this.window()
     this.space.style.height = `${Math.ceil(this.total / columns) * (height + GAP) + GAP}px`
-    for (const [index, tile] of this.tiles) {
-      if (index >= first && index <= last && tile.entry === this.at(index)) continue
-      tile.element.remove()
-      this.tiles.delete(index)
-    }
+    const shown = new Map()
     for (let index = first; index <= last; index++) {
       const entry = this.at(index)
       if (!this.pages.has(Math.floor(index / PAGE))) this.page(Math.floor(index / PAGE))
-      const tile = this.tiles.get(index) ?? this.put(index, entry)
+      const key = entry && !shown.has(entry.id) ? entry.id : `#${index}`
+      const tile = this.tiles.get(key) ?? this.put()
+      shown.set(key, tile)
+      this.dress(tile, index, entry)
       const [column, row] = [index % columns, Math.floor(index / columns)]
       Object.assign(tile.element.style, {
         width: `${width}px`,
         height: `${height}px`,
         transform: `translate(${GAP + column * (width + GAP)}px, ${GAP + row * (height + GAP)}px)`,
       })
-      this.mark(index, tile)
     }
-    // A tile that was drawn anew must not take the keyboard's focus with it.
-    if (focused && !this.element.contains(document.activeElement)) this.tiles.get(this.active)?.element.focus({ preventScroll: true })
+    for (const [key, tile] of this.tiles) shown.get(key) === tile || tile.element.remove()
+    this.tiles = shown
+    // The focus of a tile that has gone passes to the one in its place.
+    if (focused && !this.element.contains(document.activeElement)) this.tileAt(this.active)?.element.focus({ preventScroll: true })
+  }
+
+  tileAt(index) {
+    return [...this.tiles.values()].find((tile) => tile.index === index)
   }
 
   /** Draw every tile anew. */
   redraw() {
-    const focused = this.element.contains(document.activeElement)
-    this.space.replaceChildren()
-    this.tiles.clear()
+    for (const tile of this.tiles.values()) tile.entry = null
     this.layout()
-    if (focused) this.tiles.get(this.active)?.element.focus({ preventScroll: true })
   }
 
-  put(index, entry) {
-    const element = entry ? this.draw(entry, index) : h("div", { class: "chorus-tile chorus-loading" })
-    element.setAttribute("role", "option")
-    element.setAttribute("aria-posinset", index + 1)
-    element.addEventListener("click", (event) => this.click(event, index))
-    const tile = { element, entry }
-    this.tiles.set(index, tile)
-    this.space.append(element)
+  put() {
+    const tile = { element: h("div"), entry: null, index: -1 }
+    tile.element.addEventListener("click", (event) => this.click(event, tile.index))
+    this.space.append(tile.element)
     return tile
   }
 
-  mark(index, { element, entry }) {
-    element.tabIndex = index === this.active ? 0 : -1
+  /** Make a tile the one of `entry`, or of one that is loading, at `index`. */
+  dress(tile, index, entry) {
+    const { element } = tile
+    if (!entry || tile.entry !== entry) {
+      const { cssText } = element.style
+      become(element, entry ? this.draw(entry) : h("div", { class: "chorus-tile chorus-loading" }))
+      element.style.cssText = cssText
+    }
+    Object.assign(tile, { index, entry })
+    element.setAttribute("role", "option")
+    element.setAttribute("aria-posinset", index + 1)
     element.setAttribute("aria-setsize", this.total)
-    element.setAttribute("aria-selected", String(Boolean(entry && this.chosen.has(entry.id))))
+    element.setAttribute("aria-selected", String(Boolean(entry && this.chosen().has(entry.id))))
+    element.tabIndex = index === this.active ? 0 : -1
   }
 
   click(event, index) {
-    this.active = index
+    this.place(index)
     const entry = this.at(index)
     if (!entry) return
     if (event.target.closest(".chorus-check") || event.ctrlKey || event.metaKey) this.toggle(entry)
@@ -170,39 +193,36 @@ export class Grid {
   }
 
   toggle(entry) {
-    if (!this.chosen.delete(entry.id)) this.chosen.set(entry.id, entry)
+    const chosen = new Map(this.chosen())
+    if (!chosen.delete(entry.id)) chosen.set(entry.id, entry)
     this.anchor = this.active
-    this.changed()
+    this.choose(chosen)
   }
 
   extend(index) {
     const from = this.anchor ?? index
+    const chosen = new Map(this.chosen())
     for (let i = Math.min(from, index); i <= Math.max(from, index); i++) {
       const entry = this.at(i)
-      if (entry) this.chosen.set(entry.id, entry)
+      if (entry) chosen.set(entry.id, entry)
     }
-    this.changed()
+    this.choose(chosen)
   }
 
   /** Select every entry that answers the query, those not loaded yet too. */
   async all() {
     const round = this.round
+    const chosen = new Map(this.chosen())
     for (let number = 0; number * PAGE < this.total; number++) {
       if (!this.pages.get(number)) await this.page(number)
       if (round !== this.round) return
-      for (const entry of this.pages.get(number) ?? []) this.chosen.set(entry.id, entry)
+      for (const entry of this.pages.get(number) ?? []) chosen.set(entry.id, entry)
     }
-    this.changed()
+    this.choose(chosen)
   }
 
   none() {
-    this.chosen.clear()
-    this.changed()
-  }
-
-  changed() {
-    this.selected(this.chosen)
-    this.layout()
+    this.choose(new Map())
   }
 
   key(event) {
@@ -221,23 +241,23 @@ export class Grid {
     const entry = this.at(this.active)
     if (event.key in moves) this.focus(this.active + moves[event.key])
     else if (event.key === "a" && (event.ctrlKey || event.metaKey)) this.all()
-    else if (event.key === "Escape" && this.chosen.size) this.none()
+    else if (event.key === "Escape" && this.chosen().size) this.none()
     else if (!entry) return
     else if (event.key === "Enter") this.open(entry)
     else if (event.key === " ") this.toggle(entry)
-    else if (!this.act(event.key, this.chosen.size ? [...this.chosen.values()] : [entry])) return
+    else if (!this.act(event.key, this.chosen().size ? [...this.chosen().values()] : [entry])) return
     event.preventDefault()
     event.stopPropagation() // the canvas has shortcuts of its own
   }
 
   focus(index) {
-    this.active = Math.min(Math.max(0, index), Math.max(0, this.total - 1))
+    this.place(index)
     const { columns, height } = this.measure()
     const top = Math.floor(this.active / columns) * (height + GAP)
     const view = this.element
     if (top < view.scrollTop) view.scrollTop = top
     else if (top + height + 2 * GAP > view.scrollTop + view.clientHeight) view.scrollTop = top + height + 2 * GAP - view.clientHeight
     this.layout()
-    this.tiles.get(this.active)?.element.focus({ preventScroll: true })
+    this.tileAt(this.active)?.element.focus({ preventScroll: true })
   }
 }

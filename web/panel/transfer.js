@@ -54,8 +54,9 @@ export class Transfer {
     })
   }
 
-  /** Save entries as one file. */
-  export(cache, entries) {
+  /** Save entries of one cache as one file. */
+  export(entries) {
+    const [{ cache }] = entries
     const total = entries.reduce((sum, entry) => sum + entry.bytes, 0)
     return this.run(t("bundle.exporting", { count: number(entries.length) }), async (signal) => {
       this.progress(0, total, bytes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from ...log import logger
 from ...messages import say
 from ..entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space, unit_vector
 from ..errors import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
@@ -30,7 +30,7 @@ from .tier import LocalTier
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 T = TypeVar("T")
 
 DEFAULT_BYTES = 20 * 2**30  # limit of a cache for which nobody has set one

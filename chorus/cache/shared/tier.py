@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from ...log import logger
+
+log = logger(__name__)
 
 UNFINISHED = 3600.0  # seconds after which a copy that is still being written belongs to a dead process
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import weakref
 from collections.abc import Iterator
@@ -56,7 +57,10 @@ def _kind(model: Any) -> list[Any]:
 
 
 def _origin(patcher: Any) -> list[Any] | None:
-    """The file a model was loaded from and the options of its loading; None where the host does not say."""
+    """The file a model was loaded from and the options of its loading.
+
+    None where the host does not say, or where the file may have been replaced since.
+    """
     init = patcher.cached_patcher_init
     if not init:
         return None
@@ -64,7 +68,7 @@ def _origin(patcher: Any) -> list[Any] | None:
     path = arguments[0] if arguments else None
     if not isinstance(path, str | os.PathLike) or not os.path.isfile(path):
         return None
-    if not load.__module__.startswith("comfy."):
+    if not load.__module__.startswith("comfy.") or not file_digests().is_as_loaded(path):
         return None
     try:
         options = digest([argument for argument in arguments[1:] if isinstance(argument, dict)])
@@ -133,4 +137,6 @@ def _plain_patch(patch: Any) -> Any:
     if isinstance(patch, comfy.weight_adapter.WeightAdapterBase):
         held = {name: value for name, value in vars(patch).items() if name != "loaded_keys"}
         return [type(patch).__qualname__, _plain_patch(list(held.items()))]
+    if inspect.isfunction(patch) and patch.__module__.startswith("comfy."):  # how a merged model's weight is converted
+        return f"{patch.__module__}.{patch.__qualname__}"
     return patch

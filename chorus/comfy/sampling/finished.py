@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from ...messages import Message
+from ...reuse.plan import Plan
 
+_REASONS = 256  # sentences kept for store nodes that may never ask
 _WAITING_BYTES = 4 << 30  # of the latents that finished runs may hold while they wait to be stored
 
 
@@ -82,6 +84,7 @@ class Recording:
 class FinishedRun:
     """A run whose sampler came to its end, waiting to be stored."""
 
+    plan: Plan  # as its look-up would have answered when sampling began
     report: Report
     request: str  # the identity under which the result is kept
     calls: list[str]  # identities of the sampler calls it was made of, as computed in full
@@ -130,6 +133,7 @@ class FinishedRuns:
         self._most_bytes = most_bytes
         self._runs: list[tuple[str, FinishedRun]] = []
         self._bypassed: OrderedDict[str, Message] = OrderedDict()  # by plan id
+        self._declined: OrderedDict[str, Message] = OrderedDict()
         self._lock = threading.Lock()
 
     def put(self, plan_id: str, run: FinishedRun) -> None:
@@ -143,8 +147,20 @@ class FinishedRuns:
         """Remember why a run was left alone."""
         with self._lock:
             self._bypassed[plan_id] = reason
-            while len(self._bypassed) > 256:
+            while len(self._bypassed) > _REASONS:
                 self._bypassed.popitem(last=False)
+
+    def decline(self, plan_id: str, reason: Message) -> None:
+        """Have every run of a plan left alone from now on."""
+        with self._lock:
+            self._declined[plan_id] = reason
+            while len(self._declined) > _REASONS:
+                self._declined.popitem(last=False)
+
+    def declined(self, plan_id: str) -> Message | None:
+        """Why runs of a plan are to be left alone; None where they are not."""
+        with self._lock:
+            return self._declined.get(plan_id)
 
     def bypassed(self, plan_id: str) -> Message | None:
         """Why the latest run of a plan was left alone; None when it was not."""

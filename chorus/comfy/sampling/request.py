@@ -109,8 +109,8 @@ def _suitable(
 ) -> tuple[Expert, Sampler]:
     """The model and the sampler of a run that Chorus can serve. Raises Unsuitable, NotUnderstood."""
     patcher = guider.model_patcher
-    if plan.declined is not None:
-        raise Unsuitable(plan.declined)
+    if (why := plan.declined or finished_runs.declined(plan.id)) is not None:
+        raise Unsuitable(why)
     if not (plan.reads or plan.writes):
         raise Unsuitable(say("lookup.off"))
     if denoise_mask is not None:

@@ -12,6 +12,7 @@ from ...messages import Message, said_by, say
 from ...reuse.plan import Plan
 from ..caches import open_cache
 from ..networks import ModelCall
+from ..shown import plan_figures
 from ..techniques import ORDER, Technique
 from ..techniques.base import Decision, Refused
 from .finished import FinishedRun, Report
@@ -26,7 +27,7 @@ class Run:
         self.request, self.identity, self.seed = asked.request, asked.identity, asked.seed
         self.asked = self.schedule = asked.schedule
         self.report = Report(
-            outcome="miss",
+            outcome="miss" if plan.reads else "unread",
             reason=plan.explanation,
             match_score=plan.score if plan.score > -1 else None,
             source_prompt=plan.source.entry.prompt if plan.source else None,
@@ -116,9 +117,10 @@ class Run:
         schedule = self.schedule
         selective = range(schedule.k1, schedule.k2)
         techniques = self.techniques.values()
-        return {
-            "cache": self.plan.cache_name,
+        return plan_figures(self.plan) | {
             "outcome": self.report.outcome,
+            "reason": str(self.report.reason),
+            "said": {"reason": self.report.reason.to_json()},
             "match_score": self.report.match_score,
             "steps": schedule.steps,
             "k1": schedule.k1,
@@ -179,6 +181,7 @@ class Run:
         if request.before is not None:
             report.add(request.before.report)
         return FinishedRun(
+            plan=self.plan,
             report=report,
             request=self.identity.reused if report.outcome == "hit" else self.identity.computed,
             calls=[*(request.before.calls if request.before else []), self.identity.computed],

@@ -72,12 +72,13 @@ def outer_sample(  # type: ignore[no-untyped-def]
 ):
     """The OUTER_SAMPLE wrapper: the life of a run."""
     guider = executor.class_obj
-    original = guider.model_options
-    plan: Plan = original["transformer_options"][KEY]
-    again = _Again(guider, sigmas)
+    run: Run | None = None
+    again: _Again | None = None
 
-    def sample(options: dict[str, Any], given_sigmas: torch.Tensor) -> torch.Tensor:
-        guider.model_options = options
+    def sample(options: dict[str, Any] | None, given_sigmas: torch.Tensor) -> torch.Tensor:
+        """The host's own sampling, under other model options where there are some."""
+        original = guider.model_options
+        guider.model_options = original if options is None else options
         try:
             latent: torch.Tensor = executor(
                 noise,
@@ -95,18 +96,17 @@ def outer_sample(  # type: ignore[no-untyped-def]
             guider.model_options = original
 
     def plain(reason: Message) -> torch.Tensor:
-        """The run as it would have been without Chorus."""
+        """The run as it would have been without Chorus. The plan on the model is none of a run, so nothing acts."""
         warn(f"not active in this run: {reason}")
-        finished_runs.bypass(plan.id, reason)
-        again.restore()
-        return sample(_without_chorus(original), again.sigmas)
+        finished_runs.bypass(guider.model_options["transformer_options"][KEY].id, reason)
+        return sample(None, sigmas if again is None else again.restored())
 
-    run: Run | None = None
     try:
         with own_work():
             began = time.perf_counter()
-            now = refreshed(plan)
-            run = Run(now, asked_for(now, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed))
+            again = _Again(guider, sigmas)
+            plan = refreshed(guider.model_options["transformer_options"][KEY])
+            run = Run(plan, asked_for(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed))
             answer = _without_sampling(run, guider)
             options = _options(run, guider)
             _announce(run)
@@ -129,11 +129,10 @@ def outer_sample(  # type: ignore[no-untyped-def]
             raise  # nothing was changed: the graph fails so without Chorus, too
         return plain(say("bypassed.failed_hit", error=f"{type(error).__name__}: {error}"))
     else:
-        _keep(plan, run, latent, seconds)
+        _keep(run, latent, seconds)
         return latent
     finally:
-        if run is not None:
-            run.drop()
+        _drop(run)
 
 
 def _without_sampling(run: Run, guider: Any) -> torch.Tensor | None:
@@ -153,8 +152,9 @@ def _options(run: Run, guider: Any) -> dict[str, Any]:
     options: dict[str, Any] = comfy.model_patcher.create_model_options_clone(guider.model_options)
     inner = options["transformer_options"]
     inner[KEY] = run
-    if "easycache" in inner:
-        # EasyCache adds to the model input in place, which in fp32 is the sampler's own x: it gets a copy.
+    if "easycache" in inner and run.parent is not None:
+        # EasyCache adds to the model input in place, which in fp32 is the sampler's own x. A hit gives it a copy; a
+        # run in full is left as it is without Chorus.
         kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
         by_kind = inner.setdefault("wrappers", {})
         present = by_kind.get(kind, guider.model_patcher.wrappers.get(kind, {}))
@@ -169,9 +169,10 @@ def _announce(run: Run) -> None:
         warn(f"the pages could not be told of this run: {type(error).__name__}: {error}")
 
 
-def _keep(plan: Plan, run: Run, latent: torch.Tensor, seconds: float) -> None:
+def _keep(run: Run, latent: torch.Tensor, seconds: float) -> None:
     """Let the run wait for its store node."""
     try:
+        plan = run.plan
         finished = run.finished(latent, seconds)
         if run.request.stored or not finished.complete:
             finished_runs.put(plan.id, finished)
@@ -180,7 +181,15 @@ def _keep(plan: Plan, run: Run, latent: torch.Tensor, seconds: float) -> None:
     except Exception as error:  # the render is done; only its entry is lost
         fault = f"{type(error).__name__}: {error}"
         warn(f"the run cannot be stored: {fault}")
-        finished_runs.bypass(plan.id, say("bypassed.fault", error=fault))
+        finished_runs.bypass(run.plan.id, say("bypassed.fault", error=fault))
+
+
+def _drop(run: Run | None) -> None:
+    try:
+        if run is not None:
+            run.drop()
+    except Exception as error:  # memory is held for longer, and nothing else
+        warn(f"a run could not let go of its tensors: {type(error).__name__}: {error}")
 
 
 class _Again:
@@ -193,17 +202,19 @@ class _Again:
         self.random = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
-    def restore(self) -> None:
+    def restored(self) -> torch.Tensor:
+        """Puts all of it back; the σ as they were."""
         self.guider.conds = self.conds
         torch.set_rng_state(self.random)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
+        return self.sigmas
 
 
-def _without_chorus(original: dict[str, Any]) -> dict[str, Any]:
-    """Model options in which the other wrappers find nothing to do."""
-    inner = {name: value for name, value in original["transformer_options"].items() if name != KEY}
-    return {**original, "transformer_options": inner}
+def _run_of(options: dict[str, Any]) -> Run | None:
+    """The run in transformer options; None where they are those of a run that is left alone."""
+    run = options.get(KEY)
+    return run if isinstance(run, Run) else None
 
 
 def sampler_sample(  # type: ignore[no-untyped-def]
@@ -218,9 +229,10 @@ def sampler_sample(  # type: ignore[no-untyped-def]
     disable_pbar=False,
 ):
     """The SAMPLER_SAMPLE wrapper: one call of the sampler over the path that the run walks."""
-    options = extra_args["model_options"]["transformer_options"]
-    run = options.get(KEY)
-    if not isinstance(run, Run) or run.start is None:
+    with own_work():
+        options = extra_args["model_options"]["transformer_options"]
+        run = _run_of(options)
+    if run is None or run.start is None:
         return executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
     with timed(run):
         schedule, k1 = run.schedule, run.schedule.k1
@@ -250,8 +262,9 @@ def sampler_sample(  # type: ignore[no-untyped-def]
 
 def predict_noise(executor, x, timestep, model_options, seed=None):  # type: ignore[no-untyped-def]
     """The PREDICT_NOISE wrapper: what happens around an evaluation of the model, after CFG."""
-    run = model_options.get("transformer_options", {}).get(KEY)
-    if not isinstance(run, Run):
+    with own_work():
+        run = _run_of(model_options.get("transformer_options", {}))
+    if run is None:
         return executor(x, timestep, model_options, seed)
     with timed(run):
         run.before_evaluation(x, float(timestep.flatten()[0]))
@@ -264,12 +277,13 @@ def apply_model(  # type: ignore[no-untyped-def]
     executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
 ):
     """The APPLY_MODEL wrapper: gives a model call its patches, where it needs some."""
-    options = transformer_options or {}
-    run = options.get(KEY)
-    if not isinstance(run, Run):
+    with own_work():
+        options = transformer_options or {}
+        run = _run_of(options)
+    if run is None:
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-    eager: Any = nullcontext()
     with timed(run):
+        eager: Any = nullcontext()
         given = {name: value for name, value in options.items() if name != KEY}
         if run.step is not None:
             call = ModelCall(tuple(x.shape), c_crossattn, run.step, _positive_rows(run, x, given), given, kwargs)

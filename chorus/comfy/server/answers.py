@@ -15,6 +15,7 @@ from ...cache import CacheError, CacheUnavailable, EntryMissing
 from ...cache.bundle import BundleRefused
 from ...messages import Message, said_by
 from ..caches import warn
+from . import visitors
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -46,30 +47,45 @@ async def json_of(work: Callable[..., Any], *arguments: Any) -> web.Response:
 
 
 async def body_of(request: web.Request) -> dict[str, Any]:
-    """The JSON object that a POST carries.
+    """The JSON object that a POST carries. Problem for anything else.
 
     Only as application/json, which a page from elsewhere cannot send without asking this server first.
     """
     if request.content_type != "application/json":
         raise Problem(415, "not_json", "send the request as application/json")
     try:
-        body = await request.json()
-    except ValueError as error:
+        content = await request.read()
+    except web.RequestPayloadError as error:  # cut off, or not compressed as its header says
+        raise Problem(400, "bad_request", f"the body cannot be read: {error}") from error
+    return await in_thread(_object, content)
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(content.decode("utf-8"), parse_constant=_no_number)
+        json.dumps(body, ensure_ascii=False).encode("utf-8")  # ValueError for half of a character
+    except (ValueError, RecursionError) as error:
         raise Problem(400, "bad_request", f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise Problem(400, "bad_request", f"the body is a JSON {type(body).__name__}: expected an object")
     return body
 
 
-def answering(handler: Handler) -> Handler:
-    """`handler` with every failure turned into {"error": {"code", "message"}} and a fitting status.
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
-    Where the message is one of `TEXTS`, `said` has its code and values, so that a page can translate it.
+
+def answering(handler: Handler) -> Handler:
+    """`handler` for those who may ask, with every failure turned into {"error": {"code", "message"}} and its status.
+
+    Every route goes through here, so that a request that is refused has done nothing. Where the message is one of
+    `TEXTS`, `said` has its code and values, so that a page can translate it.
     """
 
     @functools.wraps(handler)
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
+            _require_sound(request)
             return await handler(request)
         except Problem as error:
             problem = error
@@ -83,8 +99,8 @@ def answering(handler: Handler) -> Handler:
             problem = Problem(409, "cache_error", said_by(error))
         except ValueError as error:
             problem = Problem(400, "bad_request", said_by(error))
-        except web.HTTPException:
-            raise
+        except web.HTTPException as error:  # of aiohttp: a body larger than ComfyUI takes
+            problem = Problem(error.status, "bad_request", error.text or error.reason)
         except Exception as error:
             warn(f"{request.method} {request.path} failed: {type(error).__name__}: {error}")
             problem = Problem(500, "failed", f"{type(error).__name__}: {error}")
@@ -94,3 +110,15 @@ def answering(handler: Handler) -> Handler:
         return web.json_response({"error": body}, status=problem.status, headers=_NEVER_KEPT)
 
     return answer
+
+
+def _require_sound(request: web.Request) -> None:
+    """Problem for a request from a stranger, for a compressed one, or for a text that no cache can hold."""
+    if said := visitors.refusal(request):
+        raise Problem(403, "not_allowed", said)
+    if (coding := request.headers.get("Content-Encoding", "identity")) != "identity":
+        # aiohttp waits for ever for the rest of a body that is not what it is said to be.
+        raise Problem(415, "bad_request", f"Content-Encoding {coding[:80]!r}: send the body as it is")
+    for name, text in request.query.items():
+        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise Problem(400, "bad_request", f"{name[:80]}={text[:80]!r}: it holds what is no character")

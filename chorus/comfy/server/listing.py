@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from functools import cache as once
+from functools import lru_cache
 from typing import Any
 
 from ...cache import EVERYTHING, SORTS, Cache, Entry, EntryMissing, Query
@@ -191,10 +191,13 @@ def frame_size(latent_format: str, shape: tuple[int, ...]) -> list[int] | None:
     return [shape[4] * spatial, shape[3] * spatial, (shape[2] - 1) * temporal + 1]
 
 
-@once
+@lru_cache(256)
 def _ratios(latent_format: str) -> tuple[int, int]:
     """How many pixels and frames one latent cell stands for."""
     import comfy.latent_formats
 
-    kind = getattr(comfy.latent_formats, latent_format, comfy.latent_formats.LatentFormat)
+    usual = comfy.latent_formats.LatentFormat
+    kind = getattr(comfy.latent_formats, latent_format, usual)
+    if not (isinstance(kind, type) and issubclass(kind, usual)):  # the name is a stranger's: "torch" is one, too
+        kind = usual
     return kind.spacial_downscale_ratio, kind.temporal_downscale_ratio

@@ -1,4 +1,8 @@
-"""An entry's preview as a picture file: animated, or all frames one below the other."""
+"""An entry's preview as a picture file: animated, or all frames one below the other.
+
+A picture is served only while its entry is there, whoever removed it: each request asks the cache. The pictures in
+memory only save making them again.
+"""
 
 from __future__ import annotations
 
@@ -27,37 +31,40 @@ def strip(cache_name: str, entry_id: str) -> bytes:
     return _made(_strip, cache_name, entry_id)
 
 
-def drop_pictures() -> None:
-    """Let go of every picture in memory: what is forgotten is nowhere."""
-    _made.cache_clear()
-
-
-@lru_cache(_KEPT)
-def _made(make: Callable[[str, str], bytes], cache_name: str, entry_id: str) -> bytes:
-    return make(cache_name, entry_id)
-
-
-def _animation(cache_name: str, entry_id: str) -> bytes:
-    return open_cache(cache_name).preview(_with_preview(cache_name, entry_id))
-
-
-def _strip(cache_name: str, entry_id: str) -> bytes:
-    frames = _frames(cache_name, entry_id)
-    file = io.BytesIO()
-    Image.fromarray(np.concatenate(list(frames))).save(file, "WEBP", quality=_QUALITY)
-    return file.getvalue()
-
-
-def _frames(cache_name: str, entry_id: str) -> np.ndarray:
-    """[F, H, W, 3] uint8."""
-    return open_cache(cache_name).load(_with_preview(cache_name, entry_id), ["preview"])["preview"].numpy()
-
-
-def _with_preview(cache_name: str, entry_id: str) -> str:
-    """The id of an entry that has a preview. EntryMissing, with what to do."""
+def require(cache_name: str, entry_id: str) -> None:
+    """EntryMissing, with what to do, unless the entry is there and has a preview."""
     entry = open_cache(cache_name).get(entry_id)
     if entry is None:
         raise EntryMissing(entry_id)
     if "preview" not in entry.tensor_names:
         raise EntryMissing(entry_id, say("reason.no_frames"))
-    return entry_id
+
+
+def drop_pictures() -> None:
+    """Let go of every picture in memory: what is forgotten is nowhere."""
+    _kept.cache_clear()
+
+
+def _made(make: Callable[[str, str], bytes], cache_name: str, entry_id: str) -> bytes:
+    try:
+        require(cache_name, entry_id)
+    except EntryMissing:
+        drop_pictures()
+        raise
+    return _kept(make, cache_name, entry_id)
+
+
+@lru_cache(_KEPT)
+def _kept(make: Callable[[str, str], bytes], cache_name: str, entry_id: str) -> bytes:
+    return make(cache_name, entry_id)
+
+
+def _animation(cache_name: str, entry_id: str) -> bytes:
+    return open_cache(cache_name).preview(entry_id)
+
+
+def _strip(cache_name: str, entry_id: str) -> bytes:
+    frames = open_cache(cache_name).load(entry_id, ["preview"])["preview"].numpy()  # [F, H, W, 3] uint8
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate(list(frames))).save(file, "WEBP", quality=_QUALITY)
+    return file.getvalue()

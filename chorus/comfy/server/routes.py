@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -12,11 +13,11 @@ from ...cache.bundle import MAX_ENTRIES, MAX_MANIFEST
 from ...messages import said_by, say, to_json
 from ...prompt import sentence
 from .. import place as places
-from .. import workflows
+from .. import users, workflows
 from ..caches import cache_folder, cache_names, limit_caches, limit_fixed, open_cache
 from ..events import cache_changed, moved
 from ..limit import GIGABYTE, VARIABLE, limit_bytes, limit_is_fixed
-from . import bundles, listing, meaning, previews
+from . import bundles, listing, meaning, previews, visitors
 from .answers import Handler, Problem, answering, body_of, in_thread, json_of
 
 VERSION = 1
@@ -30,36 +31,21 @@ _FOR_EVER = "private, max-age=31536000, immutable"
 
 
 def register(routes: web.RouteTableDef) -> None:
-    """Add the routes to a server's table. ComfyUI mirrors them below /api and checks where a request comes from."""
-    table: tuple[tuple[str, str, Handler], ...] = (
-        ("GET", f"{ROOT}/status", status),
-        ("GET", f"{CACHE}/stats", stats),
-        ("GET", f"{CACHE}/entries", entries),
-        ("GET", ENTRY, entry),
-        ("GET", f"{ENTRY}/preview", preview),
-        ("GET", f"{ENTRY}/frames", frames),
-        ("GET", f"{ENTRY}/workflow", workflow),
-        ("POST", f"{CACHE}/pin", pin),
-        ("POST", f"{CACHE}/forget", forget),
-        ("POST", f"{CACHE}/export", export),
-        ("POST", f"{CACHE}/import", import_bundle),
-        ("POST", f"{ROOT}/limit", limit),
-        ("POST", f"{ROOT}/place", place),
-    )
-    for method, path, handler in table:
+    """Add the routes to a server's table. ComfyUI mirrors them below /api."""
+    for method, path, handler in ROUTES:
         routes.route(method, path)(answering(handler))
 
 
 async def status(request: web.Request) -> web.Response:
     """Which caches there are, where they lie, how large they may grow, and whether prompts compare by meaning."""
-    return await json_of(_status, _proxied(request))
+    return await json_of(_status, request)
 
 
-def _status(proxied: bool) -> dict[str, Any]:
+def _status(request: web.Request) -> dict[str, Any]:
     place, fixed = places.current(), limit_fixed()
     names, fault = [], None
     try:
-        names = cache_names()
+        names = cache_names(_user(request))
     except (CacheError, ValueError) as error:  # what is set can still be shown, and set otherwise
         fault = to_json(said_by(error))
     return {
@@ -68,7 +54,7 @@ def _status(proxied: bool) -> dict[str, Any]:
         "fault": fault,
         "shared": place.shared,
         "folder": str(place.folder),
-        "place": places.shown(proxied),
+        "place": places.shown(not visitors.from_this_machine(request)),
         "limit_gb": limit_bytes(place.folder) / GIGABYTE,
         "limit_from": VARIABLE if limit_is_fixed() else None,
         "limit_fixed": fixed.to_json() if fixed else None,
@@ -118,7 +104,7 @@ async def pin(request: web.Request) -> web.Response:
     body = await body_of(request)
     ids, pinned = _ids(body), body.get("pinned")
     if not isinstance(pinned, bool):
-        raise Problem(400, "bad_request", f"pinned={pinned!r}: expected true or false")
+        raise Problem(400, "bad_request", f"pinned={str(pinned)[:80]!r}: expected true or false")
 
     def work(cache: Cache) -> None:
         for entry_id in ids:
@@ -157,17 +143,19 @@ async def export(request: web.Request) -> web.StreamResponse:
 
 async def import_bundle(request: web.Request) -> web.Response:
     """Take a bundle over, the body of the request; the cache is made where there is none."""
-    name = request.match_info["cache"]
-    most = await in_thread(_most_uploaded, name)
+    name = _own_name(request)
+    most = await in_thread(_most_uploaded, request)
     async with bundles.received(request, places.current().folder, most) as file:
         answer = await bundles.take(name, file)
     return await json_of(lambda: answer)
 
 
-def _most_uploaded(name: str) -> int:
+def _most_uploaded(request: web.Request) -> int:
     """What a bundle for this cache may weigh, in bytes: all that the cache can hold, and a manifest."""
+    name = request.match_info["cache"]
     cache_folder(name)  # is it a name?
-    limit = open_cache(name).stats().max_bytes if name in cache_names() else limit_bytes(places.current().folder)
+    there = name in cache_names(_user(request))
+    limit = _cache(request).stats().max_bytes if there else limit_bytes(places.current().folder)
     return limit + MAX_MANIFEST
 
 
@@ -175,9 +163,13 @@ async def limit(request: web.Request) -> web.Response:
     """Choose how large each cache may grow: {"gigabytes": 40}."""
     gigabytes = (await body_of(request)).get("gigabytes")
     if isinstance(gigabytes, bool) or not isinstance(gigabytes, int | float):
-        raise Problem(400, "bad_request", f"gigabytes={gigabytes!r}: expected a number")
-    await in_thread(limit_caches, float(gigabytes))
-    return await json_of(_status, _proxied(request))
+        raise Problem(400, "bad_request", f"gigabytes={str(gigabytes)[:80]!r}: expected a number")
+    try:
+        gigabytes = float(gigabytes)
+    except OverflowError:
+        gigabytes = math.inf
+    await in_thread(limit_caches, gigabytes)
+    return await json_of(_status, request)
 
 
 async def place(request: web.Request) -> web.Response:
@@ -186,16 +178,11 @@ async def place(request: web.Request) -> web.Response:
     if not body or not body.keys() <= places.VARIABLES.keys() or not all(isinstance(v, str) for v in body.values()):
         raise Problem(400, "bad_request", f"expected texts under some of {', '.join(places.VARIABLES)}")
     try:
-        await in_thread(lambda: places.choose(_proxied(request), **body))
+        await in_thread(lambda: places.choose(not visitors.from_this_machine(request), **body))
     except places.NotAllowed as error:
         raise Problem(403, "not_allowed", error.said) from error
     moved()
-    return await json_of(_status, _proxied(request))
-
-
-def _proxied(request: web.Request) -> bool:
-    """Whether somebody else asks through a proxy, to whom this server's own address says nothing."""
-    return any(name in request.headers for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP"))
+    return await json_of(_status, request)
 
 
 async def _change(request: web.Request, work: Any) -> web.Response:
@@ -211,7 +198,7 @@ async def _change(request: web.Request, work: Any) -> web.Response:
 
 
 async def _picture(request: web.Request, make: Any) -> web.Response:
-    entry_id, name = _entry_id(request), request.match_info["cache"]
+    entry_id, name = _entry_id(request), _own_name(request)
     tag = f'"{entry_id}-{make.__name__}"'
     headers = {"ETag": tag, "Cache-Control": _FOR_EVER, "Accept-Ranges": "bytes"}
     if tag in request.headers.get("If-None-Match", ""):
@@ -234,11 +221,22 @@ async def _picture(request: web.Request, make: Any) -> web.Response:
 
 def _cache(request: web.Request) -> Cache:
     """The cache that the path names, only where it exists: asking must not make one."""
-    name = request.match_info["cache"]
-    if name not in cache_names():
-        known = ", ".join(cache_names())
-        raise Problem(404, "no_such_cache", say("route.no_such_cache", cache=name[:80], caches=known))
-    return open_cache(name)
+    name, names = request.match_info["cache"], cache_names(_user(request))
+    if name not in names:
+        raise Problem(404, "no_such_cache", say("route.no_such_cache", cache=name[:80], caches=", ".join(names)))
+    return open_cache(_own_name(request))
+
+
+def _own_name(request: web.Request) -> str:
+    """The name under which the cache that the path names is kept for whoever asks."""
+    return users.own_name(request.match_info["cache"], _user(request))
+
+
+def _user(request: web.Request) -> str:
+    try:
+        return users.of_request(request)
+    except KeyError as error:
+        raise Problem(403, "not_allowed", say("route.user", user=str(error.args[0])[:80])) from error
 
 
 def _entry_id(request: web.Request) -> str:
@@ -255,3 +253,20 @@ def _ids(body: dict[str, Any], most: int = _MOST_IDS) -> list[str]:
     if len(ids) > most:
         raise Problem(400, "bad_request", f"{len(ids)} ids: at most {most} in one request")
     return ids
+
+
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", f"{ROOT}/status", status),
+    ("GET", f"{CACHE}/stats", stats),
+    ("GET", f"{CACHE}/entries", entries),
+    ("GET", ENTRY, entry),
+    ("GET", f"{ENTRY}/preview", preview),
+    ("GET", f"{ENTRY}/frames", frames),
+    ("GET", f"{ENTRY}/workflow", workflow),
+    ("POST", f"{CACHE}/pin", pin),
+    ("POST", f"{CACHE}/forget", forget),
+    ("POST", f"{CACHE}/export", export),
+    ("POST", f"{CACHE}/import", import_bundle),
+    ("POST", f"{ROOT}/limit", limit),
+    ("POST", f"{ROOT}/place", place),
+)

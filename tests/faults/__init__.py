@@ -1,0 +1,1 @@
+"""Faults that must cost a line, never a render."""
