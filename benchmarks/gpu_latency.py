@@ -370,7 +370,7 @@ class Bench:
             sampled = time.perf_counter()
             report = None
             if plan is not None:
-                _, _, report = store.store(plan, {"samples": latent}, None, 0.75, "fp16")
+                report = store.store(plan, {"samples": latent}, None, 0.75, "fp16").report
         ended = time.perf_counter()
         whole_step = len(counter.blocks) * self.tokens * schedule.rows
         return Measured(

@@ -36,19 +36,29 @@ def test_interrupts_and_reasons_to_leave_a_run_alone_pass_as_they_are(faults, me
         assert raised.value is error
 
 
-def test_after_a_fault_the_fallback_gets_the_sentence(faults, messages, caplog):
-    def broken() -> str:
-        raise KeyError("weights")
+def test_after_a_fault_a_node_gives_what_its_fallback_makes_of_the_sentence(faults, caplog):
+    class Node:
+        @classmethod
+        @faults.never_lost(lambda said, **inputs: (said, inputs))
+        def execute(cls, value: int, other: str) -> float:
+            return 1 / value
 
-    assert faults.or_else(lambda said: said, lambda: "done") == "done"
-    said = faults.or_else(lambda said: said, broken)
-    assert said.code == "bypassed.fault" and "KeyError: 'weights'" in str(said)
+    assert Node.execute(value=2, other="x") == 0.5
+    said, inputs = Node.execute(value=0, other="x")
+    assert said.code == "bypassed.fault" and "ZeroDivisionError: division by zero" in str(said)
+    assert inputs == {"value": 0, "other": "x"}
     assert str(said) in caplog.text
+    assert Node.execute.__name__ == "execute"
 
 
-def test_what_the_person_has_to_mend_is_no_fault(faults, messages):
-    def bad() -> None:
-        raise messages.BadInput(messages.say("masks.connect"))
+def test_what_the_person_has_to_mend_and_interrupts_are_no_faults(faults, messages, comfy_host):
+    from comfy.model_management import InterruptProcessingException
 
-    with pytest.raises(messages.BadInput):
-        faults.or_else(lambda said: None, bad)
+    for error in (messages.BadInput(messages.say("masks.connect")), InterruptProcessingException()):
+
+        @faults.never_lost(lambda said, **inputs: None)
+        def execute(cls, error: BaseException) -> None:
+            raise error
+
+        with pytest.raises(type(error)):
+            execute(None, error=error)

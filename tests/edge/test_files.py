@@ -118,6 +118,39 @@ def test_a_file_that_cannot_be_read_raises_each_time(files, tmp_path):
             digests.of(tmp_path)  # a folder
 
 
+# -- is a loaded model what its file holds now? ------------------------------------------------------------------
+
+
+def test_a_file_that_a_graph_named_is_as_it_was_loaded_until_it_changes(files, model):
+    digests = files.FileDigests(None)
+    digests.note(model)
+    assert digests.is_as_loaded(model)
+    changed(model, model.read_bytes()[::-1])
+    assert not digests.is_as_loaded(model)
+    digests.note(model)  # the next graph names it, but the model in memory may be the earlier one
+    assert not digests.is_as_loaded(model)
+
+
+def test_a_replaced_file_is_noticed_though_it_takes_over_size_and_time(files, tmp_path, model):
+    digests = files.FileDigests(None)
+    digests.note(model)
+    found = model.stat()
+    replacement = tmp_path / "replacement"
+    replacement.write_bytes(model.read_bytes()[::-1])
+    os.utime(replacement, ns=(found.st_atime_ns, found.st_mtime_ns))
+    os.replace(replacement, model)
+    assert (model.stat().st_size, model.stat().st_mtime_ns) == (found.st_size, found.st_mtime_ns)
+    assert not digests.is_as_loaded(model)
+
+
+def test_of_files_that_no_graph_named_only_older_ones_than_the_process_are_sure(files, model, checkout):
+    digests = files.FileDigests(None)
+    assert not digests.is_as_loaded(model)
+    os.utime(model, ns=(0, 0))  # a copy that keeps its time is young all the same
+    assert not digests.is_as_loaded(model) or os.name == "nt"
+    assert digests.is_as_loaded(checkout / "pyproject.toml")
+
+
 # -- after a restart --------------------------------------------------------------------------------------------
 
 
@@ -278,15 +311,22 @@ def test_the_files_of_a_graph_with_chorus_are_read_when_it_is_queued(files, in_h
     ]
     assert len(set(digests)) == 2
     assert read() == len("named.safetensors") + len("named.png"), "they were read again"
+    assert all(
+        files.file_digests().is_as_loaded(*files.named_files(text)) for text in ("named.safetensors", "named.png")
+    )
 
 
-def test_of_a_graph_without_chorus_nothing_is_read(files, in_host, read):
+def test_the_files_of_a_graph_without_chorus_are_noted_but_not_read(files, in_host, read):
     files.read_ahead({"2": {"class_type": "Loader", "inputs": {"name": "named.safetensors"}}})
     [path] = files.named_files("named.safetensors")
     assert not files.file_digests()._reading and path not in files.file_digests()._known
+    assert files.file_digests().is_as_loaded(path)
     assert read() == 0
 
 
 @pytest.mark.parametrize("prompt", [None, [], {"1": None}, {"1": {"class_type": "Chorus", "inputs": 3}}])
 def test_a_graph_of_another_form_is_no_error(files, in_host, prompt):
     files.read_ahead(prompt)
+    posted = {"prompt": prompt, "client_id": "x"}
+    assert files.on_prompt(posted) is posted == {"prompt": prompt, "client_id": "x"}
+    assert files.on_prompt({}) == {}

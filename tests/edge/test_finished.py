@@ -19,6 +19,7 @@ def make(finished):
 
     def run(**changes):
         given = {
+            "plan": None,
             "report": finished.Report("miss", "because", None, None),
             "request": "r",
             "calls": ["c"],
@@ -144,6 +145,16 @@ def test_reasons_that_nobody_asks_for_do_not_pile_up(finished):
         runs.bypass(str(number), "why")
     told = [number for number in range(300) if runs.bypassed(str(number))]
     assert told == list(range(300 - 256, 300))
+
+
+def test_a_plan_of_which_a_node_failed_is_declined_from_then_on(finished, make):
+    runs = finished.FinishedRuns()
+    runs.decline("a", "a node failed")
+    runs.put("a", make())
+    assert (runs.declined("a"), runs.declined("b")) == ("a node failed", None)
+    for number in range(256):
+        runs.decline(str(number), "why")
+    assert runs.declined("a") is None and runs.declined("0") == "why"
 
 
 # -- reports ----------------------------------------------------------------------------------------------------

@@ -50,9 +50,10 @@ def folder(comfy_host, tmp_path_factory) -> Path:
 
 
 def model_file(folder: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
     file = folder / f"model-{seed}.safetensors"
-    export.write(architecture.build().state_dict(), file, architecture.METADATA)
+    if not file.exists():
+        torch.manual_seed(seed)
+        export.write(architecture.build().state_dict(), file, architecture.METADATA)
     return file
 
 
@@ -84,25 +85,43 @@ def network_of(patcher) -> torch.nn.Module:
 
 # -- base weights -----------------------------------------------------------------------------------------------
 
-KNOWN = pytest.mark.parametrize("known", [lambda p: p, without_file], ids=["by file", "by parameters"])
+
+@pytest.fixture(scope="module")
+def by_file(pack_module):
+    """`by_file(file, …)`: the model of a file that a graph named before it was loaded."""
+    digests = pack_module("chorus.comfy.files").file_digests()
+
+    def load(file: Path, *lora):
+        digests.note(file)
+        return sampling.load(file, *lora)
+
+    return load
 
 
-@KNOWN
+def by_parameters(file: Path, *lora):
+    return without_file(sampling.load(file, *lora))
+
+
+@pytest.fixture(params=["by file", "by parameters"])
+def known(request, by_file):
+    """`known(file, …)`: a model that is digested in one of the two ways."""
+    return by_file if request.param == "by file" else by_parameters
+
+
 def test_equal_weights_have_equal_digests_in_every_load(weights, first_model, known):
-    one, other = known(sampling.load(first_model)), known(sampling.load(first_model))
+    one, other = known(first_model), known(first_model)
     assert one.model is not other.model
     assert weights.weights_digest(one) == weights.weights_digest(other)
 
 
-@KNOWN
 def test_other_weights_have_other_digests(weights, folder, first_model, known):
-    other = known(sampling.load(model_file(folder, 1)))
-    assert weights.weights_digest(other) != weights.weights_digest(known(sampling.load(first_model)))
+    other = known(model_file(folder, 1))
+    assert weights.weights_digest(other) != weights.weights_digest(known(first_model))
 
 
-def test_a_model_from_a_file_is_digested_by_the_file_once(weights, folder, read):
+def test_a_model_from_a_file_is_digested_by_the_file_once(weights, folder, read, by_file):
     file = model_file(folder, 2)
-    one, other = sampling.load(file), sampling.load(file)
+    one, other = by_file(file), by_file(file)
     read()
     weights.weights_digest(one)
     assert read() == file.stat().st_size
@@ -113,7 +132,7 @@ def test_a_model_from_a_file_is_digested_by_the_file_once(weights, folder, read)
 
 
 def test_without_a_file_every_parameter_is_read_once(weights, first_model, read):
-    model = without_file(sampling.load(first_model))
+    model = by_parameters(first_model)
     tensors = [*network_of(model).parameters(), *network_of(model).buffers()]
     read()
     weights.weights_digest(model)
@@ -123,27 +142,35 @@ def test_without_a_file_every_parameter_is_read_once(weights, first_model, read)
 
 
 def test_one_changed_weight_is_another_model(weights, first_model):
-    one, other = (without_file(sampling.load(first_model)) for _ in range(2))
+    one, other = (by_parameters(first_model) for _ in range(2))
     network_of(other).blocks[2].ffn[0].weight.data[3, 4] += 1e-3
     assert weights.weights_digest(one) != weights.weights_digest(other)
 
 
-def test_weights_that_a_node_changed_in_place_are_not_the_files(weights, first_model):
+def test_a_file_that_may_have_been_replaced_since_it_was_loaded_does_not_tell(weights, folder, read, by_file):
+    file = model_file(folder, 3)
+    expected = weights.weights_digest(by_parameters(file))
+    assert weights.weights_digest(sampling.load(file)) == expected, "no graph named it, and it is younger than this"
+    loaded = by_file(file)
+    export.write(architecture.build().state_dict(), file, architecture.METADATA)
+    assert weights.weights_digest(loaded) == expected
+
+
+def test_weights_that_a_node_changed_in_place_are_not_the_files(weights, first_model, by_file):
     """Of every parameter a few values are looked at: enough for whoever scales, merges or casts one."""
-    found = {weights.weights_digest(sampling.load(first_model))}
+    found = {weights.weights_digest(by_file(first_model))}
     for name in ("blocks.2.ffn.0.weight", "blocks.0.self_attn.norm_q.weight", "head.head.bias"):
-        changed = sampling.load(first_model)
+        changed = by_file(first_model)
         network_of(changed).get_parameter(name).data.mul_(1.01).add_(1e-3)
         found.add(weights.weights_digest(changed))
     assert len(found) == 4
 
 
-@pytest.mark.parametrize("known", [True, False])
 def test_tensors_beside_the_state_dict_count(weights, first_model, known):
     """Packs keep scales as plain attributes, and buffers that are not saved."""
 
     def model(name: str = "", value: float = 0.0):
-        made = sampling.load(first_model) if known else without_file(sampling.load(first_model))
+        made = known(first_model)
         layer = network_of(made).blocks[1].ffn[0]
         if name == "attribute":
             layer.scale = torch.full((3,), value)
@@ -160,14 +187,15 @@ def test_the_same_numbers_in_another_kind_of_layer_are_another_model(weights, fi
     class Linear(torch.nn.Linear):
         pass
 
-    one, other = (without_file(sampling.load(first_model)) for _ in range(2))
+    one, other = (by_parameters(first_model) for _ in range(2))
     network_of(other).blocks[0].ffn[0].__class__ = Linear
     assert weights.weights_digest(one) != weights.weights_digest(other)
 
 
-def test_how_a_file_is_loaded_counts(weights, first_model):
+def test_how_a_file_is_loaded_counts(weights, first_model, by_file):
     import comfy.sd
 
+    by_file(first_model)
     options = [{}, {"dtype": torch.float8_e4m3fn}, {"dtype": torch.float8_e5m2}]
     options.append({"dtype": torch.float8_e4m3fn, "fp8_optimizations": True})
     models = [comfy.sd.load_diffusion_model(str(first_model), model_options=o) for o in options]
@@ -179,14 +207,14 @@ def test_how_a_file_is_loaded_counts(weights, first_model):
 
 
 @pytest.mark.parametrize("why", ["another loader", "options of a pack", "file is gone"])
-def test_where_the_file_does_not_tell_the_parameters_do(weights, first_model, folder, why):
+def test_where_the_file_does_not_tell_the_parameters_do(weights, first_model, folder, by_file, why):
     from comfy.sd import load_diffusion_model
 
     def of_a_pack(path):
         return sampling.load(path)
 
-    expected = weights.weights_digest(without_file(sampling.load(first_model)))
-    other = sampling.load(first_model)
+    expected = weights.weights_digest(by_parameters(first_model))
+    other = by_file(first_model)
     other.cached_patcher_init = {
         "another loader": (of_a_pack, (str(first_model),)),
         "options of a pack": (load_diffusion_model, (str(first_model), {"custom_operations": object()})),
@@ -196,7 +224,7 @@ def test_where_the_file_does_not_tell_the_parameters_do(weights, first_model, fo
 
 
 def test_a_placeholder_among_the_parameters_is_not_understood(weights, first_model, pack_module):
-    model = without_file(sampling.load(first_model))
+    model = by_parameters(first_model)
     layer = network_of(model).blocks[0].ffn[0]
     layer.weight = torch.nn.Parameter(torch.empty(layer.weight.shape, device="meta"), requires_grad=False)
     with pytest.raises(pack_module("chorus.comfy.content").NotUnderstood, match="placeholder"):
@@ -236,12 +264,12 @@ def test_a_model_whose_state_dict_holds_placeholders_is_told_apart_by_its_packed
     assert weights.weights_digest(changed) != weights.weights_digest(one)
 
 
-def test_a_quantised_weight_is_looked_at_as_it_lies_in_memory(weights, first_model, monkeypatch):
+def test_a_quantised_weight_is_looked_at_as_it_lies_in_memory(weights, first_model, monkeypatch, by_file):
     """Unpacking every weight of a large model for a few values would take seconds."""
     from comfy.quant_ops import QuantizedTensor
 
     def model(scale: float):
-        made = sampling.load(first_model)
+        made = by_file(first_model)
         layer = network_of(made).blocks[0].ffn[0]
         packed = QuantizedTensor.from_float(layer.weight.data.float(), "TensorCoreFP8E4M3Layout", scale=scale)
         layer.weight = torch.nn.Parameter(packed, requires_grad=False)
@@ -258,16 +286,14 @@ def test_a_quantised_weight_is_looked_at_as_it_lies_in_memory(weights, first_mod
 # -- while a LoRA lies on them ----------------------------------------------------------------------------------
 
 
-@KNOWN
 def test_the_digest_of_the_weights_ignores_a_lora(weights, first_model, lora, known):
-    plain = weights.weights_digest(known(sampling.load(first_model)))
-    assert weights.weights_digest(known(sampling.load(first_model, lora))) == plain
+    plain = weights.weights_digest(known(first_model))
+    assert weights.weights_digest(known(first_model, lora)) == plain
 
 
-@KNOWN
 def test_the_digest_of_the_weights_ignores_a_lora_that_is_patched_in(weights, first_model, lora, known):
-    plain = weights.weights_digest(known(sampling.load(first_model)))
-    patched = known(sampling.load(first_model, lora))
+    plain = weights.weights_digest(known(first_model))
+    patched = known(first_model, lora)
     before = network_of(patched).blocks[0].self_attn.q.weight.clone()
     load_onto_device(patched)
     # Otherwise this would not show anything: the weights in place are no longer the model's own.
@@ -275,15 +301,14 @@ def test_the_digest_of_the_weights_ignores_a_lora_that_is_patched_in(weights, fi
     assert weights.weights_digest(patched) == plain
 
 
-@KNOWN
 def test_a_clone_without_the_lora_sees_the_same_weights_while_it_is_patched_in(weights, first_model, lora, known):
     import comfy.sd
     import comfy.utils
 
-    base = known(sampling.load(first_model))
+    base = known(first_model)
     patched, _ = comfy.sd.load_lora_for_models(base, None, comfy.utils.load_torch_file(str(lora)), 1.0, 0.0)
     load_onto_device(patched)
-    plain = weights.weights_digest(known(sampling.load(first_model)))
+    plain = weights.weights_digest(known(first_model))
     assert weights.weights_digest(base) == plain
 
 
