@@ -2,27 +2,25 @@
 
 The file is `catalog-<n>.sqlite`, and the highest n counts. A damaged one is never renamed over or rebuilt in
 place, because another process may still have it open and SQLite finds a database's journal by its name; its
-successor gets the next number, and is filled from the headers of the blobs and what the old one still tells of
-pins and hits.
+successor gets the next number, takes over the entries' files as if it found them, and what the old one still
+tells of pins and hits.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..log import logger
 from ..messages import say
-from .blobs import Header
 from .errors import CacheUnavailable
-from .recollection import Recollection, recollect
+from .recollection import recollect
 from .schema import MIGRATIONS, expected_tables, tables
 from .transaction import Transaction
 
@@ -41,7 +39,7 @@ class Catalog:
     """Transactions on the newest catalog file of a cache folder.
 
     root: the cache folder. timeout: longest wait for another process's lock, in seconds.
-    refill: yields the headers of all blobs; called when a new catalog is begun.
+    adopt: adds rows for the files that have none; called when a new catalog is begun.
 
     One connection, one lock: any number of threads may use it, one transaction at a time. A thread that waits for
     another process to write does not keep the others from reading. Other processes are noticed at every transaction,
@@ -49,17 +47,17 @@ class Catalog:
     nobody has open is read as it is.
     """
 
-    def __init__(self, root: Path, timeout: float, refill: Callable[[], Iterable[Header]]):
+    def __init__(self, root: Path, timeout: float, adopt: Callable[[Transaction], None]):
         self._root = root
         self._timeout = timeout
-        self._refill = refill
+        self._adopt = adopt
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._path = root
         self._successor = root
         self._inode: int | None = None
         self._suspect = False
-        self._past = Recollection()  # of the catalog that is being replaced
+        self._passing = False  # the connection is for one transaction
         self._closed = False
         self.generation = 0  # changes whenever another file became the catalog
         with self._lock:
@@ -111,6 +109,8 @@ class Catalog:
         finally:
             if db.in_transaction:
                 db.execute("ROLLBACK")
+            if self._passing:
+                self._disconnect()
 
     def _begun_to_write(self) -> sqlite3.Connection:
         """A connection whose transaction may write; only while `_lock` is held, which is lent out while waiting."""
@@ -192,6 +192,7 @@ class Catalog:
             self._root.mkdir(parents=True, exist_ok=True)
             guard = sqlite3.connect(self._root / "opening.lock", timeout=self._timeout, isolation_level=None)
             try:
+                guard.execute("PRAGMA journal_mode = MEMORY")  # a full disk has no room for another
                 guard.execute("BEGIN EXCLUSIVE")
                 yield
             finally:
@@ -200,7 +201,8 @@ class Catalog:
     def _newest(self) -> int:
         return max((number for path in self._root.iterdir() if (number := _number(path))), default=1)
 
-    def _open(self, number: int) -> sqlite3.Connection:
+    def _open(self, number: int, passing: bool = False) -> sqlite3.Connection:
+        """passing: without the file (`-shm`) by which processes share a catalog, so only for one transaction."""
         self._path = self._root / f"catalog-{number}.sqlite"
         self._successor = self._root / f"catalog-{number + 1}.sqlite"
         target, uri = str(self._path), False
@@ -211,17 +213,21 @@ class Catalog:
         try:
             # Flipped bits may not be UTF-8; they are for the row's checksum to find.
             db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            if passing:
+                db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._prepare(db)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             db.close()
             if _is_damage(error):
                 raise _Damaged(error) from error
+            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE and not passing:
+                return self._open(number, passing=True)  # a full disk: what is there can be read and deleted
             raise
         except BaseException:
             db.close()
             raise
         self._inode = _inode(self._path)
-        self._suspect = False
+        self._suspect, self._passing = False, passing
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
@@ -250,6 +256,9 @@ class Catalog:
             self._migrate(db, version, empty)
         if tables(db) != expected_tables():
             raise _Damaged("its tables are not those of this version")
+        for table in ("totals", "usage", "eviction"):
+            if db.execute(f"SELECT count(*) FROM {table}").fetchone() != (1,):
+                raise _Damaged(f"its table {table} does not have one row")
 
     def _migrate(self, db: sqlite3.Connection, version: int, empty: bool) -> None:
         db.execute("BEGIN IMMEDIATE")
@@ -261,14 +270,11 @@ class Catalog:
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             transaction = Transaction(db)
             if empty:
-                headers = sorted(self._refill(), key=lambda header: json.loads(header.record)["created"])
-                if self._past.version:
-                    transaction.start_above(self._past.version)
-                for header in headers:
-                    transaction.insert(header.record, header.vector, header.digest, header.size)
-                transaction.recall(self._past)
-                if headers:
-                    log.warning("The catalog %s was rebuilt from %d cached files", self._path, len(headers))
+                past = recollect(self._root / f"catalog-{_number(self._path) - 1}.sqlite", self._timeout)
+                if past.version:
+                    transaction.start_above(past.version)
+                self._adopt(transaction)
+                transaction.recall(past)
             else:
                 transaction.relist()
             db.execute("COMMIT")
@@ -279,11 +285,7 @@ class Catalog:
     def _replace(self) -> sqlite3.Connection:
         """Begin the next catalog; only while `_alone`."""
         self._suspect = False
-        self._past = recollect(self._path, self._timeout)
-        try:
-            return self._open(_number(self._path) + 1)
-        finally:
-            self._past = Recollection()
+        return self._open(_number(self._path) + 1)
 
     def _set_aside_older(self) -> None:
         current = _number(self._path)

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import os
-import time
-import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..log import logger
 from ..messages import say
+from .base import CatalogCache
 from .blobs import Blobs
 from .catalog import Catalog
-from .entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space, unit_vector
+from .entry import CacheStats, Entry, Match, NewEntry, Space, unit_vector
 from .errors import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
 from .eviction import Limits, checked
-from .foreign import unpack
-from .format import BlobDamaged, BlobNewer, EntryFile, Packed, pack
+from .format import BlobDamaged, BlobNewer, EntryFile, Packed
 from .index import VectorIndex
-from .pool import score
-from .record import write_record
-from .transaction import Removed, Totals, Transaction
-
-if TYPE_CHECKING:
-    import torch
+from .transaction import Removed, Row, Transaction
+from .vectors import score
 
 log = logger(__name__)
 
@@ -70,20 +65,21 @@ def limits() -> dict[str, Any]:
     return {"max_bytes": max_bytes(), "max_entries": max_entries(), "eviction": policy or None}
 
 
-class LocalCache:
+class LocalCache(CatalogCache):
     """A cache in the folder `root`, shared by all threads and processes that open it. Implements `Cache`.
 
     max_bytes: limit for the entries' files, quarantined ones included; it holds while they are written, too.
-        The catalog (about 7 kB an entry) and the snapshots of the search index come on top.
+        The catalog (about 7 kB an entry) comes on top.
     max_entries: limit for how many there are; None for as many as fit.
     eviction: which of `eviction.POLICIES` decides what goes first, for all who open this cache from now on; None
         leaves it as it is.
     timeout: longest wait for another process's lock, in seconds.
 
-    The catalog (SQLite) is the truth and the files follow it: room is reserved in the catalog, evicted files
-    are deleted, the new file is written, and only then is its row added. A process killed anywhere between
-    leaves a reservation, which lapses after five minutes, or a file without a row, deleted when the cache is
-    opened after an hour. Put `root` on a local disk, not on a network share.
+    The catalog (SQLite) says what there is. To add an entry, room is reserved in the catalog, the file is written, and
+    only then is its row added. To delete one, its file is deleted, and then its row, in one transaction. So a process
+    killed anywhere leaves a reservation, which lapses after five minutes, or a row without a file, which is a miss, but
+    never a file of an entry that was to be deleted. A sound file without a row is therefore an entry that somebody put
+    back, and gets a row when the cache is opened. Put `root` on a local disk, not on a network share.
 
     CacheUnavailable when the folder cannot be used; its text says what to do.
 
@@ -112,8 +108,8 @@ class LocalCache:
             self._blobs = Blobs(self.root)
         except OSError as error:
             raise CacheUnavailable.of_disk(self.root, error) from error
-        self._catalog = Catalog(self.root, timeout, self._blobs.headers)
-        self._index = VectorIndex(self.root / "index")
+        self._catalog = Catalog(self.root, timeout, self._match_files)
+        self._index = VectorIndex()
         self._index_generation = self._catalog.generation
         self._sweep()
 
@@ -121,39 +117,25 @@ class LocalCache:
 
     def search(self, vector: np.ndarray, embedder: str, space: Space, k: int = 3) -> list[Match]:
         """See `Cache.search`. A match that turns out damaged is quarantined and left out."""
-        query = unit_vector(vector)
-        with self._reading() as transaction:
-            matches = _served(transaction, self._index.nearest, query, embedder, space.key(), k)
-        return [match for match in matches if match.entry.space == space]
+        return [match for match in self._search(vector, embedder, space, k, False) if match.entry.space == space]
 
     def search_elsewhere(self, vector: np.ndarray, embedder: str, space: Space, k: int = 3) -> list[Match]:
         """See `Cache.search_elsewhere`."""
-        query = unit_vector(vector)
-        with self._reading() as transaction:
-            matches = _served(transaction, self._index.nearest_elsewhere, query, embedder, space.key(), k)
-        return [match for match in matches if match.entry.space != space]
+        return [match for match in self._search(vector, embedder, space, k, True) if match.entry.space != space]
 
-    def find_request(self, request: str) -> Entry | None:
-        """See `Cache.find_request`."""
+    def _search(self, vector: np.ndarray, embedder: str, space: Space, k: int, elsewhere: bool) -> list[Match]:
+        """The k best sound rows. Their scores are computed from the rows themselves, whatever the index thinks."""
+        query, bad = unit_vector(vector), set[int]()
         with self._reading() as transaction:
-            row = transaction.newest_of_request(request)
-        return row.entry if row else None
-
-    def get(self, entry_id: str) -> Entry | None:
-        """See `Cache.get`."""
-        with self._reading() as transaction:
-            row = transaction.row(entry_id)
-        return row.entry if row else None
-
-    def entries(self, limit: int = 100, offset: int = 0, query: Query = EVERYTHING) -> list[Entry]:
-        """See `Cache.entries`."""
-        with self._reading() as transaction:
-            return [row.entry for row in transaction.page(query, limit, offset)]
-
-    def count(self, query: Query = EVERYTHING) -> int:
-        """See `Cache.count`."""
-        with self._reading() as transaction:
-            return transaction.count(query)
+            while True:
+                found = self._index.nearest(transaction, query, embedder, space.key(), k, bad, elsewhere=elsewhere)
+                rows = {seq: transaction.row_numbered(seq) for seq, _ in found}
+                sound = [row for row in rows.values() if row is not None and row.entry.embedder == embedder]
+                if len(sound) == len(rows):
+                    break
+                bad |= rows.keys() - {row.seq for row in sound}
+        scored = sorted(((float(score(row.vector, query)), row.seq, row.entry) for row in sound), reverse=True)
+        return [Match(entry, value) for value, _, entry in scored]
 
     def stats(self) -> CacheStats:
         """See `Cache.stats`. bytes includes what is in quarantine."""
@@ -171,122 +153,54 @@ class LocalCache:
             days=days,
         )
 
-    def version(self) -> int:
-        """See `Cache.version`."""
-        with self._reading() as transaction:
-            return transaction.version()
-
-    # -- tensors
-
-    def load(
-        self, entry_id: str, names: Iterable[str] | None = None, device: str | torch.device = "cpu"
-    ) -> dict[str, torch.Tensor]:
-        """See `Cache.load`."""
-        names = None if names is None else list(names)
-        return self._from_file(entry_id, names or (), lambda file: file.tensors(names, device))
-
-    def preview(self, entry_id: str) -> bytes:
-        """See `Cache.preview`."""
-        try:
-            return self._from_file(entry_id, ["preview"], lambda file: file.webp("preview"))
-        except ValueError as error:
-            raise EntryMissing(entry_id, say("reason.no_preview", error=error)) from error
-
-    def _from_file(self, entry_id: str, names: Collection[str], take: Callable[[EntryFile], T]) -> T:
-        """What `take` gets from the entry's verified file, which has tensors of these names."""
-        with self._reading() as transaction:
-            row = transaction.row(entry_id)
-        if row is None:
-            if any(damaged.id == entry_id for damaged in transaction.damaged):
-                raise EntryDamaged(entry_id, self.root, say("reason.row"))
-            raise EntryMissing(entry_id)
-        if unknown := sorted(set(names) - set(row.entry.tensor_names)):
-            raise EntryMissing(
-                entry_id, say("reason.no_tensor", names=", ".join(unknown), known=str(row.entry.tensor_names))
-            )
-        place = Removed(row.seq, entry_id)
-        path = self._blobs.path(entry_id)
-        try:
-            return take(self._blobs.read(entry_id, row.digest))
-        except FileNotFoundError as error:
-            self._drop_missing(place)
-            raise EntryMissing(entry_id, say("reason.file_gone", file=path)) from error
-        except BlobDamaged as error:
-            self._quarantine([place], str(error))
-            raise EntryDamaged(entry_id, path, str(error)) from error
-        except BlobNewer as error:
-            raise CacheUnavailable(path, str(error), say("advice.update")) from error
-        except OSError as error:
-            raise CacheUnavailable.of_disk(path, error) from error
-
-    def put(self, new: NewEntry, entry_id: str | None = None) -> Entry:
-        """See `Cache.put`. Evicts by the cache's policy. CacheUnavailable where pinned entries leave no room."""
-        if entry_id is None:
-            entry_id = uuid.uuid4().hex
-        else:
-            self._blobs.path(entry_id)  # is it an id?
-        packed = pack(write_record(entry_id, time.time(), new), new.vector, new.tensors, new.coding)
-        return self._keep(entry_id, new, packed)
-
-    def file(self, entry_id: str) -> bytes:
-        """See `Cache.file`."""
-        return self._from_file(entry_id, (), lambda file: file.content)
-
-    def adopt(self, entry_id: str, content: bytes) -> Entry:
-        """See `Cache.adopt`."""
-        self._blobs.path(entry_id)  # is it an id?
-        new, packed = unpack(entry_id, content)
-        return self._keep(entry_id, new, packed)
-
-    def _keep(self, entry_id: str, new: NewEntry, packed: Packed) -> Entry:
-        neighbour = self._neighbour(new) if new.is_source else None
-        self._reserve(entry_id, packed.size)
-        try:
-            self._blobs.write(entry_id, packed)
-            return self._publish(entry_id, new, packed, neighbour)
-        except BaseException as error:
-            self._abandon(entry_id, wait=not isinstance(error, CacheUnavailable))
-            if isinstance(error, OSError):
-                path = self._blobs.path(entry_id)
-                raise CacheUnavailable.of_disk(path, error) from error
-            raise
-
-    def record_hit(self, entry_id: str, saved_seconds: float) -> None:
-        """See `Cache.record_hit`."""
-        with self._catalog.writing() as transaction:
-            transaction.record_hit(entry_id, saved_seconds)
-
-    def pin(self, entry_id: str, pinned: bool = True) -> None:
-        """See `Cache.pin`."""
-        with self._catalog.writing() as transaction:
-            if not transaction.pin(entry_id, pinned):
-                raise EntryMissing(entry_id)
-
     # -- deleting
 
     def forget(self, entry_id: str) -> None:
         """See `Cache.forget`. CacheUnavailable when a file is in use and cannot be deleted yet (Windows)."""
         with self._catalog.writing() as transaction:
-            places = transaction.places_of(entry_id)
-            rows = transaction.drop_id(entry_id)
-        with self._deleting():
-            for row in rows:
-                self._blobs.remove(row.id)
-            for embedder, space in places:  # a snapshot holds the prompt's vector
-                self._index.forget(embedder, space)
+            stuck = self._delete(transaction, transaction.rows_of(entry_id), durable=True)
         self._catalog.shrink_journal()
+        self._say_stuck(stuck)
 
     def clear(self) -> int:
         """See `Cache.clear`. Counts of hits and saved seconds stay."""
         with self._catalog.writing() as transaction:
             entries = transaction.totals().entries
-            rows = transaction.drop_all()
-        self._remove_files(row.id for row in rows)
-        with self._deleting():
-            self._blobs.empty_quarantine()
-            self._index.forget()
+            stuck = self._delete(transaction, transaction.all_rows(), durable=True)
         self._catalog.shrink_journal()
+        try:
+            self._blobs.empty_quarantine()
+        except OSError as error:
+            stuck[0] = error
+        self._say_stuck(stuck)
         return entries
+
+    def _delete(self, transaction: Transaction, rows: Collection[Removed], durable: bool = False) -> dict[int, OSError]:
+        """Delete the files of rows, and then the rows, so that no file of an entry that was to go is without a row.
+
+        Returns, by number, the rows whose file cannot be deleted yet (in use, on Windows). They are out of use and of
+        their text nothing stays, but they keep their room. durable: a power cut does not bring the files back.
+        """
+        stuck: dict[int, OSError] = {}
+        for row in rows:
+            try:
+                self._blobs.remove(row.id)
+            except ValueError:  # an id with flipped bits: its file is found by the true one
+                continue
+            except OSError as error:
+                log.warning("A file of cache entry %s cannot be deleted yet: %s", row.id, error)
+                stuck[row.seq] = error
+                transaction.leave(row)
+        gone = [row for row in rows if row.seq not in stuck]
+        if durable:
+            self._blobs.sync(row.id for row in gone)
+        transaction.drop(gone)
+        return stuck
+
+    def _say_stuck(self, stuck: dict[int, OSError]) -> None:
+        for error in stuck.values():
+            reason = say("reason.not_deleted", error=error)
+            raise CacheUnavailable(self.root, reason, say("advice.deleted_later")) from error
 
     # -- upkeep
 
@@ -309,35 +223,81 @@ class LocalCache:
         self._catalog.close()
 
     def _sweep(self) -> None:
-        """Delete what dead processes left behind, and what is above the limit."""
+        """Let rows and files agree, and delete what dead processes left behind and what is above the limit."""
         try:
-            old = self._blobs.ids_older_than(ORPHANED_AFTER)
             with self._catalog.writing() as transaction:
-                abandoned = transaction.release_older_than(RESERVED_FOR)
+                self._release_dead(transaction)
+                self._match_files(transaction)
                 transaction.recount()
                 if self._policy is not None:
                     transaction.choose_policy(self._policy)
-                evicted = transaction.make_room(self._limits)
-                orphans = old - transaction.known_ids()
+                self._make_room(transaction)
+                known = transaction.known_ids()
+            self._blobs.remove_leftovers(known, ORPHANED_AFTER)
+            shutil.rmtree(self.root / "index", ignore_errors=True)  # of an earlier version, with vectors of prompts
         except (CacheUnavailable, OSError) as error:  # locked or full: what can be read can still be served
             log.warning("Leftovers in the cache are not cleared away this time: %s", error)
-            return
-        self._remove_files([*abandoned, *(row.id for row in evicted), *orphans])
+
+    def _match_files(self, transaction: Transaction) -> None:
+        """Add rows for files that have none, and drop those whose files a killed process has deleted.
+
+        The catalog is new, or files were put back or merged in. Where there is no file at all, a disk may be missing.
+        """
+        files = self._blobs.ids()
+        if files:
+            transaction.drop(row for row in transaction.live_rows() if row.id not in files)
+        if unknown := files - transaction.known_ids():
+            added, refused = transaction.adopt(self._blobs.headers(unknown))
+            for entry_id in refused:
+                log.warning("No entry can be made of %s: moved to quarantine", self._blobs.path(entry_id))
+                self._blobs.quarantine(entry_id)
+            log.warning("%d files in %s were not in the catalog, and were added", added, self.root)
+
+    def _release_dead(self, transaction: Transaction) -> None:
+        """Give back what writers that must be dead had reserved, and delete what they had written."""
+        for entry_id in transaction.release_older_than(RESERVED_FOR):
+            with suppress(OSError, ValueError):  # in use (Windows), or an id with flipped bits
+                self._blobs.remove(entry_id)
+
+    # -- parts of a put
+
+    def _keep(self, entry_id: str, new: NewEntry, packed: Packed) -> Entry:
+        neighbour = self._neighbour(new) if new.is_source else None
+        self._reserve(entry_id, packed.size)
+        try:
+            self._blobs.write(entry_id, packed)
+            return self._publish(entry_id, new, packed, neighbour)
+        except BaseException as error:
+            self._abandon(entry_id, wait=not isinstance(error, CacheUnavailable))
+            if isinstance(error, OSError):
+                path = self._blobs.path(entry_id)
+                raise CacheUnavailable.of_disk(path, error) from error
+            raise
 
     def _reserve(self, entry_id: str, size: int) -> None:
         if size > self.max_bytes:
             raise EntryTooLarge(size, self.max_bytes)
         with self._catalog.writing() as transaction:
-            abandoned = transaction.release_older_than(RESERVED_FOR)
+            self._release_dead(transaction)
             if transaction.knows(entry_id):
                 raise ValueError(f"there is an entry with the id {entry_id} already")
-            self._check_room(transaction.totals(), size)
-            evicted = transaction.make_room(self._limits, size, 1)
+            self._check_room(transaction, size)
+            self._make_room(transaction, size, 1)
             transaction.reserve(entry_id, size)
-        self._remove_files([*abandoned, *(row.id for row in evicted)])
 
-    def _check_room(self, totals: Totals, size: int) -> None:
+    def _make_room(self, transaction: Transaction, size: int = 0, entries: int = 0) -> None:
+        """Evict until so many more bytes and entries fit. Other writers wait meanwhile, so the room is really free."""
+        stuck: dict[int, OSError] = {}
+        while victims := transaction.victims(self._limits, size, entries, stuck):
+            stuck |= self._delete(transaction, victims)
+        if size and stuck:
+            totals = transaction.totals()
+            if totals.bytes + totals.quarantined + totals.reserved + size > self.max_bytes:
+                self._say_stuck(stuck)
+
+    def _check_room(self, transaction: Transaction, size: int) -> None:
         """CacheUnavailable where no eviction makes room for one more entry of `size` bytes."""
+        totals = transaction.totals()
         reserved, pinned, limit = totals.reserved, totals.pinned_bytes, self.max_bytes
         if pinned + reserved + size > limit:
             reason = say("reason.no_room_bytes", reserved=reserved, pinned=pinned, more=size, limit=limit)
@@ -365,38 +325,31 @@ class LocalCache:
 
     def _abandon(self, entry_id: str, wait: bool) -> None:
         """Undo a reservation and its file. wait: False after having waited for a lock in vain already."""
-        self._remove_files([entry_id])
-        if wait:
-            try:
+        try:
+            self._blobs.remove(entry_id)
+            if wait:
                 with self._catalog.writing() as transaction:
                     transaction.release(entry_id)
-            except CacheUnavailable as error:
-                log.warning("The room reserved for an entry is given back in a few minutes: %s", error)
+        except (CacheUnavailable, OSError) as error:
+            log.warning("The room reserved for an entry is given back in a few minutes: %s", error)
 
-    def _remove_files(self, ids: Iterable[str]) -> None:
-        for entry_id in ids:
-            try:
-                self._blobs.remove(entry_id)
-            except (OSError, ValueError) as error:  # in use (Windows), or an id with flipped bits
-                log.warning("A cache file is left to a later start of Chorus: %s", error)
+    # -- parts of a load
 
-    @contextmanager
-    def _deleting(self) -> Iterator[None]:
+    def _taken(self, row: Row, take: Callable[[EntryFile], T]) -> T:
+        entry_id, path = row.entry.id, self._blobs.path(row.entry.id)
+        place = Removed(row.seq, entry_id)
         try:
-            yield
+            return take(self._blobs.read(entry_id, row.digest))
+        except FileNotFoundError as error:
+            self._drop_missing(place)
+            raise EntryMissing(entry_id, say("reason.file_gone", file=path)) from error
+        except BlobDamaged as error:
+            self._quarantine([place], str(error))
+            raise EntryDamaged(entry_id, path, str(error)) from error
+        except BlobNewer as error:
+            raise CacheUnavailable(path, str(error), say("advice.update")) from error
         except OSError as error:
-            reason = say("reason.not_deleted", error=error)
-            raise CacheUnavailable(self.root, reason, say("advice.deleted_later")) from error
-
-    @contextmanager
-    def _reading(self) -> Iterator[Transaction]:
-        with self._catalog.reading() as transaction:
-            if self._index_generation != self._catalog.generation:
-                self._index.clear()
-                self._index_generation = self._catalog.generation
-            yield transaction
-        if transaction.damaged:
-            self._quarantine(transaction.damaged, "its row in the catalog does not have its checksum")
+            raise CacheUnavailable.of_disk(path, error) from error
 
     def _quarantine(self, rows: list[Removed], reason: str) -> None:
         """Take damaged entries out of use. Nothing of them is served even where this fails."""
@@ -421,18 +374,20 @@ class LocalCache:
         except CacheUnavailable as error:
             log.warning("Entry %s has lost its file but stays in the catalog for now: %s", row.id, error)
 
+    # -- transactions
 
-def _served(
-    transaction: Transaction, nearest: Callable, query: np.ndarray, embedder: str, space: str, k: int
-) -> list[Match]:
-    """The k best sound rows. Their scores are computed from the rows themselves, whatever the index thinks."""
-    bad: set[int] = set()
-    while True:
-        found = nearest(transaction, query, embedder, space, k, bad)
-        rows = [(seq, transaction.row_numbered(seq)) for seq, _ in found]
-        worse = {seq for seq, row in rows if row is None or row.entry.embedder != embedder}
-        if not worse:
-            break
-        bad |= worse
-    matches = [(Match(row.entry, float(score(row.vector, query))), seq) for seq, row in rows if row is not None]
-    return [match for match, _ in sorted(matches, key=lambda one: (-one[0].score, -one[1]))]
+    @contextmanager
+    def _reading(self) -> Iterator[Transaction]:
+        with self._catalog.reading() as transaction:
+            if self._index_generation != self._catalog.generation:
+                self._index.clear()
+                self._index_generation = self._catalog.generation
+            yield transaction
+        if transaction.damaged:
+            self._quarantine(transaction.damaged, "its row in the catalog does not have its checksum")
+
+    def _counting(self) -> AbstractContextManager[Transaction]:
+        return self._catalog.writing()
+
+    def _place(self) -> Path:
+        return self.root

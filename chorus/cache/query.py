@@ -37,7 +37,7 @@ def conditions(query: Query) -> tuple[str, dict[str, Any]]:
 
 
 def order(query: Query) -> str:
-    """The query's ORDER BY over `listing`."""
+    """The query's ORDER BY, over `listing` and over the shared catalog's entries."""
     return _ORDERS[query.sort]
 
 

@@ -12,20 +12,22 @@ import math
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from . import eviction
-from .entry import EVERYTHING, Entry, ModelStats, Query, canonical_json
+from .entry import EVERYTHING, Entry, ModelStats, Query, canonical_json, unit_vector
 from .eviction import Limits
+from .format import Header
 from .query import conditions, listed, order
 from .recollection import Recollection
 from .record import read_record
 
+_PIECE = 500  # sources read at once
 HISTORY = 10_000  # changes for which tombstones are kept; whoever lags further behind starts over
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)  # of a bad record
 DAYS = 90  # of hits that are told by day
 
 _CHECKED = ("id", "space", "embedder", "is_source", "request", "bytes", "digest", "record")
@@ -118,47 +120,31 @@ class Transaction:
         (count,) = self._db.execute(f"SELECT count(*) FROM listing WHERE {where}", values).fetchone()
         return count
 
-    def sources(self, embedder: str, after: int = -1) -> dict[str, np.ndarray]:
-        """Numbers above `after` of this embedder's sources, by their space's key: ascending, [N] int64."""
+    def sources(
+        self, embedder: str, after: int = -1, length: int = 0
+    ) -> Iterator[tuple[np.ndarray, list[str], np.ndarray]]:
+        """This embedder's sources numbered above `after`, unverified, by pieces, in the order of their numbers.
+
+        A piece: numbers [N] int64, keys of their spaces, vectors [N, D] float32. length: D, 0 for what most of the
+        first piece have; rows with another are left out, and checked.
+        """
         rows = self._db.execute(
-            f"SELECT space, seq FROM entries WHERE {_SOURCES} AND seq > :after ORDER BY seq",
+            f"SELECT seq, space, vector FROM entries WHERE {_SOURCES} AND seq > :after ORDER BY seq",
             {"embedder": embedder, "after": after},
         )
-        found: dict[str, list[int]] = {}
-        for space, seq in rows:
-            found.setdefault(space, []).append(seq)
-        return {space: np.array(seqs, np.int64) for space, seqs in found.items()}
-
-    def vectors(self, seqs: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors of these rows, unverified: numbers, ascending [N] int64, and [N, D] float32.
-
-        length: D, 0 for what most of them have; rows with another are left out, and checked.
-        """
-        marks = ", ".join("?" * len(seqs))
-        rows = self._db.execute(
-            f"SELECT seq, vector FROM entries WHERE seq IN ({marks}) AND state = 'live' ORDER BY seq", seqs
-        ).fetchall()
-        sizes = Counter(len(vector) for _, vector in rows if isinstance(vector, bytes))
-        size = 4 * length if length or not sizes else sizes.most_common(1)[0][0]
-        good = [(seq, vector) for seq, vector in rows if isinstance(vector, bytes) and len(vector) == size]
-        if len(good) < len(rows):
-            for seq in {seq for seq, _ in rows} - {seq for seq, _ in good}:
+        while piece := rows.fetchmany(_PIECE):
+            sizes = Counter(len(vector) for _, _, vector in piece if isinstance(vector, bytes) and vector)
+            length = length or next((size for size, _ in sizes.most_common(1)), 0) // 4
+            good = [row for row in piece if isinstance(row[2], bytes) and len(row[2]) == 4 * length > 0]
+            for seq in {seq for seq, _, _ in piece}.difference(seq for seq, _, _ in good):
                 self.row_numbered(seq)
-        found = np.array([seq for seq, _ in good], np.int64)
-        return found, np.frombuffer(b"".join(vector for _, vector in good), "<f4").reshape(len(good), size // 4)
-
-    def ids_of(self, seqs: Sequence[int]) -> dict[int, str]:
-        """The ids of those of these rows that there are."""
-        marks = ", ".join("?" * len(seqs))
-        return dict(self._db.execute(f"SELECT seq, id FROM entries WHERE seq IN ({marks})", seqs).fetchall())
-
-    def places_of(self, entry_id: str) -> list[tuple[str, str]]:
-        """(embedder, key of the space) of an entry, in whatever state; nothing when it is not there."""
-        return self._db.execute("SELECT embedder, space FROM entries WHERE id = ?", (entry_id,)).fetchall()
-
-    def catalog(self) -> str:
-        """The name of the catalog's file."""
-        return Path(self._db.execute("PRAGMA database_list").fetchone()[2]).name
+            if good:
+                seqs, spaces, vectors = zip(*good, strict=True)
+                yield (
+                    np.array(seqs, np.int64),
+                    list(spaces),
+                    np.frombuffer(b"".join(vectors), "<f4").reshape(-1, length),
+                )
 
     def vector_bytes(self, embedder: str) -> int | None:
         """Size of the vectors of this embedder's sources, None when it has none."""
@@ -222,7 +208,7 @@ class Transaction:
                     pinned=raw["pinned"] == 1,
                     size=raw["bytes"],
                 )
-            except (ValueError, TypeError, KeyError, OverflowError):
+            except UNREADABLE:
                 self.damaged.append(Removed(raw["seq"], raw["id"]))
                 continue
             yield Row(raw["seq"], entry, raw["digest"], np.frombuffer(raw["vector"], "<f4"))
@@ -276,13 +262,35 @@ class Transaction:
             self._prioritise("seq = :seq", seq=neighbour[0])
         return entry
 
+    def adopt(self, files: Iterable[tuple[str, Header]]) -> tuple[int, list[str]]:
+        """Add rows for files (id and header) that have none, the oldest entry first.
+
+        Returns how many there are, and the ids of those of which no row can be made.
+        """
+        created, refused = [], []
+        for entry_id, header in files:
+            try:
+                unit_vector(header.vector)
+                created.append((read_record(header.record, size=header.size).created, entry_id, header))
+            except UNREADABLE:
+                refused.append(entry_id)
+        for _, entry_id, header in sorted(created, key=lambda one: one[:2]):
+            self._db.execute("SAVEPOINT one")
+            try:
+                self.insert(header.record, header.vector, header.digest, header.size)
+            except UNREADABLE:
+                self._db.execute("ROLLBACK TO one")
+                refused.append(entry_id)
+            self._db.execute("RELEASE one")
+        return len(created), refused
+
     def relist(self) -> None:
         """Write anew what the listing keeps of the records, after a migration."""
         for (seq,) in self._db.execute("SELECT seq FROM listing").fetchall():
             record = self._db.execute("SELECT record, bytes FROM entries WHERE seq = ?", (seq,)).fetchone()
             try:
                 line = listed(read_record(record[0], size=record[1]))
-            except (ValueError, TypeError, KeyError, OverflowError):
+            except UNREADABLE:
                 continue  # damaged: told and put in quarantine when it is read
             changes = ", ".join(f"{name} = :{name}" for name in line)
             self._db.execute(f"UPDATE listing SET {changes} WHERE seq = :seq", {**line, "seq": seq})
@@ -323,32 +331,35 @@ class Transaction:
         (policy,) = self._db.execute("SELECT policy FROM eviction").fetchone()
         return policy
 
-    def drop(self, rows: list[Removed]) -> None:
+    def drop(self, rows: Iterable[Removed]) -> None:
         """Delete rows, leaving tombstones."""
         for row in rows:
             self._bury(row.seq)
             self._db.execute("DELETE FROM entries WHERE seq = ?", (row.seq,))
             self._unlist(row.seq)
 
-    def drop_id(self, entry_id: str) -> list[Removed]:
-        """Delete the row of an entry, in whatever state; returns it, or nothing."""
-        rows = self._removed("id = ?", entry_id)
-        self.drop(rows)
-        return rows
+    def rows_of(self, entry_id: str) -> list[Removed]:
+        """The row of an entry, in whatever state, or nothing."""
+        return self._removed("id = ?", entry_id)
 
-    def drop_all(self) -> list[Removed]:
-        """Delete all rows, quarantined ones too; returns them."""
-        rows = self._removed("1")
-        self._bury(None)
-        self._db.execute("DELETE FROM entries")
-        self._db.execute("DELETE FROM listing")
-        return rows
+    def live_rows(self) -> list[Removed]:
+        """All rows that are in use."""
+        return self._removed("state = 'live'")
+
+    def all_rows(self) -> list[Removed]:
+        """All rows, in whatever state."""
+        return self._removed("1")
 
     def quarantine(self, row: Removed, reason: str) -> None:
         """Take a row out of use, keeping it for inspection until its room is needed."""
         self._db.execute("UPDATE entries SET state = 'quarantined', reason = ? WHERE seq = ?", (reason, row.seq))
         self._unlist(row.seq)
         self._bury(row.seq)
+
+    def leave(self, row: Removed) -> None:
+        """Take a row out of use whose file cannot be deleted yet; of its text nothing stays."""
+        self.quarantine(row, "to be deleted")
+        self._db.execute("UPDATE entries SET record = '', vector = x'', request = '' WHERE seq = ?", (row.seq,))
 
     def pin(self, entry_id: str, pinned: bool) -> bool:
         """Whether there is such an entry; it is pinned, or no longer."""
@@ -358,20 +369,19 @@ class Transaction:
         )
         return changed.rowcount == 1
 
-    def make_room(self, limits: Limits, size: int = 0, entries: int = 0) -> list[Removed]:
-        """Drop rows until so many more bytes and entries fit: quarantined ones first, then by priority.
+    def victims(self, limits: Limits, size: int = 0, entries: int = 0, kept: Collection[int] = ()) -> list[Removed]:
+        """Which rows must go until so many more bytes and entries fit: quarantined ones first, then by priority.
 
-        Pinned ones stay, even where the limits then do not hold.
+        Pinned ones stay, even where the limits then do not hold. kept: numbers of others that stay.
         """
         # Only a damaged row, or one from before the limit was lowered, has such a size.
-        victims = self._removed("state <> 'live' AND bytes NOT BETWEEN 0 AND ?", limits.bytes)
-        victims += [
-            Removed(*row)
-            for row in self._db.execute(
-                "SELECT seq, id FROM listing WHERE (bytes < 0 OR bytes > ?) AND pinned = 0", (limits.bytes,)
-            )
-        ]
-        self.drop(victims)
+        oversized = self._db.execute(
+            "SELECT seq, id FROM entries WHERE state <> 'live' AND bytes NOT BETWEEN 0 AND :most"
+            " UNION ALL SELECT seq, id FROM listing WHERE (bytes < 0 OR bytes > :most) AND pinned = 0",
+            {"most": limits.bytes},
+        )
+        if found := [Removed(*row) for row in oversized if row[0] not in kept]:
+            return found
         totals = self.totals()
         excess = totals.bytes + totals.quarantined + totals.reserved + size - limits.bytes
         surplus = 0 if limits.entries is None else totals.entries + totals.writers + entries - limits.entries
@@ -379,8 +389,9 @@ class Transaction:
         for seq, entry_id, freed in self._db.execute("SELECT seq, id, bytes FROM entries WHERE state <> 'live'"):
             if excess <= 0:
                 break
-            chosen.append(Removed(seq, entry_id))
-            excess -= freed
+            if seq not in kept:
+                chosen.append(Removed(seq, entry_id))
+                excess -= freed
         clock = None
         for seq, entry_id, freed, priority in self._db.execute(
             "SELECT seq, id, bytes, priority FROM listing WHERE pinned = 0 ORDER BY priority, tick"
@@ -391,8 +402,7 @@ class Transaction:
             excess, surplus, clock = excess - freed, surplus - 1, priority
         if clock is not None:
             self._db.execute("UPDATE eviction SET clock = max(clock, ?)", (clock,))
-        self.drop(chosen)
-        return victims + chosen
+        return chosen
 
     def recount(self) -> None:
         """Set right the totals, should flipped bits have changed them."""
@@ -429,9 +439,7 @@ class Transaction:
         return [entry_id for (entry_id,) in released.fetchall()]
 
     def record_hit(self, entry_id: str, saved_seconds: float) -> None:
-        """Count a hit, and make the entry the most recently used. ValueError for what is no time."""
-        if not (math.isfinite(saved_seconds) and saved_seconds >= 0):
-            raise ValueError(f"a hit saves a finite number of seconds of at least 0, not {saved_seconds}")
+        """Count a hit, and make the entry the most recently used."""
         now = time.time()
         self._db.execute(
             "UPDATE listing SET used = ?, hits = hits + 1, saved = saved + ?, tick = ?, clock = ?"
@@ -465,7 +473,7 @@ class Transaction:
     def _removed(self, where: str, *values) -> list[Removed]:
         return [Removed(*row) for row in self._db.execute(f"SELECT seq, id FROM entries WHERE {where}", values)]
 
-    def _bury(self, seq: int | None) -> None:
+    def _bury(self, seq: int) -> None:
         # Before the row goes: the version is the highest number there is, and the row's may be that.
         change = self.version() + 1
         self._db.execute("INSERT INTO tombstones (change, entry) VALUES (?, ?)", (change, seq))

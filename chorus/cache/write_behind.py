@@ -19,8 +19,8 @@ from ..messages import say
 from .entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space, unit_vector
 from .errors import CacheError, CacheUnavailable, VectorLengthMismatch
 from .interface import Cache
-from .pool import score
 from .record import read_record, write_record
+from .vectors import score
 
 if TYPE_CHECKING:
     import torch

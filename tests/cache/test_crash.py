@@ -12,7 +12,7 @@ import pytest
 
 from .test_processes import finish
 
-STRIDES = {"put": 4, "evict": 4, "hit": 5, "forget": 5, "rebuild": 9}  # every so many lines
+STRIDES = {"put": 4, "evict": 4, "hit": 5, "forget": 5, "rebuild": 18}  # every so many lines
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")

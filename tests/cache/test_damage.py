@@ -140,7 +140,7 @@ def test_a_row_that_claims_an_absurd_size_does_not_stop_the_cache(open_cache, ro
     assert {entry.id for entry in cache.entries()} == {good.id, new.id}
 
 
-@pytest.mark.parametrize("damage", ["garbage", "deleted", "emptied", "other tables"])
+@pytest.mark.parametrize("damage", ["garbage", "deleted", "emptied", "other tables", "totals", "usage", "eviction"])
 def test_a_lost_catalog_is_rebuilt_from_the_files(open_cache, root, damage):
     cache = open_cache()
     made = [cache.put(new_entry(n)) for n in range(3)]
@@ -156,13 +156,15 @@ def test_a_lost_catalog_is_rebuilt_from_the_files(open_cache, root, damage):
             path.write_bytes(b"")
         case "other tables":
             edit(root, "DROP INDEX requests")
+        case table:
+            edit(root, f"DELETE FROM {table}")
 
     cache = open_cache()
     assert cache.entries() == [made[2], made[0]]
     assert_is_entry(2, cache.load(made[2].id))
     assert cache.search(random_vector(0), EMBEDDER, SPACE)[0].entry == made[0]
     assert (root / "quarantine" / f"{made[1].id}.safetensors").exists()
-    if damage in ("garbage", "other tables"):
+    if damage not in ("deleted", "emptied"):
         assert (root / "quarantine" / path.name).exists()
         assert not path.exists()
 

@@ -131,12 +131,9 @@ def test_a_reader_that_lags_behind_the_kept_history_starts_over(cache, open_cach
     assert [match.entry for match in other.search(random_vector(1), EMBEDDER, SPACE, k=9)] == [made[5]]
 
 
-def test_leftovers_are_swept_after_an_hour_and_not_before(cache, open_cache, root):
+def test_half_written_and_damaged_leftovers_are_deleted_after_an_hour_and_not_before(cache, open_cache, root):
     entry = cache.put(new_entry(1))
-    partial = root / "partial" / ("0" * 32)
-    orphan = root / "blobs" / "11" / f"{'1' * 32}.safetensors"
-    orphan.parent.mkdir(exist_ok=True)
-    leftovers = [partial, orphan]
+    leftovers = [root / "partial" / ("0" * 32), root / "quarantine" / f"{'1' * 32}.safetensors"]
     for path in leftovers:
         path.write_bytes(b"unfinished")
     open_cache()

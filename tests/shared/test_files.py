@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 
@@ -185,6 +186,52 @@ def test_a_file_that_could_not_be_deleted_counts_until_it_is(open_cache, share, 
     cache.sweep()
     assert set(stored_files(share)) == {one.id for one in cache.entries()}
     cache.put(new_entry(4))
+
+
+def test_the_limit_holds_while_another_worker_is_deleting(open_cache, share, monkeypatch):
+    """What it evicted counts until it is gone; who needs the room helps to delete it."""
+    limit = 2_000_000
+    slow, quick = open_cache(max_bytes=limit), open_cache()
+    large = slow.put(new_entry(1, kilobytes=1750))
+    assert quick.count() == 1  # its first use also tidies up
+    deleting, go_on = threading.Event(), threading.Event()
+    remove = slow._objects.remove
+
+    def stalled(ids):
+        deleting.set()
+        go_on.wait(30)
+        remove(ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slow._objects, "remove", stalled)
+        thread = threading.Thread(target=slow.put, args=(new_entry(2, kilobytes=300),))
+        thread.start()
+        assert deleting.wait(30)
+        most = 0
+        for number in range(3, 8):
+            quick.put(new_entry(number, kilobytes=300))
+            most = max(most, sum(stored_files(share).values()))
+        assert large.id not in stored_files(share)
+        go_on.set()
+        thread.join()
+    assert most <= limit
+    assert sum(stored_files(share).values()) == slow.stats().bytes <= limit
+    assert slow.find_request("request-2") is not None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
+def test_a_copy_that_is_no_file_is_fetched_again_and_keeps_nobody_waiting(open_cache, share):
+    cache = open_cache()
+    entry = cache.put(new_entry(1))
+    (copy,) = cache._tier.root.rglob("*.safetensors")
+    copy.unlink()
+    os.mkfifo(copy)
+    thread = threading.Thread(target=cache.load, args=(entry.id,), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert_is_entry(1, cache.load(entry.id))
+    assert copy.is_file()
 
 
 def test_leftovers_of_dead_writers_are_swept(open_cache, share, monkeypatch, db, tenant):

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from chorus.cache import CacheUnavailable, EntryMissing, EntryTooLarge
-from chorus.cache.shared.schema import TABLES
+from chorus.cache.shared.schema import MIGRATIONS, TABLES
 
 from ..cache.sample import EMBEDDER, SPACE, assert_is_entry, new_entry, random_vector
 
@@ -103,6 +103,86 @@ def test_a_bound_role_cannot_leave_its_tenant_by_sql(bound, cache, tenant, db):
                 worker.execute(statement, values)
     ((found, hits),) = db.execute("SELECT id, hits FROM chorus.entries WHERE tenant = %s", (tenant,)).fetchall()
     assert (found, hits) == (entry.id, 0)
+
+
+ROW = (
+    "INSERT INTO chorus.entries (seq, tenant, cache, id, space, embedder, is_source, request, bytes, digest,"
+    " vector_sha256, record, checksum, created, weights, latent_format, shape, folded)"
+    " SELECT %s + g, %s, 'default', md5(g::text), 's', 'e', true, 'r', 1, 'd', 'v', '{}', 'c', 0, 'w', 'f', 's', 'p'"
+    " FROM generate_series(1, 20) g"
+)
+VECTOR = (
+    "INSERT INTO chorus.vectors (seq, tenant, cache, embedder, space, dims, vector)"
+    " VALUES (%s, %s, 'default', 'e', 's', 2, '[1,0]')"
+)
+
+
+def test_a_tenant_that_takes_numbers_in_advance_keeps_nobody_from_storing(bound, cache, open_cache, tenant, db):
+    home = f"a{tenant}"
+    open_cache(url=bound, tenant=home).version()
+    cache.put(new_entry(1))
+    ((last,),) = db.execute("SELECT max(seq) FROM chorus.entries").fetchall()
+    with psycopg.connect(bound, autocommit=True) as worker:
+        assert worker.execute(ROW, (last, home)).rowcount == 20
+        worker.execute(VECTOR, (last + 1, home))
+    made = [cache.put(new_entry(n)) for n in range(2, 9)]
+    ((taken,),) = db.execute(
+        "SELECT count(*) FROM chorus.entries a JOIN chorus.entries b USING (seq) WHERE a.tenant = %s AND b.tenant = %s",
+        (tenant, home),
+    ).fetchall()
+    assert taken == 7  # they do have the same numbers
+    for number, entry in enumerate(made, 2):
+        assert [match.entry for match in cache.search(random_vector(number), EMBEDDER, SPACE, k=1)] == [entry]
+        assert_is_entry(number, cache.load(entry.id))
+    cache.clear()
+    assert db.execute("SELECT count(*) FROM chorus.entries WHERE tenant = %s", (home,)).fetchone() == (20,)
+
+
+def test_a_tenant_cannot_tell_which_numbers_another_has(bound, cache, open_cache, tenant, db):
+    home = f"a{tenant}"
+    open_cache(url=bound, tenant=home).version()
+    cache.put(new_entry(1))
+    cache.put(new_entry(2, is_source=False))
+    seqs = [seq for (seq,) in db.execute("SELECT seq FROM chorus.entries WHERE tenant = %s", (tenant,)).fetchall()]
+    answers = set()
+    with psycopg.connect(bound, autocommit=True) as worker:
+        for seq in (*seqs, max(seqs) + 1000):
+            with pytest.raises(psycopg.Error) as caught:
+                worker.execute(VECTOR, (seq, home))
+            answers.add((type(caught.value), str(caught.value).replace(str(seq), "?")))
+    assert len(answers) == 1
+    assert db.execute("SELECT count(*) FROM chorus.vectors WHERE tenant = %s", (home,)).fetchone() == (0,)
+
+
+def test_tables_of_version_1_are_migrated_with_all_tenants_rows(postgres, tenant, open_cache, monkeypatch):
+    """By their owner, an ordinary role, whom row-level security shows one tenant only; planted vectors go."""
+    database, role = f"db_{tenant}", f"{tenant}_owner"
+    postgres.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'pass-word'", f"CREATE DATABASE {database} OWNER {role}")
+    postgres.execute("CREATE EXTENSION vector", database=database)
+    url = postgres.url(database, role, "pass-word")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("chorus.cache.shared.database.MIGRATIONS", MIGRATIONS[:1])
+            old = {name: open_cache(url=url, tenant=name) for name in (tenant, f"{tenant}-b")}
+            made = {name: [cache.put(new_entry(n)) for n in range(3)] for name, cache in old.items()}
+            result = old[tenant].put(new_entry(9, is_source=False))
+            for cache in old.values():
+                cache.close()
+        with psycopg.connect(postgres.url(database), autocommit=True) as db:
+            ((seq,),) = db.execute("SELECT seq FROM chorus.entries WHERE id = %s", (result.id,)).fetchall()
+            db.execute(VECTOR, (seq, f"{tenant}-b"))
+            for name, entries in made.items():
+                cache = open_cache(url=url, tenant=name)
+                assert [cache.get(entry.id) for entry in entries] == entries
+                assert cache.search(random_vector(1), EMBEDDER, SPACE)[0].entry == entries[1]
+                assert_is_entry(5, cache.load(cache.put(new_entry(5)).id))
+                cache.close()
+            assert db.execute("SELECT number FROM chorus.version").fetchone() == (len(MIGRATIONS),)
+            assert db.execute("SELECT count(*) FROM chorus.vectors").fetchone() == (8,)
+            forced = "SELECT relname FROM pg_class WHERE relnamespace = 'chorus'::regnamespace AND relforcerowsecurity"
+            assert {name for (name,) in db.execute(forced).fetchall()} == set(TABLES)
+    finally:
+        postgres.execute(f"DROP DATABASE {database} WITH (FORCE)", f"DROP ROLE {role}")
 
 
 def test_the_owner_is_kept_to_a_tenant_too(postgres, tenant, tmp_path, share, open_cache):

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
-import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from ...log import logger
 from ...messages import say
-from ..entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Query, Space, unit_vector
+from ..base import CatalogCache
+from ..blobs import is_id
+from ..entry import EVERYTHING, CacheStats, Entry, Match, NewEntry, Space, unit_vector
 from ..errors import CacheUnavailable, EntryDamaged, EntryMissing, EntryTooLarge, VectorLengthMismatch
-from ..foreign import unpack
-from ..format import BlobDamaged, BlobNewer, EntryFile, Packed, pack
-from ..record import write_record
+from ..format import BlobDamaged, BlobNewer, EntryFile, Packed
+from ..vectors import TIE_TOLERANCE, score
 from .catalog import Catalog, Found, Row
 from .database import CHANGE, DEADLINE, Database
 from .objects import ObjectStore
 from .settings import Settings
 from .tier import LocalTier
-
-if TYPE_CHECKING:
-    import torch
 
 log = logger(__name__)
 T = TypeVar("T")
@@ -38,12 +34,9 @@ RESERVED_FOR = 900.0  # seconds after which a writer is taken for dead; one that
 ORPHANED_AFTER = 6 * 3600.0  # seconds after which a file that nobody knows is deleted
 UPKEEP = 60.0  # seconds between two rounds of tidying
 EXACT = 2000  # sources among which every search is exact
-TIE_TOLERANCE = 1e-5  # float32 inner products this close are scored again in float64 before the order is decided
-
-_ID = re.compile(r"[0-9a-f]{32}")
 
 
-class SharedCache:
+class SharedCache(CatalogCache):
     """A cache that any number of machines use at once. Implements `Cache`.
 
     settings: where it is. name: of the cache within its tenant. tier: folder for this machine's copies.
@@ -81,31 +74,9 @@ class SharedCache:
         """See `Cache.search_elsewhere`."""
         return self._search(vector, embedder, space, k, same=False)
 
-    def find_request(self, request: str) -> Entry | None:
-        """See `Cache.find_request`."""
-        row = self._read(lambda catalog: catalog.newest_of_request(request))
-        return row.entry if row else None
-
-    def get(self, entry_id: str) -> Entry | None:
-        """See `Cache.get`."""
-        row = self._read(lambda catalog: catalog.row(entry_id))
-        return row.entry if row else None
-
-    def entries(self, limit: int = 100, offset: int = 0, query: Query = EVERYTHING) -> list[Entry]:
-        """See `Cache.entries`."""
-        return [row.entry for row in self._read(lambda catalog: catalog.listed(query, limit, offset))]
-
-    def count(self, query: Query = EVERYTHING) -> int:
-        """See `Cache.count`."""
-        return self._read(lambda catalog: catalog.count(query))
-
     def stats(self) -> CacheStats:
         """See `Cache.stats`. bytes includes what is in quarantine."""
         return self._read(lambda catalog: catalog.totals())
-
-    def version(self) -> int:
-        """See `Cache.version`."""
-        return self._read(lambda catalog: catalog.version())
 
     def names(self) -> list[str]:
         """The tenant's caches, by name. Makes none, this one neither."""
@@ -120,60 +91,10 @@ class SharedCache:
         if there != mark and not (there is None and empty):
             raise self._other_location()
 
-    # -- tensors
+    # -- storing
 
-    def load(
-        self, entry_id: str, names: Iterable[str] | None = None, device: str | torch.device = "cpu"
-    ) -> dict[str, torch.Tensor]:
-        """See `Cache.load`. From this machine's copy where it is sound, else from the store."""
-        names = None if names is None else list(names)
-        return self._from_file(entry_id, names or (), lambda file: file.tensors(names, device))
-
-    def preview(self, entry_id: str) -> bytes:
-        """See `Cache.preview`."""
-        try:
-            return self._from_file(entry_id, ["preview"], lambda file: file.webp("preview"))
-        except ValueError as error:
-            raise EntryMissing(entry_id, say("reason.no_preview", error=error)) from error
-
-    def _from_file(self, entry_id: str, names: Collection[str], take: Callable[[EntryFile], T]) -> T:
-        """What `take` gets from the entry's verified file, which has tensors of these names."""
-        with self._reading() as catalog:
-            row = catalog.row(entry_id)
-            damaged = catalog.damaged
-        if row is None:
-            if damaged:
-                raise EntryDamaged(entry_id, self._database.place, say("reason.row"))
-            if _ID.fullmatch(entry_id):
-                self._tier.remove(entry_id)
-            raise EntryMissing(entry_id)
-        if unknown := sorted(set(names) - set(row.entry.tensor_names)):
-            raise EntryMissing(
-                entry_id, say("reason.no_tensor", names=", ".join(unknown), known=str(row.entry.tensor_names))
-            )
-        try:
-            copy = self._from_tier(row, take)
-            return self._from_store(row, take) if copy is None else copy
-        except BlobNewer as error:
-            raise CacheUnavailable(self._objects.path(entry_id), str(error), say("advice.update")) from error
-
-    def put(self, new: NewEntry, entry_id: str | None = None) -> Entry:
-        """See `Cache.put`. Evicts the least recently used. ValueError also for an id that is in use."""
-        entry_id = _checked(uuid.uuid4().hex if entry_id is None else entry_id)
-        self._objects.check()  # before the work of packing
-        packed = pack(write_record(entry_id, time.time(), new), new.vector, new.tensors, new.coding)
-        return self._keep(entry_id, new, packed)
-
-    def file(self, entry_id: str) -> bytes:
-        """See `Cache.file`."""
-        return self._from_file(entry_id, (), lambda file: file.content)
-
-    def adopt(self, entry_id: str, content: bytes) -> Entry:
-        """See `Cache.adopt`."""
-        _checked(entry_id)
+    def _check_store(self) -> None:
         self._objects.check()
-        new, packed = unpack(entry_id, content)
-        return self._keep(entry_id, new, packed)
 
     def _keep(self, entry_id: str, new: NewEntry, packed: Packed) -> Entry:
         content = packed.to_bytes()
@@ -189,20 +110,11 @@ class SharedCache:
         self._tier.write(entry_id, content)
         return entry
 
-    def record_hit(self, entry_id: str, saved_seconds: float) -> None:
-        """See `Cache.record_hit`."""
-        self._read(lambda catalog: catalog.record_hit(entry_id, saved_seconds), CHANGE)
-
-    def pin(self, entry_id: str, pinned: bool = True) -> None:
-        """See `Cache.pin`."""
-        if not self._read(lambda catalog: catalog.pin(entry_id, pinned), CHANGE):
-            raise EntryMissing(entry_id)
-
     # -- deleting
 
     def forget(self, entry_id: str) -> None:
         """See `Cache.forget`. CacheUnavailable when the file cannot be deleted yet; it is not served any more."""
-        if not _ID.fullmatch(entry_id):
+        if not is_id(entry_id):
             return
         with self._changing() as catalog:
             gone = catalog.drop("id = %(id)s", id=entry_id)
@@ -291,6 +203,14 @@ class SharedCache:
 
     # -- parts of a load
 
+    def _taken(self, row: Row, take: Callable[[EntryFile], T]) -> T:
+        """From this machine's copy where it is sound, else from the store."""
+        try:
+            copy = self._from_tier(row, take)
+            return self._from_store(row, take) if copy is None else copy
+        except BlobNewer as error:
+            raise CacheUnavailable(self._objects.path(row.entry.id), str(error), say("advice.update")) from error
+
     def _from_tier(self, row: Row, take: Callable[[EntryFile], T]) -> T | None:
         content = self._tier.read(row.entry.id)
         if content is None:
@@ -344,22 +264,33 @@ class SharedCache:
     # -- parts of a put
 
     def _reserve(self, entry_id: str, size: int) -> None:
+        if not self._room_made(entry_id, size):
+            # What others are about to delete takes room until it is gone: anyone may delete it.
+            while batch := self._read(lambda catalog: catalog.garbage()):
+                self._remove_files(batch)
+            if not self._room_made(entry_id, size):
+                limit = self._read(lambda catalog: catalog.room()).limit
+                reason = say("reason.no_room_shared", more=size, limit=limit)
+                raise CacheUnavailable(self._database.place, reason, say("advice.unpin"))
+
+    def _room_made(self, entry_id: str, size: int) -> bool:
+        """Whether `size` bytes are reserved, and what had to go for them is deleted. Else nothing is changed."""
         with self._changing() as catalog:
             room = catalog.room()
             if size > room.limit:
                 raise EntryTooLarge(size, room.limit)
-            catalog.reserve(entry_id, size)
             evicted: list[str] | None = []
             if (excess := room.used + size - room.limit) > 0:
                 evicted = catalog.evict(excess, entry_id)
             if evicted is None:
-                reason = say("reason.no_room_shared", more=size, limit=room.limit)
-                raise CacheUnavailable(self._database.place, reason, say("advice.unpin"))
+                return False
+            catalog.reserve(entry_id, size)
         try:
             self._remove_files(evicted)
         except BaseException:
             self._abandon(entry_id)
             raise
+        return True
 
     def _publish(self, entry_id: str, new: NewEntry, record: str, digest: str, size: int) -> Entry:
         key = new.embedder, new.vector.size
@@ -411,6 +342,12 @@ class SharedCache:
         if catalog.damaged:
             self._quarantine(catalog.damaged, "its row in the catalog does not have its checksum")
 
+    def _counting(self) -> AbstractContextManager[Catalog]:
+        return self._reading(CHANGE)
+
+    def _place(self) -> str:
+        return self._database.place
+
     @contextmanager
     def _changing(self) -> Iterator[Catalog]:
         self._prepare()
@@ -451,16 +388,7 @@ class SharedCache:
         return CacheUnavailable(self._database.place, reason, say("advice.location"))
 
 
-def _checked(entry_id: str) -> str:
-    if not _ID.fullmatch(entry_id):
-        raise ValueError(f"{entry_id!r} is not an entry id (32 lower-case hex digits)")
-    return entry_id
-
-
 def _ranked(found: list[Found], query: np.ndarray) -> list[Match]:
     """By score, recomputed in float64, then the newest."""
-    scored = []
-    for one in found:
-        score = float((one.vector.astype(np.float64) * query.astype(np.float64)).sum().clip(-1.0, 1.0))
-        scored.append((-score, -one.row.seq, Match(one.row.entry, score)))
-    return [match for _, _, match in sorted(scored, key=lambda ranked: ranked[:2])]
+    scored = sorted(((float(score(one.vector, query)), one.row.seq, one.row.entry) for one in found), reverse=True)
+    return [Match(entry, value) for value, _, entry in scored]

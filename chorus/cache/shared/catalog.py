@@ -19,6 +19,7 @@ from pgvector import Vector
 from psycopg.rows import dict_row
 
 from ..entry import CacheStats, Entry, ModelStats, Query, Space, canonical_json
+from ..query import order
 from ..record import read_record
 from .schema import LARGEST_HALF_INDEXED, LARGEST_INDEXED
 
@@ -30,17 +31,11 @@ _UNKEPT = re.compile(f"[\x00\ud800-\udfff{_MARK}]")
 _ROW = "seq, id, used, hits, saved, pinned, space, embedder, is_source, request, bytes, digest, vector_sha256, record"
 _CHECKED = ("id", "space", "embedder", "is_source", "request", "bytes", "digest", "vector_sha256", "record")
 _MINE = "tenant = %(tenant)s AND cache = %(cache)s"
-_USED = f"""(SELECT coalesce(sum(bytes), 0) FROM chorus.reservations r WHERE {_MINE})
+# An upload begins once the files that go for it are deleted, so the two together never take more than the larger.
+_USED = f"""(SELECT coalesce(sum(greatest(r.bytes, (SELECT coalesce(sum(g.bytes), 0) FROM chorus.garbage g
+        WHERE g.tenant = r.tenant AND g.room_for = r.id))), 0) FROM chorus.reservations r WHERE {_MINE})
     + (SELECT coalesce(sum(bytes), 0) FROM chorus.garbage g WHERE {_MINE} AND NOT EXISTS (
         SELECT 1 FROM chorus.reservations r WHERE r.tenant = g.tenant AND r.id = g.room_for))"""
-_ORDERS = {
-    "newest": "seq DESC",
-    "oldest": "seq",
-    "used": "used DESC, seq DESC",
-    "hits": "hits DESC, seq DESC",
-    "saved": "saved DESC, seq DESC",
-    "bytes": "bytes DESC, seq DESC",
-}
 
 
 @dataclass(frozen=True)
@@ -94,10 +89,10 @@ class Catalog:
     def newest_of_request(self, request: str) -> Row | None:
         return next(self._rows("request = %(request)s ORDER BY seq DESC", request=text(request)), None)
 
-    def listed(self, query: Query, limit: int, offset: int) -> list[Row]:
+    def page(self, query: Query, limit: int, offset: int) -> list[Row]:
         where, values = _conditions(query)
-        order = f"{where} ORDER BY {_ORDERS[query.sort]} LIMIT %(limit)s OFFSET %(offset)s"
-        return list(self._rows(order, limit=limit, offset=offset, **values))
+        page = f"{where} ORDER BY {order(query)} LIMIT %(limit)s OFFSET %(offset)s"
+        return list(self._rows(page, limit=limit, offset=offset, **values))
 
     def count(self, query: Query) -> int:
         where, values = _conditions(query)
@@ -137,7 +132,7 @@ class Catalog:
             near += " LIMIT %(ask)s"
         rows = self._checked(
             f"SELECT {_ROW}, checksum, near.vector::text AS vector FROM ({near}) near"
-            f" JOIN chorus.entries USING (seq) WHERE state = 'live'",
+            f" JOIN chorus.entries USING (seq) WHERE {_MINE} AND state = 'live'",
             **values,
             query=Vector(query).to_text(),
         )

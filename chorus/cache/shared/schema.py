@@ -157,4 +157,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             END $$""",
         "REVOKE ALL ON FUNCTION chorus.admit(name, text) FROM PUBLIC",
     ),
+    (
+        # Numbers are a tenant's own: one that takes numbers in advance, or asks for them, blocks and learns nothing.
+        "ALTER TABLE chorus.entries NO FORCE ROW LEVEL SECURITY",
+        "ALTER TABLE chorus.vectors NO FORCE ROW LEVEL SECURITY",
+        "ALTER TABLE chorus.vectors DROP CONSTRAINT vectors_seq_fkey, DROP CONSTRAINT vectors_pkey",
+        "ALTER TABLE chorus.entries DROP CONSTRAINT entries_pkey, ADD PRIMARY KEY (tenant, seq)",
+        """DELETE FROM chorus.vectors v
+            WHERE NOT EXISTS (SELECT 1 FROM chorus.entries e WHERE (e.tenant, e.seq) = (v.tenant, v.seq))""",
+        """ALTER TABLE chorus.vectors ADD PRIMARY KEY (tenant, seq),
+            ADD FOREIGN KEY (tenant, seq) REFERENCES chorus.entries ON DELETE CASCADE""",
+        "ALTER TABLE chorus.entries FORCE ROW LEVEL SECURITY",
+        "ALTER TABLE chorus.vectors FORCE ROW LEVEL SECURITY",
+    ),
 )

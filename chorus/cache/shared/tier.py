@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...log import logger
+from ..blobs import regular
+from ..format import BlobDamaged
 
 log = logger(__name__)
 
@@ -31,9 +33,9 @@ class LocalTier:
         """A copy's bytes, not verified, or None. Makes it the most recently read."""
         path = self._path(entry_id)
         try:
-            content = path.read_bytes()
+            content = regular(path).read_bytes()
             os.utime(path)
-        except OSError:
+        except (OSError, BlobDamaged):
             return None
         return content
 
