@@ -37,6 +37,7 @@ def made(tuning: Mapping, embedders: Mapping, before: Mapping) -> dict:
     for row in tuning["rows"]:
         by_steps.setdefault(row["steps"], []).append(row)
     return {
+        "steps_per_cfg": before["steps_per_cfg"],  # chosen by hand: no table measures CFG
         "embedders": {family: {"threshold": value} for family, value in thresholds.items()},
         "bounds": {str(steps): _bounds(steps, rows) for steps, rows in by_steps.items()},
     }
@@ -80,6 +81,9 @@ def shown(calibration: Mapping) -> str:
     """The file's text, a line each embedder and number of steps."""
     parts = []
     for name, values in calibration.items():
+        if not isinstance(values, Mapping):
+            parts.append(f'  "{name}": {json.dumps(values)}')
+            continue
         lines = ",\n".join(f'    "{key}": {json.dumps(value)}' for key, value in values.items())
         parts.append(f'  "{name}": {{\n{lines}\n  }}')
     return "{\n" + ",\n".join(parts) + "\n}\n"

@@ -34,11 +34,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from chorus.comfy import lookup, masks, run, stages, store
+from chorus.comfy import lookup, masks, stages, store
 from chorus.comfy.caches import close_caches
-from chorus.comfy.recording import Report
-from chorus.reuse.plan import Plan, stage_bounds
+from chorus.comfy.sampling.finished import Report
+from chorus.comfy.sampling.wrappers import attach
+from chorus.reuse.plan import Plan
 from chorus.reuse.regions import Regions, build, token_grid
+from chorus.reuse.schedule import steps_reached
 from tools import comfyui
 
 RESULTS = Path(__file__).parent / "results"
@@ -291,8 +293,8 @@ class Bench:
 
         sampling = self.patcher.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", schedule.steps).tolist()
-        cuts = (float(sampling.percent_to_sigma(part)) for part in (schedule.reuse, schedule.full_from))
-        k1, k2 = stage_bounds(sigmas, *cuts)
+        shares = (schedule.reuse, schedule.full_from)
+        k1, k2 = (steps_reached(sigmas, float(sampling.percent_to_sigma(share))) for share in shares)
         if whole:
             return Bounds(0, schedule.steps, k1, k2)
         return Bounds(k1 - 1 if case.reuse else k1, k1 + (1 if case.share is None else 2), k1, k2)
@@ -304,13 +306,13 @@ class Bench:
         settings = lookup.LookupSettings(f"the {name} prompt", 0.0, mode, cache, "conditioning")
         plan = lookup.look_up([self.patcher], {"samples": self.blank}, settings, conditioning=self.prompts[name])
         if case.reuse:
-            plan = stages.with_reuse(plan, "fixed", schedule.reuse, 1.0)
+            plan = stages.reuse(plan, "fixed", schedule.reuse, 1.0, 0.0)
         if case.share is not None:
             plan = masks.with_regions(plan, "mask", self.frames[case.share], DILATION, DILATION, "none")
         if case.amplified:
-            plan, _ = stages.with_amplification(plan, 1.0, "both", 0.5)
+            plan, _ = stages.amplification(plan, 1.0, "both", 0.5)
         if case.reuse:
-            plan = stages.with_refinement(plan, "fixed", schedule.full_from)
+            plan = stages.refinement(plan, "fixed", schedule.full_from)
         return plan
 
     def next_seed(self) -> int:
@@ -350,7 +352,7 @@ class Bench:
             if plan is None and case.chorus:
                 plan = self.plan(case, schedule, "source" if case.reuse else "cold")
             latent = comfy.sample.sample(
-                self.patcher if plan is None else run.attach(self.patcher, plan),
+                self.patcher if plan is None else attach(self.patcher, plan),
                 noise,
                 schedule.steps,
                 schedule.cfg,
@@ -368,7 +370,7 @@ class Bench:
             sampled = time.perf_counter()
             report = None
             if plan is not None:
-                _, _, report = store.store(plan, {"samples": latent}, None, 0.75, "fp16")
+                report = store.store(plan, {"samples": latent}, None, 0.75, "fp16").report
         ended = time.perf_counter()
         whole_step = len(counter.blocks) * self.tokens * schedule.rows
         return Measured(

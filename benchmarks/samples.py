@@ -176,12 +176,13 @@ class Bench:
         made = graph(self.subject, request, system, cache=self.cache_of(source), mode="read only")
         self.host.run(made)
         plan = self.host.host.output(only(made, "ChorusSRDMask"))[0][0]
-        if plan.regions is None:
+        regions = self.host.host.module("chorus.comfy.techniques.selective").regions_of(plan)
+        if regions is None:
             return 0.0
         place = torch.from_numpy(judge.main_mask(frames, source.caption))
-        grid = tuple(plan.regions.grid)
+        grid = tuple(regions.grid)
         truth = torch.nn.functional.adaptive_max_pool3d(place[None, None], grid)[0, 0] > 0.5
-        found = plan.regions.base
+        found = regions.base
         return float((truth & found).sum() / (truth | found).sum())
 
     def _sample(self, request: Request, system: System, source: Request | None) -> dict:

@@ -24,7 +24,7 @@ import torch
 from scipy.stats import binomtest
 
 from chorus.cache import Entry, LocalCache, NewEntry, Space, eviction
-from chorus.reuse.plan import calibration_of
+from chorus.reuse.calibration import calibration_of
 
 from .. import report
 from ..prompts import Request, stream, vectors, vidprom, with_repeats

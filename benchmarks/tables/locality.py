@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from chorus.reuse.plan import calibration_of
+from chorus.reuse.calibration import calibration_of
 
 from .. import report
 from ..pairs import Pair, request

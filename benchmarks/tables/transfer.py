@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from chorus.reuse.plan import calibration_of, stretched
+from chorus.reuse.calibration import calibration_of
+from chorus.reuse.schedule import stretched
 from tools.demo_graph import Graph, only
 
 from .. import report

@@ -41,15 +41,26 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     return hashed.hexdigest(length=16)
 
 
+def stored_parts(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors in memory that a quantised one consists of, by name; none for a plain tensor."""
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
+        return {}
+    names, _ = tensor.__tensor_flatten__()
+    return {name: getattr(tensor, name) for name in names}
+
+
 def digest(value: Any) -> str:
     """Hex digest of nested plain data and tensors. Equal across processes and machines.
 
     Understood are: None, numbers, texts, bytes, enums, paths, dtypes, devices, NumPy arrays and scalars, tensors;
     mappings, lists, tuples and sets of these; and objects of ComfyUI's own classes with plain attributes.
-    Raises NotUnderstood for NaN, which equals nothing, and for everything else.
+    Raises NotUnderstood for NaN, which equals nothing, for data that holds itself, and for everything else.
     """
     hashed = new_hash()
-    _describe(value, hashed.update, "")
+    try:
+        _describe(value, hashed.update, "")
+    except RecursionError as error:
+        raise NotUnderstood("data that holds itself, or is nested too deeply") from error
     return hashed.hexdigest(length=16)
 
 
@@ -61,7 +72,7 @@ def _describe(value: Any, write: Callable[[bytes], Any], where: str) -> None:
             raise NotUnderstood(f"{where}: an array of Python objects")
         write(f"A{value.dtype.str}{value.shape};".encode())
         write(np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, np.generic):
+    elif isinstance(value, np.generic) and not isinstance(value.item(), np.generic):  # longdouble gives itself
         _describe(value.item(), write, where)
     elif isinstance(value, float | complex):
         if math.isnan(abs(value)):
@@ -103,12 +114,11 @@ def _is_record(value: Any) -> bool:
 def _write_tensor(tensor: torch.Tensor, write: Callable[[bytes], Any]) -> None:
     if tensor.is_nested or tensor.is_sparse:
         raise NotUnderstood(f"a tensor of layout {tensor.layout}")
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):
-        names, attributes = tensor.__tensor_flatten__()  # a quantised tensor is its parts
+    if stored := stored_parts(tensor):
         write(f"Q{type(tensor).__qualname__}{tuple(tensor.shape)}".encode())
-        for name in names:
-            _write_tensor(getattr(tensor, name), write)
-        write(repr(attributes).encode())
+        for part in stored.values():
+            _write_tensor(part, write)
+        write(repr(tensor.__tensor_flatten__()[1]).encode())  # type: ignore[attr-defined]
         return
     if tensor.is_meta:
         raise NotUnderstood(f"a placeholder of shape {tuple(tensor.shape)} without content")

@@ -62,7 +62,7 @@ def _keyed(what: str, held: dict[str, dict[Any, list[Any]]]) -> Iterator[str]:
 def _code(value: Any) -> str:
     """The name of a patch's code, of each in a nested collection."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_code(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ",".join(sorted(f"{key}:{_code(inner)}" for key, inner in value.items())) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(_code(inner) for inner in value) + "]"
     named = value if hasattr(value, "__qualname__") else type(value)

@@ -31,9 +31,6 @@ class Share:
         return float(np.interp(np.log(max(1, steps)), np.log(given), shares))
 
 
-FROM_K1 = Share.fixed(1.0)
-
-
 @dataclass(frozen=True)
 class Bounds:
     """What schedules of one length may save. All are fractions of the number of steps, 0 to 1."""

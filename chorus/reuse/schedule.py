@@ -96,10 +96,3 @@ def stretched(sigmas: Sequence[float], k1: int, start: float) -> list[float]:
     places = np.linspace(place, last, last - k1 + 1)
     path = [float(s) for s in np.interp(places, range(last + 1), sigmas)]
     return [*sigmas[:k1], start, *path[1:-1], sigmas[last]]
-
-
-def stage_bounds(sigmas: Sequence[float], reuse_cut: float | None, full_cut: float | None) -> tuple[int, int]:
-    """(K1, K2) of a schedule from the two σ; None: the stage's node is absent, so nothing is skipped, or refined."""
-    k1 = 0 if reuse_cut is None else steps_reached(sigmas, reuse_cut)
-    k2 = len(sigmas) - 1 if full_cut is None else steps_reached(sigmas, full_cut)
-    return k1, max(k1, k2)

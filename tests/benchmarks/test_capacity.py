@@ -20,7 +20,7 @@ from benchmarks.tables.capacity import (
     serve_with_nirvana,
 )
 from chorus.cache import LocalCache
-from chorus.reuse.plan import calibration_of
+from chorus.reuse.calibration import calibration_of
 
 KS = [k for _, k in NIRVANA_TABLE]
 

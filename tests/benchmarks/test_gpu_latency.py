@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import gpu_latency
 from benchmarks.gpu_latency import COLD, FEW, MANY, PLAIN, SRD, STAGE1, TGAA, Case
+from chorus.comfy.techniques import resume, selective
 
 # The masks on the small grid of 14 × 14 tokens a frame: 13 × 13, 8 × 9 and 5 × 6 of them visible.
 VISIBLE = {"SRD 84%": 169 / 196, "SRD 38%": 72 / 196, "SRD 15%": 30 / 196, "SRD 38%, TGAA": 72 / 196}
@@ -62,10 +63,15 @@ def bench(comfy_host, tmp_path_factory):
         yield made
 
 
-def sample(bench, case: Case, **changes):
-    """(what `case` measures under a plan with `changes`, its bounds), on the whole 4-step schedule. Stores nothing."""
+def sample(bench, case: Case, without: str = "", **changed):
+    """(what `case` measures, its bounds) on the whole 4-step schedule. Stores nothing.
+
+    without: a stage that its plan lacks; changed: stages with other settings.
+    """
     bounds = bench.bounds(case, FEW, whole=True)
-    plan = replace(bench.plan(case, FEW), writes=False, **changes)
+    plan = bench.plan(case, FEW)
+    stages = {name: asked for name, asked in plan.stages.items() if name != without}
+    plan = replace(plan, writes=False, stages=stages | changed)
     return bench.request(case, FEW, bounds, plan=plan), bounds
 
 
@@ -124,18 +130,19 @@ def test_what_a_model_does_not_support_is_said_with_the_reason_and_not_timed(hun
 
 
 def test_masks_that_are_not_applied_are_seen(bench):
-    measured, bounds = sample(bench, SRD[1], regions=None)
+    measured, bounds = sample(bench, SRD[1], without=selective.NAME)
     assert measured.equivalents == 3.0
     assert "masks and K1 dictate 2.3673" in bench.fault(SRD[1], bounds, measured)
 
 
 def test_other_masks_than_the_case_has_are_seen(bench):
-    measured, bounds = sample(bench, SRD[1], regions=bench.regions[SRD[2].share])
+    others = selective.Masks(bench.regions[SRD[2].share], None)
+    measured, bounds = sample(bench, SRD[1], **{selective.NAME: others})
     assert "the blocks computed 2.1531" in bench.fault(SRD[1], bounds, measured)
 
 
 def test_steps_that_are_not_skipped_are_seen(bench):
-    measured, bounds = sample(bench, STAGE1, reuse=None)
+    measured, bounds = sample(bench, STAGE1, without=resume.NAME)
     assert "the blocks computed 4.0000" in bench.fault(STAGE1, bounds, measured)
 
 

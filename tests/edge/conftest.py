@@ -12,13 +12,8 @@ TEXT_DIM = 24
 
 
 @pytest.fixture(scope="session")
-def digest_module(pack_module) -> ModuleType:
-    return pack_module("chorus.comfy.digest")
-
-
-@pytest.fixture(scope="session")
-def blocks_module(pack_module) -> ModuleType:
-    return pack_module("chorus.comfy.blocks")
+def networks(pack_module) -> ModuleType:
+    return pack_module("chorus.comfy.networks")
 
 
 def _wan(dtype: torch.dtype = torch.float32, seed: int = 0, **changes) -> torch.nn.Module:

@@ -17,6 +17,20 @@ def masks(pack_module):
     return pack_module("chorus.comfy.masks")
 
 
+@pytest.fixture(scope="module")
+def made(masks, pack_module):
+    """`made(plan, …)`: what `with_regions` put on the plan: its masks, or a note why there are none."""
+    selective = pack_module("chorus.comfy.techniques.selective")
+
+    def of(plan, *settings):
+        with_masks = masks.with_regions(plan, *settings)
+        found = with_masks.stages[selective.NAME]
+        assert selective.regions_of(with_masks) is found.regions
+        return found
+
+    return of
+
+
 def words(*numbers: int) -> torch.Tensor:
     """[L, 32] encodings, one direction a word."""
     return torch.eye(32)[list(numbers)]
@@ -26,7 +40,7 @@ def words(*numbers: int) -> torch.Tensor:
 def plan_of(pack_module):
     import numpy as np
 
-    plans, entries = pack_module("chorus.reuse.plan"), pack_module("chorus.cache")
+    plans, entries, messages = map(pack_module, ("chorus.reuse.plan", "chorus.cache", "chorus.messages"))
 
     def make(target=None, source=None, attention=None, hit=True):
         entry = SimpleNamespace(id="e", tensor_names=(), prompt="a")
@@ -40,10 +54,10 @@ def plan_of(pack_module):
             embedder="conditioning:32",
             vector=np.ones(1, np.float32),
             space=space,
-            experts=("w",),
+            experts=(("w", "", ()),),
             source=plans.Source(entry, 0.9, source, attention) if hit else None,
             score=0.9 if hit else -1.0,
-            explanation="",
+            explanation=messages.say("miss.empty"),
             tokens=target,
         )
 
@@ -58,55 +72,55 @@ def looking(plan_of):
     return plan_of(words(0, 9, 2, 3), words(0, 1, 2, 3), attention)
 
 
-def test_attention_points_the_changed_word_at_its_place(masks, looking):
-    regions = masks.with_regions(looking, "attention", None, 0, 0, "none").regions
+def test_attention_points_the_changed_word_at_its_place(made, looking):
+    regions = made(looking, "attention", None, 0, 0, "none").regions
     expected = torch.zeros(GRID, dtype=torch.bool)
     expected[:, :2, :3] = True
     assert torch.equal(regions.base, expected)
     assert torch.equal(regions.base, regions.edit) and torch.equal(regions.edit, regions.visible)
 
 
-def test_radii_grow_the_edit_and_then_the_visible_mask(masks, looking):
-    regions = masks.with_regions(looking, "attention", None, 1, 2, "none").regions
+def test_radii_grow_the_edit_and_then_the_visible_mask(made, looking):
+    regions = made(looking, "attention", None, 1, 2, "none").regions
     assert regions.edit[0].nonzero().amax(0).tolist() == [2, 3]
     assert regions.visible[0].nonzero().amax(0).tolist() == [4, 5]
 
 
 def test_a_plan_is_not_changed_but_made_anew(masks, looking):
     again = masks.with_regions(looking, "attention", None, 1, 1, "none")
-    assert looking.regions is None and again is not looking
+    assert not looking.stages and again is not looking
     assert again.stage_seconds > looking.stage_seconds
 
 
-def test_a_miss_has_no_masks(masks, plan_of):
-    plan = masks.with_regions(plan_of(hit=False), "attention", None, 1, 1, "none")
-    assert plan.regions is None and plan.regions_note is None
+def test_a_miss_has_no_masks(made, plan_of):
+    found = made(plan_of(hit=False), "attention", None, 1, 1, "none")
+    assert found.regions is None and found.note is None
 
 
-def test_the_same_words_leave_nothing_to_edit(masks, plan_of):
-    plan = masks.with_regions(plan_of(words(0, 1), words(0, 1), torch.rand(2, *GRID)), "attention", None, 2, 2, "none")
-    assert plan.regions.empty and "say the same" in str(plan.regions_note)
+def test_the_same_words_leave_nothing_to_edit(made, plan_of):
+    found = made(plan_of(words(0, 1), words(0, 1), torch.rand(2, *GRID)), "attention", None, 2, 2, "none")
+    assert found.regions.empty and found.note.code == "note.same_words"
 
 
 @pytest.mark.parametrize(
     ("target", "source", "attention", "why"),
     [
-        (None, words(0), torch.ones(1, *GRID), "connect"),
-        (words(0), None, None, "no recorded attention"),
-        (words(0), words(0), None, "no recorded attention"),
-        (words(0, 1), words(0), torch.ones(1, *GRID), "adds words"),
+        (None, words(0), torch.ones(1, *GRID), "note.no_text"),
+        (words(0), None, None, "note.no_attention"),
+        (words(0), words(0), None, "note.no_attention"),
+        (words(0, 1), words(0), torch.ones(1, *GRID), "note.only_new"),
     ],
     ids=["no target words", "no source words", "no maps", "only new words"],
 )
-def test_where_attention_cannot_tell_a_note_says_why(masks, plan_of, target, source, attention, why):
-    plan = masks.with_regions(plan_of(target, source, attention), "attention", None, 1, 1, "none")
-    assert plan.regions is None and why in str(plan.regions_note)
+def test_where_attention_cannot_tell_a_note_says_why(made, plan_of, target, source, attention, why):
+    found = made(plan_of(target, source, attention), "attention", None, 1, 1, "none")
+    assert found.regions is None and found.note.code == why
 
 
-def test_a_mask_serves_without_any_words(masks, plan_of):
+def test_a_mask_serves_without_any_words(made, plan_of):
     mask = torch.zeros(1, 90, 120)
     mask[0, 40:50, 60:70] = 1.0
-    regions = masks.with_regions(plan_of(), "mask", mask, 0, 0, "none").regions
+    regions = made(plan_of(), "mask", mask, 0, 0, "none").regions
     assert regions.base.any() and torch.equal(regions.base, regions.base[:1].expand(GRID))
 
 

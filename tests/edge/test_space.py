@@ -9,7 +9,7 @@ import torch
 
 from small_wan import sampling
 
-from .test_model_digests import lora_file, model_file
+from .test_weights import lora_file, model_file
 
 EMPTY = torch.zeros(1, 16, 4, 12, 12)
 
@@ -34,6 +34,11 @@ def model_with_lora(folder):
     return sampling.load(folder / "model-0.safetensors", lora_file(folder))
 
 
+@pytest.fixture(scope="module")
+def not_understood(pack_module):
+    return pack_module("chorus.comfy.content").NotUnderstood
+
+
 def picture(seed: int = 0, shape=(1, 16, 4, 12, 12)) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -43,33 +48,69 @@ def conditioning(**extra) -> list:
 
 
 def of(space, models, latent=EMPTY, image=None, cond=None, **extra):
-    return space.space_of(models, {"samples": latent, **extra}, image, cond)
+    return space.space_of(models, {"samples": latent, **extra}, image, cond, None)
 
 
 # -- conditioning beside text -----------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def carried(space, networks, model):
+    """`carried(cond)`: digest of what a conditioning of the small Wan carries beside text."""
+    return lambda cond, network=None: space.carried_inputs(cond, network or networks.network_of(model))
+
+
 @pytest.mark.parametrize(
-    "extra", [{}, {"pooled_output": torch.ones(4)}, {"start_percent": 0.2}, {"concat_latent_image": None}]
+    "extra",
+    [
+        {},
+        {"pooled_output": torch.ones(4)},
+        {"attention_mask": torch.ones(1, 8)},
+        {"start_percent": 0.2},
+        {"guidance": 3.5},
+        {"uuid": "another"},
+        {"concat_latent_image": None},
+    ],
+    ids=repr,
 )
-def test_a_text_only_conditioning_carries_nothing(space, extra):
-    assert space.image_conditioning(conditioning(**extra)) == ""
-    assert space.image_conditioning([]) == ""
+def test_a_text_only_conditioning_carries_nothing(carried, extra):
+    assert carried(conditioning(**extra)) == ""
+    assert carried([]) == ""
 
 
-@pytest.mark.parametrize("key", ["concat_latent_image", "concat_mask", "clip_vision_output", "reference_latents"])
-def test_what_a_conditioning_carries_counts_by_content(space, key):
-    one, same, other = (space.image_conditioning(conditioning(**{key: picture(s)})) for s in (0, 0, 1))
+@pytest.mark.parametrize(
+    "key", ["concat_latent_image", "concat_mask", "clip_vision_output", "reference_latents", "audio_embed", "area"]
+)
+def test_what_a_conditioning_carries_counts_by_content(carried, key):
+    one, same, other = (carried(conditioning(**{key: picture(s)})) for s in (0, 0, 1))
     assert one == same != ""
     assert one != other
 
 
-def test_the_conditioning_of_a_graph_and_of_a_guider_carry_the_same(space):
+def test_under_which_name_it_is_carried_and_in_which_part_counts(carried):
+    alone, named = conditioning(concat_mask=picture()), conditioning(concat_latent_image=picture())
+    found = [alone, named, [*alone, *conditioning()], [*conditioning(), *alone]]
+    assert len({carried(cond) for cond in found}) == len(found)
+
+
+def test_what_is_text_to_one_family_is_an_input_to_another(carried, networks):
+    cond = conditioning(conditioning_byt5small=picture())
+    assert carried(cond, networks.HunyuanVideo(torch.nn.Module())) == ""
+    assert carried(cond, networks.Wan(torch.nn.Module())) != ""
+
+
+@pytest.mark.parametrize("value", [object(), float("nan"), lambda: 0], ids=["object", "NaN", "function"])
+def test_an_input_that_cannot_be_told_apart_is_not_understood(carried, not_understood, value):
+    with pytest.raises(not_understood, match="control"):
+        carried(conditioning(control=value))
+
+
+def test_the_conditioning_of_a_graph_and_of_a_guider_carry_the_same(carried):
     import comfy.sampler_helpers
 
     cond = conditioning(concat_latent_image=picture())
-    assert space.image_conditioning(comfy.sampler_helpers.convert_cond(cond)) == space.image_conditioning(cond)
-    assert space.image_conditioning(comfy.sampler_helpers.convert_cond(conditioning())) == ""
+    assert carried(comfy.sampler_helpers.convert_cond(cond)) == carried(cond)
+    assert carried(comfy.sampler_helpers.convert_cond(conditioning())) == ""
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------
@@ -118,11 +159,11 @@ def test_an_empty_latent_of_another_scale_is_rescaled_as_the_host_does(space, mo
     assert shape == (1, 16, 2, 12, 12)
 
 
-def test_several_streams_in_one_latent_are_refused(space, model):
+def test_several_streams_in_one_latent_are_not_understood(space, model, not_understood):
     import comfy.nested_tensor
 
     nested = comfy.nested_tensor.NestedTensor([EMPTY, torch.zeros(1, 8, 32)])
-    with pytest.raises(ValueError, match="several streams"):
+    with pytest.raises(not_understood, match="several streams"):
         of(space, [model], nested)
 
 
@@ -155,6 +196,25 @@ def test_which_expert_a_lora_lies_on_counts(space, model, model_with_lora, folde
         [model_with_lora, second_with_lora],
     ]
     assert len({of(space, pair).key() for pair in experts}) == len(experts)
+
+
+def test_a_patched_model_without_a_graph_is_not_understood(space, model, not_understood):
+    """Only the graph tells with which settings another node patched it."""
+    patched = model.clone()
+    patched.set_model_attn1_patch(lambda *args: args)
+    with pytest.raises(not_understood, match="patches of other nodes"):
+        of(space, [patched])
+    assert of(space, [model]).patches == ""
+
+
+def test_an_expert_is_its_weights_its_loras_and_where_patches_lie_on_it(space, model, model_with_lora, folder):
+    patched = model.clone()
+    patched.set_model_attn1_patch(print)
+    experts = [space.expert(m) for m in (model, model_with_lora, patched, sampling.load(model_file(folder, 1)))]
+    assert len(set(experts)) == 4
+    assert [lora for _, lora, _ in experts].count("") == 3
+    assert [bool(foreign) for *_, foreign in experts] == [False, False, True, False]
+    assert space.expert(model.clone()) == experts[0]
 
 
 def prediction(space, kind: str) -> str:

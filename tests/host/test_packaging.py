@@ -21,7 +21,7 @@ def test_both_dependency_lists_agree(checkout: Path) -> None:
 
 def test_requirements_are_lower_bounds_that_leave_torch_and_numpy_alone(checkout: Path) -> None:
     for line in requirements(checkout):
-        assert re.fullmatch(r"[A-Za-z_-]+(\[[a-z]+\])?>=[0-9.]+", line), line
+        assert re.fullmatch(r"[A-Za-z0-9_-]+(\[[a-z]+\])?>=[0-9.]+", line), line
         assert line.partition(">=")[0] not in {"torch", "torchvision", "torchaudio", "numpy"}
 
 

@@ -13,6 +13,7 @@ from chorus.reuse.regions import (
     dilate,
     from_attention,
     from_frames,
+    on_cells,
     otsu,
     token_grid,
 )
@@ -120,7 +121,7 @@ def test_a_latent_cell_is_edited_if_its_token_is(shape, seed):
     patch = (1, 2, 2)
     grid = token_grid(shape, patch)
     mask = torch.rand(grid, generator=torch.Generator().manual_seed(seed)) < 0.4
-    cells = Regions(mask, mask, mask).edit_cells(patch, shape)
+    cells = on_cells(mask, patch, shape)
     assert cells.shape == shape
     for t in range(shape[0]):
         for y in range(shape[1]):

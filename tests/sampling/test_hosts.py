@@ -171,14 +171,15 @@ def test_sampler_custom_advanced(run, cache):
 def test_with_easycache_on_the_same_model(run, cache):
     cold = run(easycache(graph(RED, cache=cache, steps=20, k1=0.0)))
     assert cold.report["steps_computed"] < 20  # EasyCache skipped some
-    exact = run(graph(RED, cache=f"{cache}-b", steps=20))
+    # In fp32 EasyCache changes the sampler's own latent, which is its loss without Chorus, too.
+    assert torch.equal(cold.latent, run(easycache(graph(RED, cache=cache, steps=20, mode="off"))).latent)
+    run(graph(RED, cache=f"{cache}-b", steps=20))
     hit = run(easycache(graph(GREEN, cache=f"{cache}-b", steps=20, masks=True, tgaa=True)))
     assert hit.report["outcome"] == "hit"
     assert 3 <= hit.report["steps_computed"] < 20 - hit.report["k1"]
     assert hit.report["token_share"] == [] and "EasyCache" in " ".join(hit.report["notes"])
     whole = run(graph(GREEN, cache=f"{cache}-b", steps=20, tgaa=True))
     assert difference(hit.latent, whole.latent) < 0.3  # EasyCache's own loss, and no more
-    assert difference(cold.latent, exact.latent) < 0.5
 
 
 def test_a_lora_is_another_space_and_so_is_its_strength(run, cache, lora):

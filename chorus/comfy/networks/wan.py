@@ -140,8 +140,8 @@ class _Tokens:
             self.shorter = {"pe": args["pe"].index_select(1, self.places)}
             modulation = args["vec"]
             rows = modulation.shape[1]
-            if modulation.ndim == 4 and rows > 1:  # one modulation a frame
-                each = modulation.repeat_interleave(image.shape[1] // rows, dim=1)
+            if modulation.ndim == 4 and rows > 1:  # one modulation a frame, shared out as the host does
+                each = modulation.repeat_interleave(-(-image.shape[1] // rows), dim=1)
                 self.shorter["vec"] = each.index_select(1, self.places)
             return args | self.shorter | {"img": image.index_select(1, self.places)}
         return args | self.shorter

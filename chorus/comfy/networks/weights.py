@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..content import NotUnderstood, digest, new_hash, tensor_digest
+from ..content import NotUnderstood, digest, new_hash, stored_parts, tensor_digest
 from ..files import file_digests
 
 _PROBED = 8  # values of each parameter that are compared with what the file's own loading gave
@@ -85,7 +85,7 @@ def _probe(patcher: Any) -> str:
     if patcher.is_dynamic():
         return ""
     hashed = new_hash()
-    for name, value in _tensors(patcher):
+    for name, value in (part for held in _tensors(patcher) for part in _in_memory(*held)):
         flat = value.detach().as_subclass(torch.Tensor).reshape(-1)
         if flat.is_meta or not flat.is_contiguous():
             continue
@@ -93,6 +93,15 @@ def _probe(patcher: Any) -> str:
         hashed.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
         hashed.update(few.contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return hashed.hexdigest(length=16)
+
+
+def _in_memory(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor by its name; of a quantised one its parts, since its values would have to be unpacked first."""
+    parts = stored_parts(tensor)
+    for part in parts:
+        yield from _in_memory(f"{name}.{part}", parts[part])
+    if not parts:
+        yield name, tensor
 
 
 def _parameters(patcher: Any) -> str:

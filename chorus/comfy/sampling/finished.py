@@ -116,9 +116,10 @@ class FinishedRun:
     @property
     def bytes(self) -> int:
         """Of the tensors it holds."""
-        states = list(self.recording.states.values()) if self.recording else []
-        held = [self.final, self.noise, self.tokens, *states]
-        return sum(t.numel() * t.element_size() for t in held if t is not None)
+        held = [self.final, self.noise, self.tokens, *self.results.values()]
+        if self.recording is not None:
+            held += [self.recording.attention, *self.recording.states.values()]
+        return sum(t.numel() * t.element_size() for t in held if isinstance(t, torch.Tensor))
 
 
 class FinishedRuns:

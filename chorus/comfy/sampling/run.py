@@ -173,7 +173,9 @@ class Run:
         report.step_equivalents = round(sum(self.shares.values()), 4)
         report.token_share = [round(self.shares[k], 4) for k in range(report.k1, report.k2) if k in self.shares]
         report.source_id = report.source_id or self.parent
-        results: Mapping[str, Any] = {name: technique.result() for name, technique in self.techniques.items()}
+        results: Mapping[str, Any] = {
+            name: technique.result(self.schedule) for name, technique in self.techniques.items()
+        }
         for technique in self.techniques.values():
             vars(report).update(technique.end())
         if request.before is not None:

@@ -128,8 +128,11 @@ class Technique:
         """Figures of the run by their names in `Report`."""
         return {}
 
-    def result(self) -> Any:
-        """What is kept of it in `FinishedRun.results`, for the second half of the schedule or for the store."""
+    def result(self, schedule: Schedule) -> Any:
+        """What is kept of it in `FinishedRun.results`, for the second half of the schedule or for the store.
+
+        It waits for its store node, perhaps for long, so it must lie on the CPU.
+        """
         return None
 
     def drop(self) -> None:

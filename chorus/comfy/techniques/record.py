@@ -79,7 +79,7 @@ class Record(Technique):
         mean = self.recording.attention
         self.recording.attention = maps if mean is None else torch.lerp(mean, maps, 1.0 / self.looks)
 
-    def result(self) -> Recording | None:
+    def result(self, schedule: Schedule) -> Recording | None:
         return self.recording
 
     def drop(self) -> None:

@@ -125,8 +125,8 @@ class Selective(Technique):
         full = step == schedule.k1 and self.known is None
         return 1.0 if full else round(float(regions.visible.float().mean()), 4)
 
-    def result(self) -> torch.Tensor | None:
-        return self.known
+    def result(self, schedule: Schedule) -> torch.Tensor | None:
+        return None if self.known is None or schedule.complete else self.known.cpu()
 
     def drop(self) -> None:
         self.known = self.edit = None
