@@ -87,7 +87,6 @@ TEXTS = {
     "note.first_expert_skipped": "the first expert is not run: all its steps are the source's",
     "note.attention": "no selective steps: another node replaces the attention",
     "note.not_looked": "identical requests were not looked for: {error}",
-    "note.not_loaded": "the stored result could not be loaded: {error}",
     "note.k1_lowered": "K1 lowered from {wanted} to {k1}: the source was made by a sampler that draws noise, "
     "and its states serve only their own sigma",
     "note.draws_noise": "{sampler} draws noise: the rest of the run is another draw than a cold one's",
@@ -103,7 +102,6 @@ TEXTS = {
     "note.combined": "no word is amplified: the positive conditioning is a combination",
     "note.no_blocks": "no word is amplified: {network} has no blocks of Wan's kind",
     "note.two_samplers": "not a source for others: its two samplers differ in whether they draw noise",
-    "note.recording": "not a source for others: recording failed ({error})",
     # what became of a finished run
     "kept.storing": "being stored as {entry}",
     "kept.storing_states": "being stored as {entry}, {count} checkpoints",

@@ -68,7 +68,7 @@ def opened(folder: Path, **other_limits: Any) -> Iterator[LocalCache]:
     other_limits: none without, so that looking at a cache never evicts from it.
     """
     if not any(folder.glob("catalog-*.sqlite")) and not (folder / "blobs").is_dir():
-        err.print(f"{folder}: there is no cache in this folder", markup=False)
+        err.print(f"{folder}: there is no cache in this folder", markup=False, soft_wrap=True)
         raise typer.Exit(2)
     cache = None
     try:

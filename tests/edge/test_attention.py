@@ -99,11 +99,16 @@ def test_a_fault_in_the_work_is_chorus_own_and_one_in_the_hosts_attention_is_not
     def broken(*args, **kwargs):
         raise ZeroDivisionError
 
+    def in_the_host(func, q, k, v, *args, **kwargs):
+        return func(q, k[:, :, :-1], v, *args, **kwargs)
+
     given = inputs()
-    with pytest.raises(pack_module("chorus.comfy.faults").OwnFault):
+    is_own = pack_module("chorus.comfy.faults").is_own
+    with pytest.raises(ZeroDivisionError) as own:
         wan(*given, transformer_options=working(wan, given, {}, broken))
-    with pytest.raises(ZeroDivisionError):
-        wan(*given, transformer_options=working(wan, given, {"optimized_attention_override": broken}, idle))
+    with pytest.raises(RuntimeError) as hosts:
+        wan(*given, transformer_options=working(wan, given, {"optimized_attention_override": in_the_host}, idle))
+    assert is_own(own.value) and not is_own(hosts.value)
 
 
 def test_self_attention_is_left_alone_and_text_is_amplified(wan, listen):

@@ -15,25 +15,35 @@ def messages(pack_module):
     return pack_module("chorus.messages")
 
 
-def test_an_error_in_own_work_is_named_and_keeps_its_cause(faults):
-    with pytest.raises(faults.OwnFault, match="ZeroDivisionError: division by zero") as raised, faults.own_work():
-        _ = 1 / 0
-    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+def raised_by(work) -> BaseException:
+    try:
+        work()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
 
 
-def test_a_fault_within_a_fault_is_told_once(faults):
-    with pytest.raises(faults.OwnFault) as raised, faults.own_work(), faults.own_work():
-        _ = 1 / 0
-    assert str(raised.value) == "ZeroDivisionError: division by zero"
+def test_an_error_is_chorus_own_where_its_code_is_the_last_of_the_host_and_the_packs(faults, pack_module):
+    import comfy.utils
+
+    schedule = pack_module("chorus.reuse.schedule")
+    pooling = pack_module("chorus.prompt.pooling")
+    assert faults.is_own(raised_by(lambda: schedule.Schedule((1.0,))))
+    assert faults.is_own(raised_by(lambda: pooling.pool_encoding(None)))  # in a library, called by this pack
+    assert not faults.is_own(raised_by(lambda: comfy.utils.get_attr(None, "missing")))
+    assert not faults.is_own(ValueError("never raised"))
 
 
-def test_interrupts_and_reasons_to_leave_a_run_alone_pass_as_they_are(faults, messages, comfy_host):
-    from comfy.model_management import InterruptProcessingException
+def test_an_error_of_the_host_that_this_pack_called_is_the_hosts(faults, pack_module):
+    import comfy.utils
 
-    for error in (InterruptProcessingException(), KeyboardInterrupt(), faults.Unsuitable(messages.say("lookup.off"))):
-        with pytest.raises(type(error)) as raised, faults.own_work():
-            raise error
-        assert raised.value is error
+    class Network:
+        @staticmethod
+        def patched(*args):
+            comfy.utils.get_attr(None, "missing")
+
+    call = pack_module("chorus.comfy.networks").Network.patched
+    assert not faults.is_own(raised_by(lambda: Network.patched(call)))
 
 
 def test_after_a_fault_a_node_gives_what_its_fallback_makes_of_the_sentence(faults, caplog):

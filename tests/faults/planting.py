@@ -88,7 +88,9 @@ class Spots:
             return lines
 
         def calls(frame: FrameType, _event: str, _arg: Any) -> Any:
-            return lines if frame.f_code.co_filename in self._at and not self._is_beside(frame) else None
+            if frame.f_code.co_name in HANDS_OVER or frame.f_code.co_filename not in self._at:
+                return None
+            return None if self._is_beside(frame) else lines
 
         before = sys.gettrace()
         sys.settrace(calls)
