@@ -27,14 +27,15 @@ def is_own(error: BaseException) -> bool:
 
     Of all code on the way to it that is ComfyUI's or a pack's, the last is then this pack's.
     """
-    import folder_paths
+    import comfy.samplers
 
+    host = str(Path(comfy.samplers.__file__).parents[1])
     own, trace = False, error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
         if file.startswith(_OWN):
             own = True
-        elif file.startswith(folder_paths.base_path) or "custom_nodes" in file:
+        elif file.startswith(host) or "custom_nodes" in file:
             own = False
         trace = trace.tb_next
     return own
