@@ -212,7 +212,10 @@ def _wan(
             states, size = len(wanted), 0
             for place, sigma in enumerate([*wanted, 0.0]):
                 tensor = enlarge(run[sigma], 1000 * number + place + SEED)
-                coding = kept.state_coding(sigma, noise_drawn=False) if sigma else kept.final_coding()
+                coding = kept.state_coding(sigma, noise_drawn=False) if sigma else codec.RAW
+                if coding == codec.RAW:  # the result is kept as it is
+                    size += tensor.nbytes
+                    continue
                 length, encode_s, decode_s = _timed(tensor, coding)
                 size += length
                 found["encode"].append(1e3 * encode_s)
