@@ -19,8 +19,8 @@ class Profile:
 
     states: how many states, None for all that were recorded; between these the clean component is interpolated.
     spacing: they lie at even distances raised to this power, which puts more of them early, where hits start.
-    state: largest step of a state x in channel spreads, None to keep states as they are. Its clean component counts 1 − σ in it, so its own step is as much
-        larger, up to `coarsest`.
+    state: largest step of a state x in channel spreads, None to keep states as they are. The clean component counts
+        1 − σ in x, so its own step is as much larger, up to `coarsest`.
     half: whether states are kept in half precision.
     """
 
