@@ -38,7 +38,7 @@ def test_each_field_of_a_space_separates_and_is_named(change, words):
 
 def test_another_image_is_told_from_another_task():
     here, there = replace(SPACE, task="i2v:abc"), replace(SPACE, task="i2v:def")
-    assert [str(one) for one in here.differences(there)] == ["other conditioning image"]
+    assert [str(one) for one in here.differences(there)] == ["other start image, control video, audio or reference"]
     (latent,) = replace(SPACE, task="v2v:a").differences(replace(SPACE, task="v2v:b"))
     assert str(latent) == "other start latent"
 
