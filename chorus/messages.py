@@ -35,7 +35,7 @@ TEXTS = {
     "miss.no_state": "the source keeps no state at sigma {sigma}",
     # in which respects an entry differs
     "differs.weights": "other weights",
-    "differs.patches": "other LoRA or strength",
+    "differs.patches": "other LoRAs or model patches, or other settings of them",
     "differs.latent_format": "other latent format ({here} here, {there} there)",
     "differs.shape": "other shape ({here} here, {there} there)",
     "differs.tasks": "other task ({here} here, {there} there)",
