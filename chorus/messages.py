@@ -21,50 +21,52 @@ TEXTS = {
     "lookup.chosen": "chosen by hand, {score}: '{prompt}'",
     "lookup.identical": "the same request was stored as {entry}",
     # why nothing is reused
-    "miss.empty": "the cache is empty for this way of embedding",
+    "miss.empty": "no entry of the cache has a prompt that was embedded this way",
     "miss.nearest": "no entry to start from; nearest: {nearest}",
     "miss.near": "{score} '{prompt}': {why}",
     "miss.below": "score below {threshold}",
     "miss.chosen_gone": "the chosen source '{entry}' is not in this cache (any more)",
     "miss.chosen_differs": "the chosen source '{prompt}' cannot be used: {why}",
-    "miss.chosen_reused": "the chosen source '{prompt}' was itself made from another",
-    "miss.no_stage": "a match, but no stage node is wired in to use it",
-    "miss.image": "the source was made from another conditioning image",
-    "miss.seed": "the same prompt with another seed asks for another take",
+    "miss.chosen_reused": "the chosen source '{prompt}' was itself made from another video",
+    "miss.no_stage": "a match was found, but the sampled model has no Chorus stage node that uses it",
+    "miss.image": "the source was made with another start image, control video, audio or reference",
+    "miss.seed": "the prompt is the same and the seed is not: another version is wanted, so nothing is reused",
     "miss.steps": "with {steps} steps nothing can be skipped: K1 rounds to 0",
     "miss.no_state": "the source keeps no state at sigma {sigma}",
     # in which respects an entry differs
     "differs.weights": "other weights",
-    "differs.patches": "other LoRA or strength",
+    "differs.patches": "other LoRAs or model patches, or other settings of them",
     "differs.latent_format": "other latent format ({here} here, {there} there)",
     "differs.shape": "other shape ({here} here, {there} there)",
     "differs.tasks": "other task ({here} here, {there} there)",
     "differs.task": "other task",
-    "differs.image": "other conditioning image",
+    "differs.image": "other start image, control video, audio or reference",
     "differs.start": "other start latent",
     "differs.prediction": "other prediction type ({here} here, {there} there)",
     # why Chorus left a run alone
-    "bypassed.fault": "an error of its own: {error}",
-    "bypassed.failed_hit": "the run that started from the cache failed ({error}); it was sampled anew without it",
-    "bypassed.not_understood": "a part of this request cannot be told from that of other requests ({why})",
-    "bypassed.noise_mask": "the latent has a noise mask; inpainting is sampled as it is",
-    "bypassed.own_steps": "this sampler chooses its own steps, so there are none to skip",
+    "bypassed.fault": "an error inside Chorus: {error}",
+    "bypassed.failed_hit": "the run that started from the cache failed ({error}); it was sampled again without the "
+    "cache",
+    "bypassed.not_understood": "Chorus cannot tell this request apart from others ({why})",
+    "bypassed.noise_mask": "the latent has a noise mask; inpainting is sampled without Chorus",
+    "bypassed.own_steps": "Chorus does not know this sampler, or the sampler chooses its own steps",
     "bypassed.prediction": "the model predicts {prediction}; only flow models are reused",
-    "bypassed.free_noise": "FreeNoise reorders the noise of context windows; switch it off there to reuse",
+    "bypassed.free_noise": "FreeNoise reorders the noise of context windows; switch FreeNoise off to reuse videos",
     "bypassed.shape": "the sampled latent is {sampled}, the look-up was for {expected}: "
     "connect the same latent to ChorusCacheLookup",
     "bypassed.model": "the sampled model or its LoRAs are not those given to ChorusCacheLookup",
-    "bypassed.patched_later": "other nodes have patched the model after ChorusCacheLookup: put the Chorus nodes "
-    "after them",
-    "bypassed.other_expert": "the sampled model is not the one given to ChorusCacheLookup; where a video is sampled by "
-    "two models, connect the second one to low_noise_model there",
+    "bypassed.patched_later": "other nodes have patched the model after ChorusCacheLookup: put the Chorus nodes after "
+    "all other model patches",
+    "bypassed.other_expert": "the sampled model is not the one given to ChorusCacheLookup; if two models sample one "
+    "video, connect the second one to low_noise_model there",
     "bypassed.text": "the sampled prompt is not the one given to ChorusCacheLookup: connect the same positive "
     "CONDITIONING there",
-    "bypassed.text_unknown": "nothing tells whether the sampled prompt is the look-up's: connect the positive "
-    "CONDITIONING to ChorusCacheLookup",
+    "bypassed.text_unknown": "Chorus cannot tell whether the sampled prompt is the one given to ChorusCacheLookup: "
+    "connect the positive CONDITIONING there",
     "bypassed.hooks": "the conditioning carries hooks, which change the weights between steps",
     "bypassed.start_latent": "sampling starts from another latent than the one given to ChorusCacheLookup",
-    "bypassed.middle": "sampling starts in the middle of a schedule from a latent Chorus has not seen made",
+    "bypassed.middle": "sampling starts in the middle of a schedule, from a latent that was not sampled under this "
+    "plan",
     # why a request has no text by which it could be found
     "text.connect": "the prompt cannot be compared: connect CLIP or the positive CONDITIONING to ChorusCacheLookup, or "
     "put open_clip weights on this machine ({reason})",
@@ -78,38 +80,41 @@ TEXTS = {
     "masks.not_installed": "segment anything is not installed: pip install segment-anything",
     "masks.checkpoint": "SAM checkpoint '{checkpoint}': put sam_vit_h, sam_vit_l or sam_vit_b weights in models/sams",
     # what was done otherwise than asked
-    "note.not_identical": "queued again, this request will not be recognised as the same one ({why})",
-    "note.text_from_graph": "the prompt given to ChorusCacheLookup is not the one that is sampled; the graph's is used",
-    "note.text_unknown": "the graph does not tell which text is sampled; the request is known by its encoding alone",
-    "note.k1_remaining": "K1 lowered from {wanted} to {k1}: with CFG {cfg}, more of the {steps} steps must be computed",
-    "note.k1_first_expert": "K1 lowered from {wanted} to {k1}: the first expert computes at least one step, from the "
-    "calibrated start on",
-    "note.first_expert_skipped": "the first expert is not run: all its steps are the source's",
+    "note.not_identical": "this request cannot be recognised when it is queued again ({why})",
+    "note.text_from_graph": "the prompt given to ChorusCacheLookup is not the one that is sampled; the sampled one is "
+    "used",
+    "note.text_unknown": "the graph does not tell which text is sampled; its encoding alone is compared",
+    "note.k1_remaining": "K1 lowered from {wanted} to {k1}: with CFG {cfg} and this sampler, more of the {steps} "
+    "steps must be computed",
+    "note.k1_first_expert": "K1 lowered from {wanted} to {k1}: the first expert computes at least one step",
+    "note.first_expert_skipped": "all steps of the first expert are taken from the source, so it is not run",
     "note.attention": "no selective steps: another node replaces the attention",
     "note.not_looked": "identical requests were not looked for: {error}",
-    "note.k1_lowered": "K1 lowered from {wanted} to {k1}: the source was made by a sampler that draws noise, "
-    "and its states serve only their own sigma",
-    "note.draws_noise": "{sampler} draws noise: the rest of the run is another draw than a cold one's",
+    "note.k1_lowered": "K1 lowered from {wanted} to {k1}: the source's sampler draws noise, so a run can only start "
+    "at the sigma of a kept state",
+    "note.draws_noise": "{sampler} draws noise during sampling: the computed steps draw other noise than a run in full",
     "note.windows": "no selective steps: the model is sampled in context windows",
     "note.easycache": "EasyCache is on. It cannot be combined with selective steps, so all steps are full",
     "note.network": "no selective steps: {network} is not the plain Wan model",
     "note.grid": "no selective steps: masks of {grid} do not fit this latent",
     "note.patched": "no selective steps: another node patches the network's blocks or attention",
-    "note.no_text": "full middle steps: connect the positive CONDITIONING or CLIP to the look-up to compare words",
-    "note.no_attention": "full middle steps: the source has no recorded attention",
-    "note.only_new": "full middle steps: the prompt only adds words, and where they go nobody knows yet",
-    "note.same_words": "the prompts say the same: middle steps are reused whole",
+    "note.no_text": "no selective steps: to compare the words, connect the positive CONDITIONING or CLIP to "
+    "ChorusCacheLookup",
+    "note.no_attention": "no selective steps: the source has no recorded attention",
+    "note.only_new": "no selective steps: the prompt only adds words, and it is not known where in the picture they "
+    "will appear",
+    "note.same_words": "the prompts say the same: the middle steps are reused too",
     "note.combined": "no word is amplified: the positive conditioning is a combination",
-    "note.no_blocks": "no word is amplified: {network} has no blocks of Wan's kind",
-    "note.two_samplers": "not a source for others: its two samplers differ in whether they draw noise",
+    "note.no_blocks": "no word is amplified: Chorus does not know the blocks of {network}",
+    "note.two_samplers": "no other request can start from this run: only one of its two samplers draws noise",
     # what became of a finished run
     "kept.storing": "being stored as {entry}",
     "kept.storing_states": "being stored as {entry}, {count} checkpoints",
-    "not_kept.bypassed": "nothing stored: Chorus left this run alone: {reason}",
+    "not_kept.bypassed": "nothing stored: this run was sampled without Chorus: {reason}",
     "not_kept.no_run": "nothing stored: no finished run; is a Chorus stage node on the model that was sampled?",
     "not_kept.unfinished": "nothing stored: the run stopped at σ = {sigma}; store after the last sampler",
     "not_kept.other_latent": "nothing stored: this latent is not what the sampler of this plan returned",
-    "not_kept.there": "nothing stored: it is there already",
+    "not_kept.there": "nothing stored: this request is in the cache already",
     "not_kept.mode": "nothing stored: the look-up's mode does not write",
     "not_kept.fault": "nothing stored: {error}",
     # what is wrong with a cache or an entry
@@ -126,7 +131,7 @@ TEXTS = {
     "reason.no_tensor": "it has no tensor {names}; it has {known}",
     "reason.no_frames": "it was stored without a preview: connect frames to Chorus Cache Store",
     "reason.no_preview": "it has no preview: {error}",
-    "reason.row": "its row in the catalog does not have its checksum",
+    "reason.row": "the checksum of its row in the catalog is wrong",
     "reason.disk_full": "the disk is full ({error})",
     "reason.not_permitted": "it may not be written to ({error})",
     "reason.closed": "it was closed",
@@ -203,8 +208,8 @@ TEXTS = {
     "route.limit_shared": "the caches are shared between machines: {variable} in the environment of a worker sets "
     "their limit",
     "route.limit_file": "the file {file} is not Chorus's: move it away, or choose another folder for the caches",
-    "route.host": "ComfyUI was asked under the name {host}, which a page from elsewhere could have made up: if the "
-    "name is this server's, add it to {variable} in the environment of ComfyUI",
+    "route.host": "the request names the host {host}, which Chorus does not know: if it is a name of this server, add "
+    "it to {variable} in the environment of ComfyUI",
     "route.origin": "a page of {origin} asked, which is not one of this server: if it may ask, add its host name to "
     "{variable} in the environment of ComfyUI",
     "route.user": "ComfyUI knows no user '{user}': choose one on its start page",

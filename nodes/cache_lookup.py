@@ -18,7 +18,8 @@ def settings_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Lowest match score that counts as a hit. 0 takes the value calibrated for the embedding.",
+            tooltip="Lowest match score that counts as a hit: the cosine similarity of two prompts, 1 for the same "
+            "text. 0 takes the value calibrated for the embedding.",
         ),
         io.Combo.Input(
             "mode",
@@ -29,7 +30,7 @@ def settings_inputs() -> list[io.Input]:
         io.String.Input(
             "cache_name",
             default="default",
-            tooltip="Which cache to use. Caches are folders of their own; nothing crosses from one to another.",
+            tooltip="Which cache to use. Each cache has its own entries; requests find only those of their own cache.",
             advanced=True,
         ),
         io.Combo.Input(
@@ -37,7 +38,8 @@ def settings_inputs() -> list[io.Input]:
             options=list(embed.WAYS),
             default=embed.WAYS[0],
             tooltip="How the prompt becomes a vector: open_clip, the CLIP socket, or the graph's own encoded prompt. "
-            "Auto takes open_clip where its weights are on this machine. Scores of different ways never mix.",
+            "Auto takes open_clip if its weights are on this machine. Only prompts embedded in the same way are "
+            "compared.",
             advanced=True,
         ),
     ]
@@ -54,7 +56,7 @@ def optional_inputs() -> list[io.Input]:
         io.Conditioning.Input(
             "positive",
             optional=True,
-            tooltip="The encoded prompt as it is sampled. Tells which words are new, and carries a start image.",
+            tooltip="The encoded prompt that is sampled. It tells which words are new, and carries a start image.",
         ),
         io.Image.Input(
             "start_image",
@@ -70,8 +72,8 @@ def optional_inputs() -> list[io.Input]:
             "source",
             default="",
             optional=True,
-            tooltip="Id of the entry to start from, whatever its score; empty takes the nearest. The cache panel's "
-            '"Start the next run from it" writes it here for one run.',
+            tooltip="Id of the entry to start from, whatever its score; if empty, the nearest entry is taken. The "
+            'cache panel\'s "Start the next run from it" writes an id here for one run.',
             advanced=True,
         ),
     ]
@@ -144,7 +146,7 @@ class ChorusCacheLookup(io.ComfyNode):
                 io.Boolean.Output(display_name="hit", tooltip="Whether an earlier video is reused."),
                 io.Float.Output(
                     display_name="match score",
-                    tooltip="Cosine similarity of the nearest entry, −1 without one.",
+                    tooltip="Cosine similarity of the nearest entry, −1 to 1; −1 if there is none.",
                 ),
                 io.String.Output(display_name="source prompt", tooltip="The prompt of the matched video."),
                 io.String.Output(

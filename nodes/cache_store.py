@@ -20,8 +20,8 @@ class ChorusCacheStore(io.ComfyNode):
             node_id="ChorusCacheStore",
             display_name="Chorus Cache Store",
             category=CATEGORY,
-            description="Keeps the finished run: its states, final latent, words and preview. A run that was itself a "
-            "hit keeps only its result, so that reuse never builds on reuse.",
+            description="Keeps a finished run: its states, final latent, encoded words and preview. Of a run that was "
+            "itself a hit only the result is kept: other requests start only from runs that were computed in full.",
             search_aliases=["save latent", "cache", "remember", "store"],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -36,7 +36,7 @@ class ChorusCacheStore(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="Keep the states of this first share of the schedule; later ones are never started from.",
+                    tooltip="Keep the states of this first fraction of the schedule. No run starts from later ones.",
                     advanced=True,
                 ),
                 io.Combo.Input(

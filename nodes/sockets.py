@@ -8,7 +8,10 @@ CATEGORY = "Chorus"
 Chorus = io.Custom("CHORUS")
 
 LATENT_TOOLTIP = "The latent that is sampled. Only its shape counts, unless it already holds a picture."
-PROMPT_TOOLTIP = "The prompt as text. It is compared with the prompts of the cached videos."
+PROMPT_TOOLTIP = (
+    "The prompt as text. It is compared with the prompts of the cached videos. Where positive is connected, the text "
+    "that is sampled is used instead."
+)
 
 
 def stage_left_out(fault, model, chorus, words=None, **settings) -> io.NodeOutput:

@@ -20,8 +20,9 @@ class ChorusSRDMask(io.ComfyNode):
             node_id="ChorusSRDMask",
             display_name="Chorus SRD Mask",
             category=CATEGORY,
-            description="Masks where the two prompts differ. In the middle steps only the visible tokens go through "
-            "the model; outside the edit mask the matched video's state stands.",
+            description="Marks where this request differs from the matched video. In the middle steps the model "
+            "computes only the tokens inside the visible mask; outside the edit mask the run keeps its own latest "
+            "estimate.",
             search_aliases=["region", "selective denoising", "mask", "sam", "segment anything", "difference"],
             inputs=[
                 Chorus.Input("chorus", tooltip="The plan of this request."),
@@ -29,24 +30,25 @@ class ChorusSRDMask(io.ComfyNode):
                     "masks_from",
                     options=list(masks.WAYS),
                     default=masks.WAYS[0],
-                    tooltip="Attention points the words that changed at their place in the matched video, without a "
-                    "further model. Mask takes the socket below. Segment anything refines attention's place.",
+                    tooltip="attention: the places in the matched video that attended to the words that changed; "
+                    "needs no further model. mask: the MASK input. segment anything: the outline of what lies at "
+                    "these places.",
                 ),
                 io.Int.Input(
                     "edit_dilation",
                     default=1,
                     min=0,
                     max=64,
-                    tooltip="Tokens by which the edit mask reaches beyond the difference.",
+                    tooltip="By how many tokens the edit mask reaches beyond the difference.",
                 ),
                 io.Int.Input(
                     "visible_dilation",
                     default=1,
                     min=0,
                     max=64,
-                    tooltip="Tokens by which the context that takes part reaches beyond the edit mask.",
+                    tooltip="By how many tokens the visible mask reaches beyond the edit mask.",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="One mask for all frames, or one a frame."),
+                io.Mask.Input("mask", optional=True, tooltip="One mask for all frames, or one per frame."),
                 io.Combo.Input(
                     "sam_checkpoint",
                     options=["none", *masks.sam_checkpoints()],
@@ -58,9 +60,10 @@ class ChorusSRDMask(io.ComfyNode):
             ],
             outputs=[
                 Chorus.Output(display_name="chorus", tooltip="The plan with its masks."),
-                io.Mask.Output(display_name="edit mask", tooltip="What is recomputed, at the preview's frame size."),
+                io.Mask.Output(display_name="edit mask", tooltip="The edit mask in the frame size of the preview."),
                 io.Image.Output(
-                    display_name="overlay", tooltip="The matched video: edit region tinted, unseen dimmed."
+                    display_name="overlay",
+                    tooltip="The matched video: the edit mask tinted, everything outside the visible mask dimmed.",
                 ),
             ],
         )

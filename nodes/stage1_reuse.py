@@ -14,7 +14,8 @@ class ChorusStage1Reuse(io.ComfyNode):
             node_id="ChorusStage1Reuse",
             display_name="Chorus Stage 1: Reuse",
             category=CATEGORY,
-            description="On a hit, sampling starts from an early state of the matched video and takes K1 steps less.",
+            description="On a hit, sampling starts from an early state of the matched video and skips the first K1 "
+            "steps.",
             search_aliases=["skip steps", "reuse latents", "k1", "nirvana", "speed up"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that is sampled."),
@@ -23,7 +24,7 @@ class ChorusStage1Reuse(io.ComfyNode):
                     "k1",
                     options=list(stages.CHOICES),
                     default="auto",
-                    tooltip="Auto skips more the better the match; fixed skips the fraction below.",
+                    tooltip="auto: the better the match, the more steps are skipped. fixed: the fraction below.",
                 ),
                 io.Float.Input(
                     "fraction",
@@ -31,7 +32,7 @@ class ChorusStage1Reuse(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the schedule to skip when K1 is fixed: 0.25 skips 5 of 20 steps, 1 of 4.",
+                    tooltip="Fraction of the steps to skip when K1 is fixed: 0.25 skips 5 of 20 steps, or 1 of 4.",
                 ),
                 io.Float.Input(
                     "maximum",
@@ -39,7 +40,7 @@ class ChorusStage1Reuse(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Never skip more than this share of the schedule.",
+                    tooltip="Never skip more than this fraction of the steps.",
                     advanced=True,
                 ),
                 io.Float.Input(
@@ -49,8 +50,8 @@ class ChorusStage1Reuse(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Where on the schedule the matched video's state is taken. Lower follows the prompt more, "
-                    "higher the matched video; 1 takes it at K1 itself, 0 where the calibration says.",
+                    tooltip="Where on the schedule, 0 to 1, the state of the matched video is taken. A lower value "
+                    "follows the prompt more, a higher one the matched video. 0: the calibrated value. 1: at step K1.",
                     advanced=True,
                 ),
             ],

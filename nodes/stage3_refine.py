@@ -14,7 +14,7 @@ class ChorusStage3Refine(io.ComfyNode):
             node_id="ChorusStage3Refine",
             display_name="Chorus Stage 3: Refine",
             category=CATEGORY,
-            description="From step K2 on the whole video is computed, which closes seams and refines detail.",
+            description="From step K2 on, every step computes the whole video. This closes seams and refines details.",
             search_aliases=["k2", "full steps", "refine", "seams"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that is sampled."),
@@ -23,7 +23,7 @@ class ChorusStage3Refine(io.ComfyNode):
                     "k2",
                     options=list(stages.CHOICES),
                     default="auto",
-                    tooltip="Auto follows K1 at the calibrated distance; fixed starts at the fraction below.",
+                    tooltip="auto: K1 plus the calibrated distance. fixed: the fraction below.",
                 ),
                 io.Float.Input(
                     "fraction",
@@ -31,7 +31,7 @@ class ChorusStage3Refine(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where in the schedule full steps begin when K2 is fixed.",
+                    tooltip="Fraction of the steps after which full steps begin when K2 is fixed.",
                 ),
             ],
             outputs=[

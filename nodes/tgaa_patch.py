@@ -15,8 +15,8 @@ class TGAAPatch(io.ComfyNode):
             node_id="TGAAPatch",
             display_name="Chorus TGAA Patch",
             category=CATEGORY,
-            description="Token-guided attention amplification: the words that the matched video's prompt lacks speak "
-            "louder in cross-attention after K1, fading out.",
+            description="Token-guided attention amplification (TGAA): from step K1 on, the words that the prompt of "
+            "the matched video lacks are amplified in cross-attention. The effect fades out.",
             search_aliases=[
                 "token guided attention amplification",
                 "amplify",
@@ -33,13 +33,14 @@ class TGAAPatch(io.ComfyNode):
                     min=0.0,
                     max=8.0,
                     step=0.05,
-                    tooltip="A word that is wholly new counts 1 + strength times at the first computed step.",
+                    tooltip="At the first computed step an entirely new word is multiplied by 1 + strength.",
                 ),
                 io.Combo.Input(
                     "where",
                     options=list(WHERE),
                     default="outputs",
-                    tooltip="Amplify what the words match (keys), what they say (outputs), or both.",
+                    tooltip="What is amplified: how strongly the words attract attention (keys), what they contribute "
+                    "(outputs), or both.",
                 ),
                 io.Float.Input(
                     "fade",
@@ -47,7 +48,7 @@ class TGAAPatch(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the computed steps over which the amplification fades to nothing.",
+                    tooltip="Fraction of the computed steps over which the amplification fades to nothing.",
                     advanced=True,
                 ),
             ],

@@ -23,7 +23,7 @@ def test_equal_spaces_have_equal_keys_and_no_differences():
     ("change", "words"),
     [
         ({"weights": "weights-b"}, "other weights"),
-        ({"patches": "lora"}, "other LoRA or strength"),
+        ({"patches": "lora"}, "other LoRAs or model patches, or other settings of them"),
         ({"latent_format": "Wan22"}, "other latent format (Wan21 here, Wan22 there)"),
         ({"shape": (1, 16, 8, 12, 12)}, "other shape (1×4×2×4×4 here, 1×16×8×12×12 there)"),
         ({"task": "i2v:abc"}, "other task (t2v here, i2v there)"),
@@ -38,7 +38,7 @@ def test_each_field_of_a_space_separates_and_is_named(change, words):
 
 def test_another_image_is_told_from_another_task():
     here, there = replace(SPACE, task="i2v:abc"), replace(SPACE, task="i2v:def")
-    assert [str(one) for one in here.differences(there)] == ["other conditioning image"]
+    assert [str(one) for one in here.differences(there)] == ["other start image, control video, audio or reference"]
     (latent,) = replace(SPACE, task="v2v:a").differences(replace(SPACE, task="v2v:b"))
     assert str(latent) == "other start latent"
 

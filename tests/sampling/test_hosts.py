@@ -185,9 +185,9 @@ def test_with_easycache_on_the_same_model(run, cache):
 def test_a_lora_is_another_space_and_so_is_its_strength(run, cache, lora):
     run(graph(RED, cache=cache))
     first = run(with_lora(graph(RED, cache=cache), lora, 0.5))
-    assert first.report["outcome"] == "miss" and "other LoRA or strength" in first.report["reason"]
+    assert first.report["outcome"] == "miss" and "other LoRAs or model patches" in first.report["reason"]
     other = run(with_lora(graph(RED, cache=cache), lora, 0.6))
-    assert other.report["outcome"] == "miss" and "other LoRA or strength" in other.report["reason"]
+    assert other.report["outcome"] == "miss" and "other LoRAs or model patches" in other.report["reason"]
     same = run(with_lora(graph(GREEN, cache=cache), lora, 0.5))
     assert same.report["outcome"] == "hit"
 
