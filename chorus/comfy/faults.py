@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..messages import BadInput, Message, say
 from .caches import warn
 
 _Result = TypeVar("_Result")
-_OWN = str(Path(__file__).parents[2])  # as this module was loaded, which may be through a link
+_OWN = str(Path(__file__).parents[2]) + os.sep  # as this module was loaded, which may be through a link
 
 
 class Unsuitable(Exception):

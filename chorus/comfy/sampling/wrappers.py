@@ -72,6 +72,7 @@ def outer_sample(  # type: ignore[no-untyped-def]
 ):
     """The OUTER_SAMPLE wrapper: the life of a run."""
     guider = executor.class_obj
+    asked: Plan | None = None
     again: _Again | None = None
 
     def sample(options: dict[str, Any] | None, given_sigmas: torch.Tensor) -> torch.Tensor:
@@ -95,15 +96,19 @@ def outer_sample(  # type: ignore[no-untyped-def]
             guider.model_options = original
 
     def plain(reason: Message) -> torch.Tensor:
-        """The run as it would have been without Chorus. The plan on the model is none of a run, so nothing acts."""
+        """The run as it would have been without Chorus: the options then hold a Plan and not a Run, so the other
+        wrappers call the host unchanged.
+        """
         warn(f"not active in this run: {reason}")
-        finished_runs.bypass(guider.model_options["transformer_options"][KEY].id, reason)
+        if asked is not None:
+            finished_runs.bypass(asked.id, reason)
         return sample(None, sigmas if again is None else again.restored())
 
     try:
         began = time.perf_counter()
+        asked = guider.model_options["transformer_options"][KEY]
         again = _Again(guider, sigmas)
-        plan = refreshed(guider.model_options["transformer_options"][KEY])
+        plan = refreshed(asked)
         run = Run(plan, asked_for(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed))
         answer = _without_sampling(run, guider)
         options = _options(run, guider)
