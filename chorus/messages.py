@@ -1,9 +1,9 @@
-"""The sentences that people are shown, each once: by code, in English, with places for its values.
+"""The sentences that people are shown: each has a code, an English text, and places for its values.
 
-The pages say it in their own language by its code (`said` in locales/*/main.json, whose English is this table); logs,
-the command line, answers to other programs and saved history have the text. What the operating system, a library or
-a server says is a value of such a sentence and stays as it was said. So does why a bundle or one of its entries is
-refused: pages say the kind of refusal in their language (`bundle.error`), and that beneath it.
+The pages find their own language's sentence by the code (`said` in locales/*/main.json, whose English is this table).
+Logs, the command line, answers to other programs and saved history have the English text. Messages of the operating
+system, of a library or a server are values of such a sentence and are not translated; nor are the details of why a
+bundle or one of its entries is refused, below which pages show the kind of refusal (`bundle.error`).
 """
 
 from __future__ import annotations
