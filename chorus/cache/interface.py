@@ -50,7 +50,7 @@ class Cache(Protocol):
         """
 
     def put(self, new: NewEntry, entry_id: str | None = None) -> Entry:
-        """Keep an entry, evicting others, but no pinned ones, as the limits demand. Afterwards it is there, or not.
+        """Keep an entry; others, but no pinned ones, are evicted as the limits demand. Atomic: on an error nothing is kept.
 
         entry_id: 32 lower-case hex digits that no entry has; one is chosen without.
         Raises EntryTooLarge; VectorLengthMismatch; ValueError for a tensor that cannot be stored.

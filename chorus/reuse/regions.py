@@ -68,7 +68,10 @@ def dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def build(base: torch.Tensor, edit_radius: int, visible_radius: int) -> Regions:
-    """Masks from `base` [T, H, W] bool: edit = base dilated by edit_radius; visible = edit dilated by visible_radius."""
+    """Masks from `base` [T, H, W] bool.
+
+    edit = base dilated by edit_radius; visible = edit dilated by visible_radius.
+    """
     edit = dilate(base, edit_radius)
     return Regions(base, edit, dilate(edit, visible_radius))
 
