@@ -25,7 +25,7 @@ ALIKE = {"clip": "conditioning"}  # families that pool in the same way
 
 
 def made(tuning: Mapping, embedders: Mapping, before: Mapping) -> dict:
-    """The calibration that follows from the two results; an embedder that was not at hand keeps what it had."""
+    """The calibration that follows from the two results. An embedder that was not measured keeps its figures."""
     measured = {r["embedder"]: r[MATCH]["mean"] for r in embedders["rows"] if r["scores"] == "all"}
     thresholds = {
         family: round(float(measured[ALIKE.get(family, family)]) * 20) / 20

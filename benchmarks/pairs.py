@@ -48,7 +48,7 @@ def cold_requests(count: int, seed: int, steps: int) -> list[Request]:
     return [request(c, 10_000 * seed + i, steps) for i, c in enumerate(captions)]
 
 
-CANDIDATES = 48  # edits proposed for a pair, of which the one with the wanted score is taken
+CANDIDATES = 48  # edits proposed for a pair; the one nearest to the wanted score is taken
 
 
 @cache

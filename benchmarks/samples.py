@@ -128,7 +128,7 @@ class Bench:
                 try:
                     sample = json.loads(line)
                 except ValueError:
-                    continue  # the line a killed run was writing
+                    continue  # an incomplete line of a run that was killed
                 self._samples[sample["id"]] = sample
 
     @property
@@ -269,7 +269,7 @@ def write_video(frames: np.ndarray, file: Path, fps: int = 16) -> None:
 
 
 def quality(frames: np.ndarray) -> dict:
-    """What can be said of a video without its prompt."""
+    """The measures of a video that do not depend on its prompt."""
     return {
         "sharpness": metrics.sharpness(frames),
         "flicker": metrics.flicker(frames),

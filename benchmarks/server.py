@@ -39,10 +39,10 @@ class Server:
         return frames, shown[0] if shown else None, seconds
 
     def forget_caches(self) -> None:
-        """The server's caches are its own business."""
+        """Does nothing: the server keeps its caches."""
 
     def close(self) -> None:
-        """The server runs on."""
+        """Does nothing: the server keeps running."""
 
 
 @dataclass(frozen=True)

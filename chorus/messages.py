@@ -1,9 +1,9 @@
-"""The sentences that people are shown, each once: by code, in English, with places for its values.
+"""The sentences that people are shown: each has a code, an English text, and places for its values.
 
-The pages say it in their own language by its code (`said` in locales/*/main.json, whose English is this table); logs,
-the command line, answers to other programs and saved history have the text. What the operating system, a library or
-a server says is a value of such a sentence and stays as it was said. So does why a bundle or one of its entries is
-refused: pages say the kind of refusal in their language (`bundle.error`), and that beneath it.
+The pages find their own language's sentence by the code (`said` in locales/*/main.json, whose English is this table).
+Logs, the command line, answers to other programs and saved history have the English text. Messages of the operating
+system, of a library or a server are values of such a sentence and are not translated; nor are the details of why a
+bundle or one of its entries is refused, below which pages show the kind of refusal (`bundle.error`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TEXTS = {
     "miss.chosen_reused": "the chosen source '{prompt}' was itself made from another video",
     "miss.no_stage": "a match was found, but the sampled model has no Chorus stage node that uses it",
     "miss.image": "the source was made with another start image, control video, audio or reference",
-    "miss.seed": "the prompt is the same and the seed is not: another version is wanted, so nothing is reused",
+    "miss.seed": "the same prompt with another seed: another take is wanted, so nothing is reused",
     "miss.steps": "with {steps} steps nothing can be skipped: K1 rounds to 0",
     "miss.no_state": "the source keeps no state at sigma {sigma}",
     # in which respects an entry differs

@@ -47,7 +47,7 @@ PROMPTS = (
     "A green triangle moves down over a maroon background.",
     "A yellow circle moves up over a teal background.",
 )
-CORNER = (150, 120)  # where a node stands clear of ComfyUI's bars
+CORNER = (150, 120)  # a place that ComfyUI's bars do not cover
 FRAME_MS, MOST_SHOTS, LONGEST_S, MOST_BYTES = 200, 300, 36, 5_000_000
 
 
@@ -200,11 +200,11 @@ class Film:
         self.lengths.append(length)
 
     def hold(self, seconds: float) -> None:
-        """What stands still: one shot."""
+        """One shot of a still picture, shown for some time."""
         self.shoot(round(1000 * seconds))
 
     def roll(self, seconds: float) -> None:
-        """What moves: a shot every FRAME_MS."""
+        """Shots of a moving picture, one every FRAME_MS."""
         for _ in range(round(1000 * seconds / FRAME_MS)):
             self.shoot()
             self.studio.page.wait_for_timeout(FRAME_MS / 2)

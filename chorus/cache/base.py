@@ -1,4 +1,4 @@
-"""What the local and the shared cache do alike: rows of a catalog and files of entries make answers."""
+"""What the local and the shared cache have in common: answers from rows of a catalog and files of entries."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class CatalogCache(ABC):
 
     @abstractmethod
     def _counting(self) -> AbstractContextManager[Rows]:
-        """A transaction that changes what no search could notice."""
+        """A transaction whose changes do not affect what a search finds."""
 
     @abstractmethod
     def _place(self) -> Any:
@@ -66,14 +66,14 @@ class CatalogCache(ABC):
 
     @abstractmethod
     def _taken(self, row: Any, take: Callable[[EntryFile], T]) -> T:
-        """What `take` gets from the verified file of a row's entry. Raises as `Cache.load` does."""
+        """The result of `take` on the verified file of a row's entry. Raises as `Cache.load` does."""
 
     @abstractmethod
     def _keep(self, entry_id: str, new: NewEntry, packed: Packed) -> Entry:
         """Keep an entry's file and add its row, as `Cache.put` promises."""
 
-    def _check_store(self) -> None:  # noqa: B027 - only a store that can be away has something to say
-        """CacheUnavailable where it is known that nothing can be stored now: asked before the work of packing."""
+    def _check_store(self) -> None:  # noqa: B027 - only a store that can be unreachable needs it
+        """Raises CacheUnavailable if it is known that nothing can be stored now; called before the work of packing."""
 
     # -- rows
 

@@ -101,7 +101,7 @@ class Blobs:
             os.utime(target, follow_symlinks=os.utime not in os.supports_follow_symlinks)
 
     def remove(self, entry_id: str) -> None:
-        """Delete what there is of an entry, in whatever state."""
+        """Delete every file of an entry: committed, half-written or in quarantine."""
         path = self.path(entry_id)
         for place in (path, self._partial / entry_id, self._quarantine / path.name):
             _delete(place)

@@ -36,7 +36,7 @@ MAX_ENTRIES = 100_000
 _CHUNK = 2**20  # bytes read at once
 _SIGNATURE = b"PK\x03\x04"  # how a zip file with anything in it begins
 _MEMBER = re.compile(r"entries/([0-9a-f]{32})\.safetensors")
-# What zipfile raises for a file that is none, or is broken.
+# What zipfile raises for a file that is broken or is no zip file.
 _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -223,12 +223,12 @@ class Bundle:
                     raise
                 refused += [(rest, str(error)) for rest in absent[done - 1 :]]
                 break
-            except Exception as error:  # whatever is wrong with one entry, the others are none the worse for it
+            except Exception as error:  # one bad entry must not end the import of the others
                 refused.append((entry_id, str(error) or type(error).__name__))
             progress(len(present) + done, len(self._listed))
         try:
             evicted = max(0, before.entries + len(taken) - cache.count())
-        except CacheUnavailable:  # what was taken is to be told all the same
+        except CacheUnavailable:  # what was added before is reported all the same
             evicted = 0
         return Imported(tuple(taken), tuple(present), tuple(refused), evicted)
 
@@ -308,7 +308,7 @@ class Bundle:
 
     def _stored(self, member: zipfile.ZipInfo) -> bytes:
         """The bytes of a member that is not compressed. ValueError where it has others than it says."""
-        content = io.BytesIO()  # whose value is its own memory; ZipFile.read has it twice for a while
+        content = io.BytesIO()  # its value needs no copy; ZipFile.read holds the content twice for a while
         with self._zip.open(member) as file:
             while chunk := file.read(min(_CHUNK, member.file_size - content.tell())):
                 content.write(chunk)

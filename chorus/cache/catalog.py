@@ -94,7 +94,7 @@ class Catalog:
             self.generation += 1
 
     def close(self) -> None:
-        """Let go of the file; whatever follows is CacheUnavailable."""
+        """Close the file. Every later call raises CacheUnavailable."""
         with self._lock:
             self._disconnect()
             self._closed = True
@@ -183,7 +183,7 @@ class Catalog:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Only one process at a time opens, migrates or rebuilds. The lock ends with the process."""
+        """A lock between processes: only one at a time opens, migrates or rebuilds. It ends with the process."""
         if not _writable(self._root):  # nothing is migrated or rebuilt there, and so nobody to wait for
             with self._explained():
                 yield

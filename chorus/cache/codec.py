@@ -1,4 +1,4 @@
-"""Tensors in few bytes: transform coding for latents, eight bits a row for words and maps, WebP for previews.
+"""Stores tensors in few bytes: transform coding for latents, 8-bit levels for words and maps, WebP for previews.
 
 A coding is a text that says how one tensor is stored:
 

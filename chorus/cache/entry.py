@@ -45,13 +45,13 @@ def _times(shape: tuple[int, ...]) -> str:
 
 @dataclass(frozen=True)
 class Space:
-    """What must agree for two requests to share latents. Outside the space no score makes a hit.
+    """What must agree before two requests may share states. If it differs, no score makes a hit.
 
     weights: content digest of the base weights, of all experts.
-    patches: digest of the LoRA patches and their strengths; "" when there are none.
+    patches: digest of the LoRA patches, their strengths, and other nodes' patches with their settings; "" for none.
     latent_format: the model's latent format, e.g. "Wan21".
     shape: [B, C, T, H, W] of the latent in model space.
-    task: "t2v", "i2v:<digest of the conditioning image>", "v2v:<digest of the start latent>".
+    task: "t2v", "i2v:<digest of all inputs beside text>", "v2v:<digest of the start latent>".
     prediction: what the model predicts, e.g. "flow".
     """
 
@@ -102,9 +102,9 @@ class NewEntry:
     """What a finished run hands over to be kept.
 
     space: where its latents are valid.
-    request: digest of the request in every respect; an identical request has the same.
+    request: identity of the request; an identical request has the same.
     prompt: the prompt's text, for people.
-    embedder: which embedder made `vector`; scores of different embedders never mix.
+    embedder: which embedder made `vector`; only vectors of the same one are compared.
     vector: [D] float32, unit norm.
     sigmas: the schedule of the run, σ_0 > … > σ_N.
     settings: JSON-able: sampler, cfg, seed, steps, …

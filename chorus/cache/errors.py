@@ -95,7 +95,7 @@ class CacheUnavailable(SaidError):
 
     @classmethod
     def of_disk(cls, path: Path | str, error: OSError) -> CacheUnavailable:
-        """What the operating system refused: a full disk and missing permissions have words of their own."""
+        """From an OSError. A full disk and missing permissions have messages of their own."""
         if error.errno in _FULL:
             return cls(path, say("reason.disk_full", error=error), say("advice.space"))
         if error.errno in _FORBIDDEN:

@@ -1,7 +1,7 @@
-"""Which entries go first when room is needed: a priority each, kept in an index of the catalog.
+"""Which entries are deleted first when room is needed: those with the lowest priority, by an index of the catalog.
 
-An entry's priority is computed when it comes and when it is hit, never in between, and the lowest goes first; of
-equals the least recently used. No priority depends on the wall clock, which may jump: time is told by counting uses.
+An entry's priority is computed when it is added, when it is hit, and when its neighbour changes. Of equal ones the
+least recently used is deleted first. No priority depends on the system clock, which may jump: uses are counted instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Limits:
     entries: int | None = None
 
 
-# A source whose near neighbour came later is redundant from this likeness on, wholly at 1: the newer of two equal
+# From this cosine on to a source that was added later, a source is redundant, and at 1 fully so: the newer of two equal
 # sources serves all requests. Chosen here; the default K1 changes little above it.
 ALIKE = 0.9
 
@@ -27,10 +27,10 @@ _WORTH = f"""(CASE is_source
     WHEN 1 THEN (saved + seconds / 2) * (1 - max(0, likeness - {ALIKE}) / (1 - {ALIKE}))
     ELSE seconds / 20 END)"""
 
-# Name → priority as SQL over `listing`. There, clock is what the priority of the last evicted was at the last use.
+# Name → priority as SQL over `listing`. clock: the priority of the last evicted entry when this one was last used.
 POLICIES: dict[str, str] = {
-    # Worth for the room it takes, with a clock that ages whatever is not used (Greedy-Dual-Size-Frequency: Cherkasova,
-    # HPL-98-69R1). In seconds a gigabyte.
+    # Worth per byte, plus a clock by which unused entries age (Greedy-Dual-Size-Frequency: Cherkasova,
+    # HPL-98-69R1). In seconds per gigabyte.
     "worth": f"clock + 1e9 * {_WORTH} / max(bytes, 1)",
     # Least recently used: the number of the last use.
     "lru": "tick",

@@ -1,4 +1,4 @@
-"""An entry's file from a stranger: believed only after all of it was checked."""
+"""Reads an entry's file from a stranger: nothing of it is used before all of it was checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from .rules import Layout
 
-# Without these no run can start from a source. Files have always had them; only a stranger's may not.
+# No run can start from a source without these. Chorus always writes them; a stranger's file may lack them.
 _OF_SOURCES = ("noise_drawn", "noise", "carried")
 
 
@@ -59,7 +59,7 @@ def unpack(entry_id: str, content: bytes) -> tuple[NewEntry, Packed]:
 
 
 def _is_unicode(record: str) -> bool:
-    """Whether all text in a record can be said in UTF-8. A person's own prompt may hold what cannot, and is kept."""
+    """Whether all text in a record is valid UTF-8. In a person's own prompts other text is allowed, too."""
     try:
         json.dumps(json.loads(record), ensure_ascii=False).encode()
     except UnicodeEncodeError:

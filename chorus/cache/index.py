@@ -14,7 +14,7 @@ _TIES = 8  # candidates beside the k wanted, for equal scores
 
 
 class VectorIndex:
-    """The sources of a cache by embedder, as new as the transaction that is asked. Not thread-safe."""
+    """The sources of a cache by embedder, brought up to date with each transaction. Not thread-safe."""
 
     def __init__(self):
         self._families: dict[str, _Family] = {}
@@ -35,7 +35,7 @@ class VectorIndex:
         query: [D] float32 of unit norm. exclude: numbers that are passed over. elsewhere: in all spaces but this one.
         Raises VectorLengthMismatch.
         """
-        # Taken out, so that a family whose catching up fails half-way is not kept.
+        # Removed first, so that a family whose update fails half-way is not kept.
         family = self._families.pop(embedder, None) or _Family(embedder)
         family.follow(transaction)
         self._families[embedder] = family
@@ -59,7 +59,7 @@ class _Family:
         self._seen = 0  # the catalog's version
 
     def follow(self, transaction: Transaction) -> None:
-        """Become as new as `transaction`. Costs one look at the catalog's version, plus what changed since."""
+        """Bring the vectors up to date with `transaction`. Reads the catalog's version, and what changed."""
         version = transaction.version()
         if self._seen == version:
             return
@@ -100,14 +100,14 @@ class _Family:
             rows, rough = self._vectors.best(query, wanted, min(ask, count))
             scores = score(self._vectors.at(rows), query)
             ranked = sorted(zip(self._seqs[rows].tolist(), scores.tolist(), strict=True), key=lambda m: (-m[1], -m[0]))
-            # What comes after the last candidate may tie with the k-th best only if the last candidate nearly does.
+            # Rows after the last candidate can tie with the k-th best only if the last candidate nearly does.
             if len(rows) < ask or rough[-1] < ranked[k - 1][1] - TIE_TOLERANCE:
                 return ranked[:k]
             ask *= 4
         return []
 
     def _compact(self) -> None:
-        """Let go of the rows that are gone, once they are many."""
+        """Remove the vectors of deleted rows, once there are many."""
         alive = self._alive
         dead = len(alive) - int(alive.sum())
         if self._vectors is None or (dead < len(alive) and dead <= max(256, len(alive) // 8)):

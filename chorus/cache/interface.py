@@ -50,7 +50,9 @@ class Cache(Protocol):
         """
 
     def put(self, new: NewEntry, entry_id: str | None = None) -> Entry:
-        """Keep an entry, evicting others, but no pinned ones, as the limits demand. Afterwards it is there, or not.
+        """Keep an entry. Atomic: on an error nothing of it is kept.
+
+        Others, but no pinned ones, are evicted as the limits demand.
 
         entry_id: 32 lower-case hex digits that no entry has; one is chosen without.
         Raises EntryTooLarge; VectorLengthMismatch; ValueError for a tensor that cannot be stored.
@@ -90,7 +92,7 @@ class Cache(Protocol):
         """A number that changes whenever anyone changed what a search could answer. Cheap to ask."""
 
     def close(self) -> None:
-        """Let go of all files."""
+        """Close all files."""
 
 
 def every(cache: Cache, query: Query = EVERYTHING) -> list[Entry]:

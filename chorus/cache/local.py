@@ -28,8 +28,8 @@ log = logger(__name__)
 
 T = TypeVar("T")
 
-# Seconds after which the process that left something behind is taken for dead. A writer that lives but takes
-# longer loses its entry, nothing else.
+# Seconds after which a reservation counts as left behind by a dead process. A living writer that takes longer
+# loses its entry, nothing else.
 RESERVED_FOR = 300.0
 ORPHANED_AFTER = 3600.0
 
@@ -213,7 +213,7 @@ class LocalCache(CatalogCache):
         return self.stats().entries
 
     def limit_to(self, max_bytes: int) -> None:
-        """Another limit for the files from now on; what is above it goes when the next entry comes."""
+        """Change the limit for the files. Entries above it are deleted when the next entry is stored."""
         self.max_bytes = max_bytes
         self._limits = Limits(max_bytes, self.max_entries)
 
@@ -223,7 +223,7 @@ class LocalCache(CatalogCache):
         self._catalog.close()
 
     def _sweep(self) -> None:
-        """Let rows and files agree, and delete what dead processes left behind and what is above the limit."""
+        """Make rows and files agree; delete what dead processes left behind, and what is above the limit."""
         try:
             with self._catalog.writing() as transaction:
                 self._release_dead(transaction)

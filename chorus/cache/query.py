@@ -8,7 +8,7 @@ from typing import Any
 
 from .entry import Entry, Query
 
-# Field of Query → (condition, what is bound to it). What people type only ever goes in as a parameter.
+# Field of Query → (condition, the value bound to it). What people type is always a parameter, never SQL.
 _CONDITIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "words": ("instr(words, :words)", lambda words: folded(words)),
     "weights": ("substr(weights, 1, length(:weights)) = :weights", lambda weights: storable(weights)),

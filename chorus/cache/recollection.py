@@ -1,4 +1,4 @@
-"""What a catalog that is being replaced still tells of the use of its entries; the files know nothing of it."""
+"""Reads from a catalog that is being replaced how its entries were used; their files do not hold that."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST_RECORD = 4 * 2**20  # characters of a record
 MOST_PROMPT = 200_000  # characters
 MOST_NAME = 10_000  # characters of a digest, an embedder's name, …
-MOST_SECONDS = 7 * 86_400.0  # of sampling: a longer run is none, and its figures would spoil every total
+MOST_SECONDS = 7 * 86_400.0  # of sampling: a longer time is an error, and would spoil every total
 MOST_CREATED = 1e11  # Unix time in seconds: the year 5138
 MOST_SIGMA = 1e6
 MOST_STEPS = 10_000
@@ -343,6 +343,6 @@ def _shown(value: Any) -> str:
         value = value[:100]
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number with too many digits, or what is too deep
+    except (ValueError, RecursionError):  # a number with too many digits, or values nested too deeply
         text = type(value).__name__
     return text if len(text) <= 100 else text[:97] + "…"

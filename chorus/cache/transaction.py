@@ -26,13 +26,13 @@ from .recollection import Recollection
 from .record import read_record
 
 _PIECE = 500  # sources read at once
-HISTORY = 10_000  # changes for which tombstones are kept; whoever lags further behind starts over
+HISTORY = 10_000  # changes for which tombstones are kept; a process that is further behind reads all vectors again
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)  # of a bad record
 DAYS = 90  # of hits that are told by day
 
 _CHECKED = ("id", "space", "embedder", "is_source", "request", "bytes", "digest", "record")
 _CHANGING = ("used", "hits", "saved", "pinned")
-# A live row without its line in the listing shows as damaged, so the join must not lose it.
+# A live row without its line in the listing counts as damaged, so the join must keep it.
 _ROW = ", ".join(["e.seq", "e.checksum", "e.vector", *(f"e.{c}" for c in _CHECKED), *(f"l.{c}" for c in _CHANGING)])
 _LIVE = f"SELECT {_ROW} FROM entries e LEFT JOIN listing l ON l.seq = e.seq WHERE e.state = 'live'"
 _SOURCES = "state = 'live' AND is_source = 1 AND embedder = :embedder"
@@ -357,7 +357,7 @@ class Transaction:
         self._bury(row.seq)
 
     def leave(self, row: Removed) -> None:
-        """Take a row out of use whose file cannot be deleted yet; of its text nothing stays."""
+        """Take a row out of use whose file cannot be deleted yet, and delete its text."""
         self.quarantine(row, "to be deleted")
         self._db.execute("UPDATE entries SET record = '', vector = x'', request = '' WHERE seq = ?", (row.seq,))
 
@@ -405,7 +405,7 @@ class Transaction:
         return chosen
 
     def recount(self) -> None:
-        """Set right the totals, should flipped bits have changed them."""
+        """Compute the totals anew, in case flipped bits have changed them."""
         self._db.execute(
             "UPDATE totals SET (entries, bytes, pinned, pinned_bytes) ="
             " (SELECT count(*), CAST(total(bytes) AS INTEGER), CAST(total(pinned) AS INTEGER),"

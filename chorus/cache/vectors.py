@@ -108,7 +108,7 @@ class ArrayVectors:
 
 
 def no_vectors(length: int) -> Vectors:
-    """None yet, of `length` numbers each."""
+    """An empty collection of vectors of `length` numbers each."""
     return ArrayVectors(length) if faiss_or_none() is None else FaissVectors(length)
 
 

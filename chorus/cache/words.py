@@ -1,4 +1,4 @@
-"""Entries by what people type: by meaning, or by the words they share."""
+"""Finds entries by a text that people type: by its meaning, or by the words that they share."""
 
 from __future__ import annotations
 

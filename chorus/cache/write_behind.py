@@ -1,4 +1,4 @@
-"""A cache that does not keep its callers waiting for the disk: what they store is committed by a thread of its own."""
+"""A cache whose callers do not wait for the disk: a thread of its own commits what they store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logger(__name__)
 
-# What may wait for the disk; more is refused, and said.
+# How much may wait for the disk. More is refused with a message.
 MOST_PENDING = 64
 MOST_PENDING_BYTES = 2 * 2**30
 
@@ -108,7 +108,7 @@ class WriteBehind:
     def _commit(self, new: NewEntry, entry_id: str) -> None:
         try:
             self.cache.put(new, entry_id)
-        except Exception as error:  # on a thread of our own nobody else would hear of it
+        except Exception as error:  # on this thread nobody else would report it
             self._fault(entry_id, error)
 
     def _done(self, entry_id: str) -> None:
@@ -147,7 +147,7 @@ class WriteBehind:
                 continue
             if pending.new.vector.size != query.size:
                 raise VectorLengthMismatch(embedder, query.size, pending.new.vector.size)
-            # By the sum that scores kept entries, so that ties are ties.
+            # With the same formula as the scores of kept entries, so that equal scores stay equal.
             found.append(Match(entry, float(score(pending.new.vector, query))))
         return found
 

@@ -45,7 +45,7 @@ class EmbeddedPrompt:
 def embed(prompt: str, way: str, clip: Any | None, conditioning: list[Any] | None) -> EmbeddedPrompt:
     """Embed `prompt` the wanted `way`; "auto" takes open_clip where its weights are at hand, else the graph's own.
 
-    Raises NoText with what to connect when the way is not open, and NotUnderstood for several prompts in one.
+    Raises NoText, which tells what to connect, if the way cannot be used; NotUnderstood for several prompts in one.
     """
     encoded, tokens, pieces = None, None, None
     if conditioning is not None:

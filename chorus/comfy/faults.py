@@ -1,4 +1,4 @@
-"""The line between Chorus's own faults and those of everything else: its own never cost a render."""
+"""Tells Chorus's own faults from those of the host and of other packs. Its own never cost a render."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OWN = str(Path(__file__).parents[2]) + os.sep  # as this module was loaded, whi
 
 
 class Unsuitable(Exception):
-    """Why Chorus leaves a run alone; `why` says it to people."""
+    """Why a run is sampled without Chorus; `why` says it to people."""
 
     def __init__(self, why: Message):
         super().__init__(str(why))
@@ -26,7 +26,7 @@ class Unsuitable(Exception):
 def is_own(error: BaseException) -> bool:
     """Whether an error comes from Chorus's own work.
 
-    Of all code on the way to it that is ComfyUI's or a pack's, the last is then this pack's.
+    It does if, of all frames of the traceback that belong to ComfyUI or a pack, the innermost belongs to this pack.
     """
     import comfy.samplers
 

@@ -61,7 +61,7 @@ def _digest(path: str) -> str:
 class FileDigests:
     """Digests of files. Thread-safe.
 
-    memory: a JSON file in which they are remembered; it may be missing, and is only a short cut.
+    memory: a JSON file in which they are remembered. It may be missing: files are then read again.
     """
 
     def __init__(self, memory: Path | None):
@@ -80,10 +80,10 @@ class FileDigests:
             self._noted.setdefault(real, state)
 
     def is_as_loaded(self, path: str | os.PathLike[str]) -> bool:
-        """Whether a model loaded from this file by this process has surely the file's present content.
+        """Whether a model that this process loaded from the file is sure to have the file's present content.
 
-        So it is where the file has not changed since it was first named by a graph, or since before this process
-        began. Raises OSError.
+        That is so if the file has not changed since a graph first named it, or since before this process began.
+        Raises OSError.
         """
         real = os.path.realpath(path)
         state = _state(real)
@@ -195,7 +195,7 @@ def read_ahead(prompt: Any) -> None:
             file_digests().note(path)
             if remembers:
                 file_digests().begin(path)
-    except Exception as error:  # nobody asked for it; whoever needs a digest reads the file himself
+    except Exception as error:  # reading ahead only saves time: the file is read again when its digest is needed
         warn(f"model files are not read ahead: {type(error).__name__}: {error}")
 
 

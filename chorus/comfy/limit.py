@@ -1,4 +1,4 @@
-"""How large a cache may grow, and who says so."""
+"""How large a cache may grow: by the environment, or as chosen in ComfyUI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import small_file
 GIGABYTE = 2**30
 LEAST, MOST = 0.1, 100_000.0  # GB that may be chosen
 VARIABLE = "CHORUS_CACHE_GB"
-# A folder that was chosen may be another program's as well, and many programs have a file of the former name.
+# A chosen folder may belong to another program, too, and many programs have a file of the former name.
 _FILE, _FORMER_FILE = "chorus-limit.json", "settings.json"
 
 
@@ -55,7 +55,7 @@ def _chosen(root: Path) -> float | None:
         if _is_ours(kept):
             gigabytes = float(kept["limit_gb"])
             return gigabytes if LEAST <= gigabytes <= MOST else None
-    return None  # never chosen, or not readable: the usual limit
+    return None  # never chosen, or not readable: the default limit
 
 
 def _is_ours(kept: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Looking a request up: from the graph's sockets to a plan, and when a look-up has to be made again."""
+"""Looks a request up: makes a plan of what is connected to the node, and tells when to look up again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODES = ("read and write", "read only", "write only", "off")
 class LookupSettings:
     """The widgets of a look-up."""
 
-    prompt: str  # "" also where the host asks for the fingerprint of a linked one, which it does not tell
+    prompt: str  # "" also when the host asks for a fingerprint while the prompt is linked
     threshold: float  # 0: the calibrated one
     mode: str
     cache_name: str
@@ -128,7 +128,7 @@ def _running_node() -> RunningNode | None:
 
 
 def _searched(plan: Plan) -> Plan:
-    """The plan with the answer of its cache now."""
+    """The plan with what its cache answers now."""
     try:
         find = _take if plan.chosen else _search
         source, score, explanation, nearest = find(open_cache(plan.cache_name, plan.place), plan)
@@ -140,7 +140,7 @@ def _searched(plan: Plan) -> Plan:
 
 
 def refreshed(plan: Plan) -> Plan:
-    """The plan as its look-up would answer now, where it has found nothing.
+    """A plan that was a miss, looked up again in what the cache holds now; any other plan as it is.
 
     The host does not run a look-up again for the entry that its own request has stored (`Answers`); a request that
     differs in its seed or sampler meets that entry here.
@@ -148,7 +148,7 @@ def refreshed(plan: Plan) -> Plan:
     return _searched(plan) if plan.reads and plan.declined is None and plan.source is None else plan
 
 
-# The source, the best score, what people are told of it, and on a miss the nearest entries.
+# The source, the best score, the sentence that explains it, and on a miss the nearest entries.
 _Found = tuple[Source | None, float, Message, tuple[Refused, ...]]
 
 
@@ -202,7 +202,7 @@ def source_preview(plan: Plan) -> torch.Tensor:
         try:
             frames = open_cache(plan.cache_name, plan.place).load(plan.source.entry.id, ["preview"])["preview"]
             return frames.float() / 255.0
-        except Exception as error:  # a picture for people, nothing more
+        except Exception as error:  # only the picture on the node is lost
             warn(f"the source's preview cannot be shown: {type(error).__name__}: {error}")
     return torch.zeros(1, 64, 64, 3)
 
@@ -218,9 +218,9 @@ class _Answer:
 
 
 class Answers:
-    """When a look-up has to run again: when its answer would be another one, and only then.
+    """Tells the host when a look-up has to run again: only if its answer would be another one.
 
-    The entry that a run stores would answer the very look-up that led to it; it does not count.
+    The entry that a run stores would be the best match of its own look-up; it does not count there.
     """
 
     def __init__(self, kept: int = 256):
@@ -237,7 +237,7 @@ class Answers:
             self._answers.popitem(last=False)
 
     def token(self, settings: LookupSettings) -> str:
-        """Equal as long as the answer is."""
+        """A text that stays the same as long as the look-up's answer does."""
         answer = self._answers.setdefault(settings, _Answer(uuid.uuid4().hex))
         if settings.mode not in MODES[:2] or answer.asked is None:
             return answer.token

@@ -87,7 +87,7 @@ def shown(proxied: bool = False) -> dict[str, dict[str, Any]]:
 
 
 def choose(proxied: bool = False, **parts: str) -> None:
-    """Keep parts of a place, `folder` or `url` and `blobs`, for caches opened from now on, also after a restart.
+    """Remember a chosen place, `folder` or `url` and `blobs`, for caches opened from now on, also after a restart.
 
     "" takes the usual one back. Each is tried first: NotAllowed, BadInput or CacheUnavailable say why it is refused.
     proxied: see `shown`.
@@ -127,7 +127,7 @@ def _file() -> Path:
 
 def _chosen() -> dict[str, str]:
     known = small_file.read(_file())
-    if not isinstance(known, dict):  # never chosen, or not readable: the usual place
+    if not isinstance(known, dict):  # never chosen, or not readable: the default place
         return {}
     return {part: known[part] for part in VARIABLES if isinstance(known.get(part), str)}
 

@@ -1,4 +1,4 @@
-"""What a run would have taken without the cache: from the cold runs that the cache knows."""
+"""The time that a run would have taken without the cache, from the runs in full that the cache holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ColdTime:
 
 
 def cold_time(cache: Cache, space: Space, sampler: str, report: Report) -> ColdTime | None:
-    """What the request of `report` would have taken in full; None when nothing tells. Raises no CacheError."""
+    """The time that the request of `report` would have taken in full; None if it is not known. Raises no CacheError."""
     try:
         known = cache.entries(_LATEST, query=Query(weights=space.weights, shape=space.shape, source=True))
     except CacheError:

@@ -1,6 +1,6 @@
-"""What the pages are given to show of a plan and its run: plain data, and sentences in English.
+"""A plan and its run as the pages get them: plain data, and sentences in English.
 
-Beside each sentence, under its name in `said`, lies the message it comes from, so that a page can translate it.
+`said` has, under the same name, the message that each sentence comes from, so that a page can translate it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def plan_figures(plan: Plan) -> dict[str, Any]:
 
 
 def stored_figures(stored: Stored) -> dict[str, Any]:
-    """What became of a run and of storing it; the run's report has the last word where it and the look-up differ."""
+    """The figures of a run and of storing it. If the run's report and the look-up differ, the report counts."""
     plan, report = stored.plan, stored.report
     figures = plan_figures(plan) | {"entry_id": stored.entry_id}
     if report is None:

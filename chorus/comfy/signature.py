@@ -1,8 +1,8 @@
 """The host's own signature of a node: classes, widget values and links of all its ancestors, with files by content.
 
 It knows every parameter of every patch on a model without looking into Python objects, and running state such as a
-patch's moving average does not count. It is computed as the host's node cache does (comfy_execution/caching.py), but
-a node that says it changes with every run has none, and this pack's own nodes count only by what shapes the result.
+patch's moving average does not count. It is computed as the host's node cache does (comfy_execution/caching.py). A
+node that says that it changes with every run has none. Of this pack's own nodes only what affects the result counts.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from .content import NotUnderstood, digest
 from .files import file_digests, named_files
 
-# Inputs of this pack's nodes that shape no result of their own: whether and where is looked, and from which score.
-# The threshold decides which results may serve, which `Identity` says by itself.
+# Inputs of the look-up nodes that do not count: they say whether the cache is searched, which one, and with which
+# threshold. `Identity` adds the threshold where it matters.
 LOOKUPS = {"ChorusCacheLookup", "Chorus"}
 _OF_THE_CACHE = {"mode", "cache_name", "threshold"}
 _OWN = LOOKUPS | {
@@ -114,7 +114,7 @@ class RunningNode:
         return node_id if "UNIQUE_ID" in definition.INPUT_TYPES().get("hidden", {}).values() else None
 
     def fingerprint(self, node_id: str) -> Any:
-        """What the node itself says tells its outputs apart, as the host asked it; None where it says nothing."""
+        """The node's own fingerprint of its outputs, as the host has asked for it; None if the node has none."""
         from execution import IsChangedCache
 
         asked = IsChangedCache(self.prompt_id, self.graph, None).get(node_id)

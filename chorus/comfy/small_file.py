@@ -15,7 +15,7 @@ _LARGEST = 2**16  # bytes; a larger file is not one of these
 
 
 def read(file: Path) -> Any:
-    """What the file holds, or None where there is none, or none that can be read."""
+    """What the file holds; None if it does not exist or cannot be read."""
     try:
         with file.open("rb") as opened:
             content = opened.read(_LARGEST + 1)

@@ -1,4 +1,4 @@
-"""What the stage nodes call."""
+"""The functions that the stage nodes call: each takes a plan and returns a new one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def regions(
 
 
 def all_stages(plan: Plan) -> Plan:
-    """Every stage at its calibrated settings, as the all-in-one node has them."""
+    """The plan with every stage at its calibrated settings, for the all-in-one node."""
     plan = reuse(plan, "auto", 0.0, 0.8)
     plan = masks.with_regions(plan, "attention", None, 1, 1, "none")
     plan, _ = amplification(plan, 0.25, "outputs", 0.5)

@@ -1,4 +1,4 @@
-"""Committing a finished run to the cache."""
+"""Hands a finished run to the cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .events import cache_changed, not_kept
 from .sampling.finished import FinishedRun, Recording, Report, finished_runs
 from .savings import cold_time
 
-_HALF = torch.finfo(torch.float16).max  # some language models' encodings have larger values
+_HALF = torch.finfo(torch.float16).max  # encodings of some language models have larger values
 PREVIEW_SIDE, PREVIEW_FRAMES = 256, 24
 
 
@@ -46,11 +46,11 @@ def store(
     precision: str,
     graph: torch.Tensor | None = None,
 ) -> Stored:
-    """Hand the run behind `latent` over to be committed.
+    """Hand the run that made `latent` over to the cache.
 
     keep: checkpoints up to this fraction of the schedule; precision: one of PROFILES; frames: IMAGE [F, H, W, 3] for
     the preview; graph: what `workflows.packed` made of the graph.
-    A run that did not finish left nothing here, so nothing is stored.
+    A run that did not finish does not wait here, so nothing is stored.
     """
     began = time.perf_counter()
     samples = latent["samples"]
@@ -75,7 +75,7 @@ def store(
 
 
 def _returned(samples: torch.Tensor, run: FinishedRun) -> bool:
-    """Whether a sampler's run gave this LATENT, [B, C, T, H, W]; the host may have rounded it since."""
+    """Whether this LATENT, [B, C, T, H, W], is the run's result; the host may have rounded it since."""
     return samples.shape == run.final.shape and torch.equal(samples, run.final.to(samples.dtype))
 
 
@@ -87,7 +87,7 @@ def summary(stored: Stored) -> str:
 
 
 def _count_hit(plan: Plan, run: FinishedRun) -> None:
-    """Settle what the run saved, and count it for the entry it came from."""
+    """Compute how much time the run saved, and count the hit for the entry that it started from."""
     report = run.report
     if report.source_id is None or report.outcome not in ("hit", "identical"):
         return

@@ -1,4 +1,4 @@
-"""Whose a request and a run are, where ComfyUI keeps its users apart (--multi-user).
+"""To which user a request and a run belong, if ComfyUI keeps its users apart (--multi-user).
 
 ComfyUI tells its routes the user, by a header, and its nodes the id of the prompt that they run for. So the user is
 noted for each prompt when it is queued. "" is nobody in particular: without --multi-user, for a program that names no
@@ -23,7 +23,7 @@ _lock = threading.Lock()
 
 
 def note_prompts(server: Any) -> None:
-    """From now on note whose each prompt is that this server queues. To be called before the server starts."""
+    """Note the user of each prompt that this server queues from now on. To be called before the server starts."""
     if _kept_apart():
         server.app.middlewares.append(_note_who_asks)
         server.add_on_prompt_handler(lambda asked: _note(server, asked))

@@ -112,7 +112,7 @@ def _import_error() -> str:
     """Why open_clip does not import, or ""; asked once, as a failed import is slow."""
     try:
         import open_clip  # noqa: F401
-    except Exception as error:  # whatever a broken installation raises
+    except Exception as error:  # a broken installation may raise anything
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
 
@@ -142,6 +142,6 @@ def _local_weights(model: str, pretrained: str | Path) -> Path | None:
 
 
 def _file_digest(path: Path) -> str:
-    """The content of a weights file in 16 hexadecimal digits: a path would name nothing on other machines."""
+    """Digest of a weights file, 16 hexadecimal digits: a path would mean nothing on other machines."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

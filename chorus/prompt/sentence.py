@@ -16,7 +16,7 @@ import numpy as np
 
 
 def installed() -> bool:
-    """Whether the package is there; loads nothing."""
+    """Whether the package is installed; loads nothing."""
     return find_spec("wordllama") is not None
 
 
@@ -26,7 +26,7 @@ def embed_sentences(texts: Sequence[str]) -> np.ndarray:
         raise RuntimeError("pip install wordllama")
     try:
         model = _model()
-    except Exception as error:  # whatever a broken or an older package raises
+    except Exception as error:  # a broken or older package may raise anything
         raise RuntimeError(f"wordllama: {type(error).__name__}: {error}".splitlines()[0]) from error
     vectors = np.nan_to_num(model.embed(list(texts)))  # a text without a word has no mean
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

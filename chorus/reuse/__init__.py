@@ -1,2 +1,1 @@
-"""What a request takes over from an earlier one: how far (plan), from where (trajectory), where (regions), how loud
-(amplification). Plain tensors; nothing of ComfyUI."""
+"""The mathematics of reuse on plain tensors, without ComfyUI: plan, schedule, states, masks, amplification."""

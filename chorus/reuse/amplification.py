@@ -1,4 +1,4 @@
-"""TGAA: the words that the source prompt lacks speak louder in cross-attention while the target takes over."""
+"""TGAA: amplifies the words that the source's prompt lacks in cross-attention. The effect fades out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Amplification:
 
     strength: float = 0.25  # a token of weight 1 is amplified by 1 + strength at the first step after K1
     where: str = "outputs"
-    fade: float = 0.5  # share of the computed steps over which the amplification fades to nothing
+    fade: float = 0.5  # fraction of the computed steps over which the amplification fades to nothing
 
     def __post_init__(self) -> None:
         if self.where not in WHERE:

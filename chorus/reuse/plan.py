@@ -23,7 +23,7 @@ class Source:
     entry: Entry
     score: float
     tokens: torch.Tensor | None  # [L, C] encodings of its prompt
-    attention: torch.Tensor | None  # [L, T', H', W'] where each token looked
+    attention: torch.Tensor | None  # [L, T', H', W'] how strongly each place attended to each token
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Refused:
 
     entry: Entry
     score: float
-    differs: tuple[str, ...]  # the parts of the space in which it differs; none: its score is below the threshold
+    differs: tuple[str, ...]  # the parts of the space in which it differs; () if only its score is too low
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Plan:
     nearest: tuple[Refused, ...] = ()  # on a miss, the best first
     start_latent: str = ""  # digest of the latent that sampling starts from, "" for an empty one
     tokens: torch.Tensor | None = None  # [L, C] encodings of the target prompt, when known at look-up
-    encoded: torch.Tensor | None = None  # [B, L, C] the same as the text encoder gave it, to know it again
+    encoded: torch.Tensor | None = None  # [B, L, C] as the text encoder gave it, to compare with what is sampled
     token_labels: tuple[str, ...] = ()
     chosen: str = ""  # id of the entry that was chosen by hand as the source
     stages: Mapping[str, Any] = field(default_factory=dict)  # by name, what each stage node was set to

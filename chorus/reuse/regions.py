@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Regions:
-    """base: where the prompts differ; edit: what is recomputed; visible: what takes part as context.
+    """base: where the requests differ; edit: where the result may change; visible: the tokens that are computed.
 
     Each [T, H, W] bool on the token grid.
     """
@@ -32,12 +32,12 @@ class Regions:
 
     @property
     def empty(self) -> bool:
-        """Nothing is to be edited: the whole step is the source's."""
+        """Whether nothing is to be edited, so that selective steps can be skipped."""
         return not bool(self.edit.any())
 
     @property
     def whole(self) -> bool:
-        """Everything is edited: the step is a full one."""
+        """Whether everything is edited, so that a selective step would be a full one."""
         return bool(self.edit.all())
 
     def indices(self) -> torch.Tensor:
@@ -68,7 +68,10 @@ def dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def build(base: torch.Tensor, edit_radius: int, visible_radius: int) -> Regions:
-    """Masks around `base` [T, H, W] bool: the edit mask grown by one radius, the visible one by a further."""
+    """Masks from `base` [T, H, W] bool.
+
+    edit = base dilated by edit_radius; visible = edit dilated by visible_radius.
+    """
     edit = dilate(base, edit_radius)
     return Regions(base, edit, dilate(edit, visible_radius))
 
@@ -87,7 +90,7 @@ def from_frames(mask: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
 
 
 def from_attention(attention: torch.Tensor, weights: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-    """Base mask from where the source's outdated tokens looked.
+    """Base mask: the places of the source that attended to the words which the target's prompt lacks.
 
     attention: [L, T', H', W'] ≥ 0; weights: [L] in [0, 1], 0 for the words both prompts share.
     A token's map counts relative to its own mean; the cut is Otsu's between the two groups.
@@ -108,7 +111,7 @@ def otsu(values: torch.Tensor, bins: int = 64) -> float:
     flat = values.flatten().float()
     low, high = float(flat.min()), float(flat.max())
     if high - low < 1e-6 * max(1.0, abs(high)):
-        return high  # flat: nothing stands out
+        return high  # all values are equal: no group stands out
     counts = torch.histc(flat, bins, low, high)
     centres = low + (torch.arange(bins, device=flat.device) + 0.5) * (high - low) / bins
     weight = counts.cumsum(0)

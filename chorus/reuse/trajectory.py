@@ -23,7 +23,7 @@ def clean_component(x: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch
 
 
 def serving(kept: Iterable[float], sigma: float, noise_drawn: bool) -> tuple[float, ...]:
-    """The kept σ from which a state at `sigma` is had: its own, the one below, or those around it; none: it is not.
+    """The kept σ from which a state at `sigma` can be made: its own, the one below, or the two around it. () if none.
 
     States of a sampler that draws noise serve only their own σ.
     """
@@ -58,7 +58,7 @@ class Trajectory:
     def at(self, sigma: float) -> torch.Tensor:
         """x at `sigma`, fp32. Between two kept σ the clean component is interpolated linearly.
 
-        Above the largest kept σ it is that one's: a first step from pure noise is straight.
+        Above the largest kept σ, that σ's clean component is used: the first step from pure noise is a straight line.
         """
         near = serving(self.sigmas, sigma, self.noise is None)
         if not near:

@@ -122,7 +122,7 @@ def ask_cache(face_server: ComfyServer) -> Callable[..., Answer]:
 
 
 class Face:
-    """A page of ComfyUI, and what it did wrong."""
+    """A page of ComfyUI, and the errors in its console."""
 
     def __init__(self, page: Page, url: str):
         self.page = page

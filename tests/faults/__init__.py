@@ -1,1 +1,1 @@
-"""Faults that must cost a line, never a render."""
+"""Faults that must end as a line in the log, never as a lost render."""

@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
-    """Tensors this small are computed faster so."""
+    """One thread: such small tensors are computed faster without more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

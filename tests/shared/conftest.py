@@ -58,10 +58,10 @@ def db(postgres) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture
 def short_pause(monkeypatch) -> None:
-    """Ask a service that was away again after half a second."""
+    """A service that could not be reached is asked again after half a second."""
     for module in (database, objects):
         monkeypatch.setattr(module, "PAUSE", 0.5)
-    assert breaker  # the pauses are read where breakers are made
+    assert breaker  # the pauses are read when breakers are made
 
 
 @pytest.fixture

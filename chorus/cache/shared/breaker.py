@@ -1,4 +1,4 @@
-"""Answering at once while a service is away, and noticing when it is back."""
+"""Answers at once while a service cannot be reached, and notices when it can be reached again."""
 
 from __future__ import annotations
 

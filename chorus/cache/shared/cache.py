@@ -1,4 +1,4 @@
-"""The cache of a fleet."""
+"""A cache that several machines share."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ class SharedCache(CatalogCache):
 
     def _reserve(self, entry_id: str, size: int) -> None:
         if not self._room_made(entry_id, size):
-            # What others are about to delete takes room until it is gone: anyone may delete it.
+            # Files that others are about to delete take room until they are gone; any worker may delete them.
             while batch := self._read(lambda catalog: catalog.garbage()):
                 self._remove_files(batch)
             if not self._room_made(entry_id, size):
@@ -274,7 +274,7 @@ class SharedCache(CatalogCache):
                 raise CacheUnavailable(self._database.place, reason, say("advice.unpin"))
 
     def _room_made(self, entry_id: str, size: int) -> bool:
-        """Whether `size` bytes are reserved, and what had to go for them is deleted. Else nothing is changed."""
+        """Reserve `size` bytes and evict for them. False if that is not possible now; nothing is changed then."""
         with self._changing() as catalog:
             room = catalog.room()
             if size > room.limit:
@@ -330,7 +330,7 @@ class SharedCache(CatalogCache):
     # -- transactions
 
     def _read(self, ask: Callable[[Catalog], T], seconds: float = DEADLINE) -> T:
-        """What `ask` finds or does in a transaction of its own, in which no search could notice a change."""
+        """The result of `ask` in a transaction whose changes do not affect what a search finds."""
         with self._reading(seconds) as catalog:
             return ask(catalog)
 

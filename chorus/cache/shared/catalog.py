@@ -25,7 +25,7 @@ from .schema import LARGEST_HALF_INDEXED, LARGEST_INDEXED
 
 DAYS = 90  # of the statistics
 
-_MARK = "\uf8ff"  # of private use, so hardly in a prompt
+_MARK = "\uf8ff"  # private use characters, which prompts hardly contain
 _UNKEPT = re.compile(f"[\x00\ud800-\udfff{_MARK}]")
 
 _ROW = "seq, id, used, hits, saved, pinned, space, embedder, is_source, request, bytes, digest, vector_sha256, record"

@@ -20,12 +20,12 @@ from .schema import MIGRATIONS
 from .settings import Settings
 
 WAIT = 1.0  # seconds for a connection
-DEADLINE = 2.0  # seconds for a look-up, kept here: a server that is stopped keeps no promises
+DEADLINE = 2.0  # seconds for a look-up, measured here: a stopped server would not end it
 CHANGE = 8.0  # seconds for a transaction that changes what can be found, once it has begun
-LOCK = 5.0  # seconds for another worker's lock, kept by the server; look-ups need none
-STATEMENT = 6.0  # seconds for a statement, kept by the server
+LOCK = 5.0  # seconds for another worker's lock, measured by the server; look-ups need none
+STATEMENT = 6.0  # seconds for a statement, measured by the server
 MIGRATION = 30.0  # seconds for making tables, at the first transaction of all
-PAUSE = 5.0  # seconds in which nobody asks after a fault
+PAUSE = 5.0  # seconds after a fault in which nothing is sent
 _MIGRATION_LOCK = 0x43485253  # "CHRS": one worker at a time makes tables
 
 

@@ -36,7 +36,7 @@ ANSWER = 2.0  # seconds until a read begins, and between two pieces of it
 DELETE = 10.0  # seconds for a request that deletes or lists
 PART = 15.0  # seconds for a part of 5 MB on its way up
 SLOWEST = 1_000_000  # bytes a second; a slower store counts as away
-PAUSE = 5.0  # seconds in which nobody asks after a fault
+PAUSE = 5.0  # seconds after a fault in which nothing is sent
 PIECE = 2**20  # bytes read at once
 
 _KEY = re.compile(r"[^/]+/[0-9a-f]{2}/([0-9a-f]{32})\.safetensors")

@@ -1,4 +1,4 @@
-"""Where the shared cache is, and how to speak of it without its secrets."""
+"""Where the shared cache is, and how to name it in messages without its secrets."""
 
 from __future__ import annotations
 

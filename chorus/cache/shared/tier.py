@@ -1,4 +1,4 @@
-"""Copies on this machine of entries' files that were read or written here."""
+"""This machine's copies of entries' files that it has read or written."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def lora_digest(patcher: Any) -> str:
 
 
 def _kind(model: Any) -> list[Any]:
-    """What a model computes with beside its numbers."""
+    """What a model is beside its numbers: its class and those of its layers."""
     network = model.diffusion_model
     return [type(model).__qualname__, type(network).__qualname__, [type(m).__qualname__ for m in network.modules()]]
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind for its ChorusCacheStore, and the figures people see of it."""
+"""A finished run while it waits for its ChorusCacheStore, and its figures for people."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from ...messages import Message
 from ...reuse.plan import Plan
 
-_REASONS = 256  # sentences kept for store nodes that may never ask
+_REASONS = 256  # reasons kept at most; the store node that would ask may never run
 _WAITING_BYTES = 4 << 30  # of the latents that finished runs may hold while they wait to be stored
 
 
 @dataclass
 class Report:
-    """The figures of one request, as README and `report.json` name them. Seconds are wall time."""
+    """The figures of one request, under the names of docs/demo.md. Seconds are wall time."""
 
     outcome: str  # "hit", "miss", "identical", "bypassed"
     reason: Message
@@ -36,7 +36,7 @@ class Report:
     notes: list[Message] = field(default_factory=list)
     tokens: list[tuple[str, float]] = field(default_factory=list)  # amplified words with their weights
     source_id: str | None = None  # the entry that the run started from, or that answered it
-    cold_s: float | None = None  # sampling time had it been computed in full, None when nothing tells
+    cold_s: float | None = None  # sampling time of the same run in full, None if it is not known
     cold_runs: int = 0  # cold runs that `cold_s` was measured on; 0: an estimate
 
     @property
@@ -73,7 +73,8 @@ class Recording:
     """What other requests need to start from a run.
 
     states: σ → the clean component, or x itself where the sampler draws noise; fp32 on the CPU.
-    attention: [L, T', H', W'] where each token looked, the mean over its looks; None where nobody watched.
+    attention: [L, T', H', W'] how strongly each place attended to each token, mean over the recorded steps; None if
+        nothing was recorded.
     """
 
     states: dict[float, torch.Tensor] = field(default_factory=dict)
@@ -101,7 +102,7 @@ class FinishedRun:
     sampler: str
     tokens: torch.Tensor | None  # [L, C] encodings of the prompt as sampled
     parent: str | None
-    results: Mapping[str, Any] = field(default_factory=dict)  # what the techniques made, by their names
+    results: Mapping[str, Any] = field(default_factory=dict)  # the techniques' results, by their names
 
     @property
     def recording(self) -> Recording | None:
@@ -124,7 +125,7 @@ class FinishedRun:
 
 
 class FinishedRuns:
-    """Finished runs that wait for their store node, and why runs were left alone. Thread-safe.
+    """Finished runs that wait for their store node, and why other runs were sampled without Chorus. Thread-safe.
 
     Several runs of one plan wait side by side, as a list of seeds or prompts makes them: the host runs all samplers
     before the first store. The oldest are dropped beyond a number of bytes.
@@ -145,26 +146,26 @@ class FinishedRuns:
                 self._runs.pop(0)
 
     def bypass(self, plan_id: str, reason: Message) -> None:
-        """Remember why a run was left alone."""
+        """Remember why a run was sampled without Chorus."""
         with self._lock:
             self._bypassed[plan_id] = reason
             while len(self._bypassed) > _REASONS:
                 self._bypassed.popitem(last=False)
 
     def decline(self, plan_id: str, reason: Message) -> None:
-        """Have every run of a plan left alone from now on."""
+        """Have every run of a plan sampled without Chorus from now on."""
         with self._lock:
             self._declined[plan_id] = reason
             while len(self._declined) > _REASONS:
                 self._declined.popitem(last=False)
 
     def declined(self, plan_id: str) -> Message | None:
-        """Why runs of a plan are to be left alone; None where they are not."""
+        """Why runs of a plan are to be sampled without Chorus; None if they are not."""
         with self._lock:
             return self._declined.get(plan_id)
 
     def bypassed(self, plan_id: str) -> Message | None:
-        """Why the latest run of a plan was left alone; None when it was not."""
+        """Why the latest run of a plan was sampled without Chorus; None if it was not."""
         with self._lock:
             return self._bypassed.get(plan_id)
 

@@ -1,4 +1,4 @@
-"""Which stored results are the answer to a request: those of the very same request, and no other."""
+"""The identity of a request. A stored result answers a request only if their identities are equal."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..content import NotUnderstood, digest
 from ..signature import RunningNode
 from ..space import Expert
 
-_VERSION = 3  # of what is digested: a change of it makes earlier results unknown, not wrong
+_VERSION = 3  # of what is digested; with another version, earlier results are not found any more
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Two keys in one: the host's signature of the sampler's node, and the content of what names may hide.
+    """A digest of two things: the host's signature of the sampler's node, and the content of what names may hide.
 
     computed: identity of a result computed in full. reused: of one that started from the cache, whose threshold is
-    part of the request. Both are hex digests; a request that is not understood has ones that nothing equals.
-    not_understood: why, where it is not.
+    part of the request. Both are hex digests; those of a request that is not understood are random, and equal nothing.
+    not_understood: the reason, if so.
     """
 
     computed: str

@@ -1,4 +1,4 @@
-"""From what the host hands to a sampler to a `Request`, or the reason why the run is left alone."""
+"""Makes a `Request` of what the host hands to a sampler, or says why the run is sampled without Chorus."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _suitable(
 
 
 def _raise_other_model(plan: Plan, model: Expert) -> None:
-    """Says which of the three it is: other weights, another expert that was not connected, or later patches."""
+    """Raises Unsuitable with the reason: other weights, an expert that was not connected, or later patches."""
     weights, loras, _ = model
     if (weights, loras) in [known[:2] for known in plan.experts]:
         raise Unsuitable(say("bypassed.patched_later"))
@@ -164,7 +164,7 @@ def _before(plan: Plan, noise: torch.Tensor, latent_image: torch.Tensor, schedul
 
 
 def _require_text(plan: Plan, positive: list[dict[str, Any]]) -> None:
-    """The look-up's text must be the one that is sampled, or a video would be kept and matched under another one."""
+    """Raises Unsuitable unless the look-up's text is sampled: a video must not be kept under another text."""
     sampled = positive[0].get("cross_attn") if positive else None
     if plan.encoded is not None:
         if sampled is None or not same_encoding(plan.encoded, sampled):
@@ -180,7 +180,7 @@ def _cfg(guider: Any) -> float:
 
 
 def _is_stored() -> bool:
-    """Whether the graph at hand keeps the run; where no graph tells, it may."""
+    """Whether the graph has a node that keeps the run; True if there is no graph to ask."""
     try:
         return RunningNode().holds("ChorusCacheStore")
     except NotUnderstood:
@@ -188,7 +188,7 @@ def _is_stored() -> bool:
 
 
 def _whole_steps(schedule: Schedule, sigma_of: Any) -> int:
-    """How many steps the whole schedule has of which this run's may be the first part only."""
+    """The number of steps of the whole schedule; this run may be only a part of it."""
 
     def fraction(sigma: float) -> float:
         """Where on the whole schedule a σ lies, to a thousandth: the inverse of `sigma_of`."""

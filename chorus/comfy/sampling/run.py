@@ -1,4 +1,4 @@
-"""One sampling run under a plan. It walks: it asks the techniques, applies what they decide, and reports."""
+"""One sampling run under a plan. It asks the techniques, applies what they decide, and reports."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Run:
         self._decide()
 
     def _decide(self) -> None:
-        """Ask the techniques in order. Whatever finds the source unusable makes the run a plain miss."""
+        """Ask the techniques in order. If one of them finds the source unusable, the run is a plain miss."""
         refused = self._ask(ORDER)
         if refused is not None:
             self.schedule, self.start, self.parent = self.asked, None, None
@@ -125,7 +125,8 @@ class Run:
     def in_call(self, call: ModelCall, counts_blocks: bool) -> dict[str, Any] | None:
         """The call's transformer options with this run's patches; None where it needs none.
 
-        counts_blocks: whether only the network's blocks tell that the call is really computed (a step cache).
+        counts_blocks: whether a step cache may answer the call, so that only a block that is entered proves that
+            the call is computed.
         """
         works = [technique.in_call(self.schedule, call) for technique in self.techniques.values()]
         kept = next((work.kept for work in works if work.kept is not None), None)
@@ -145,7 +146,7 @@ class Run:
     # -- ending -------------------------------------------------------------------------------------------------
 
     def finished(self, latent: torch.Tensor, seconds: float) -> FinishedRun:
-        """The run as `ChorusCacheStore` will see it. latent: the sampler's; seconds: that sampling took."""
+        """The run as `ChorusCacheStore` gets it. latent: the sampler's result; seconds: that sampling took."""
         report, request = self.report, self.request
         report.sampling_s = max(0.0, seconds)
         report.k1, report.k2 = self.schedule.k1, self.schedule.k2

@@ -1,4 +1,4 @@
-"""What is known of the host's samplers. A sampler that is not known here is sampled whole."""
+"""What is known of the host's samplers. With a sampler that is not known here, runs are sampled without Chorus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Sampler:
     """name: without "sample_". draws_noise: it adds noise of its own, so that a run is not just its initial noise
-    and its σ. least_steps: a schedule of fewer steps is not sampled at all.
+    and its σ. least_steps: with fewer steps in a call the sampler does not denoise.
     """
 
     name: str
@@ -83,7 +83,7 @@ def known_sampler(sampler: Any) -> Sampler | None:
     if function is not getattr(comfy.k_diffusion.sampling, f"sample_{name}", None):
         return None
     if name in _NOISE_FREE or name in _NOISY:
-        # ETA and churn make the noise-free ones draw noise, too.
+        # With these options the noise-free samplers draw noise, too.
         draws = name in _NOISY or any(sampler.extra_options.get(option) for option in ("s_churn", "eta"))
         return Sampler(name, draws)
     return None

@@ -31,7 +31,7 @@ from .run import Run
 def attach(model: Any, plan: Plan) -> Any:
     """A clone of `model` that samples under `plan`.
 
-    Stage nodes wired in a row or side by side amount to the same: what an earlier one put on the model is kept.
+    Stage nodes give the same result in a row and side by side: what an earlier one put on the model is kept.
     """
     import comfy.patcher_extension
 
@@ -180,8 +180,8 @@ def _options(run: Run, guider: Any) -> dict[str, Any]:
     inner = options["transformer_options"]
     inner[KEY] = run
     if "easycache" in inner and run.parent is not None:
-        # EasyCache adds to the model input in place, which in fp32 is the sampler's own x. A hit gives it a copy; a
-        # run in full is left as it is without Chorus.
+        # EasyCache adds to the model input in place, which in fp32 is the sampler's own x. In a hit it gets a copy;
+        # in a run in full it changes x as it does without Chorus.
         kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
         by_kind = inner.setdefault("wrappers", {})
         present = by_kind.get(kind, guider.model_patcher.wrappers.get(kind, {}))
@@ -192,7 +192,7 @@ def _options(run: Run, guider: Any) -> dict[str, Any]:
 def _announce(run: Run) -> None:
     try:
         run_started(run.started())
-    except Exception as error:  # no render fails because a page cannot be told of it
+    except Exception as error:  # a page that cannot be told costs no render
         warn(f"the pages could not be told of this run: {type(error).__name__}: {error}")
 
 
@@ -214,12 +214,14 @@ def _keep(run: Run, latent: torch.Tensor, seconds: float) -> None:
 def _drop(run: Run) -> None:
     try:
         run.drop()
-    except Exception as error:  # memory is held for longer, and nothing else
+    except Exception as error:  # the only harm is memory that is held for longer
         warn(f"a run could not let go of its tensors: {type(error).__name__}: {error}")
 
 
 class _Again:
-    """What sampling changes, to begin anew after a fault: conditionings, σ (uni_pc writes into them), random states."""
+    """What sampling changes, kept to begin again after a fault: conditionings, σ (uni_pc writes into them), random
+    states.
+    """
 
     def __init__(self, guider: Any, sigmas: torch.Tensor):
         self.guider = guider
@@ -238,7 +240,7 @@ class _Again:
 
 
 def _run_of(options: dict[str, Any]) -> Run | None:
-    """The run in transformer options; None where they are those of a run that is left alone."""
+    """The run in transformer options; None for a run that is sampled without Chorus."""
     run = options.get(KEY)
     return run if isinstance(run, Run) else None
 

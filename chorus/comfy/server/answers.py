@@ -1,4 +1,4 @@
-"""How a route answers: JSON, errors that say what to do, and work that never stands in the event loop's way."""
+"""How a route answers: with JSON, with errors that say what to do, and without keeping the event loop waiting."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from . import visitors
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# Two, so that a panel that scrolls cannot take the processor from the sampler.
+# Only two, so that a panel that scrolls takes little processor time from the sampler.
 _threads = ThreadPoolExecutor(2, "chorus-panel")
 _NEVER_KEPT = {"Cache-Control": "no-store"}
 

@@ -48,10 +48,10 @@ async def send(request: web.Request, cache: Cache, ids: list[str]) -> web.Stream
                     await response.write(memoryview(piece)[start : start + _CHUNK])
             batch = await in_thread(next, pieces, None)
     except Exception as error:
-        if not isinstance(error, ConnectionError):  # else nobody wants the rest
+        if not isinstance(error, ConnectionError):  # else the client has gone
             warn(f"an export was cut off: {error}")
         if request.transport is not None:
-            request.transport.close()  # what was written still arrives, the end of the answer does not
+            request.transport.close()  # the client gets what was written, but not the end of the answer
     return response
 
 
@@ -102,7 +102,7 @@ def _no_space(folder: Path, reason: str) -> Problem:
 
 
 async def take(name: str, file: IO[bytes]) -> dict[str, Any]:
-    """Take an uploaded bundle over into the cache called `name`, which is made where there is none."""
+    """Add the entries of an uploaded bundle to the cache called `name`, which is made if it does not exist."""
     return await asyncio.get_running_loop().run_in_executor(_importer, _take, name, file)
 
 

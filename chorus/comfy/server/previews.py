@@ -1,7 +1,7 @@
 """An entry's preview as a picture file: animated, or all frames one below the other.
 
-A picture is served only while its entry is there, whoever removed it: each request asks the cache. The pictures in
-memory only save making them again.
+Each request asks the cache first, so that a picture is served only while its entry is there. The pictures in memory
+only save the work of making them again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def require(cache_name: str, entry_id: str) -> None:
 
 
 def drop_pictures() -> None:
-    """Let go of every picture in memory: what is forgotten is nowhere."""
+    """Drop every picture in memory, so that a forgotten entry's picture is not kept."""
     _kept.cache_clear()
 
 

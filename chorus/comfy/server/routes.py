@@ -1,4 +1,4 @@
-"""The routes themselves: what is asked, of which cache, and who does the work. State changes by POST only."""
+"""The routes: each reads its parameters and calls what does the work. Only POST requests change anything."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _status(request: web.Request) -> dict[str, Any]:
     names, fault = [], None
     try:
         names = cache_names(_user(request))
-    except (CacheError, ValueError) as error:  # what is set can still be shown, and set otherwise
+    except (CacheError, ValueError) as error:  # the settings can still be shown and changed
         fault = to_json(said_by(error))
     return {
         "version": VERSION,
@@ -142,7 +142,7 @@ async def export(request: web.Request) -> web.StreamResponse:
 
 
 async def import_bundle(request: web.Request) -> web.Response:
-    """Take a bundle over, the body of the request; the cache is made where there is none."""
+    """Add the entries of a bundle, the body of the request; the cache is made if it does not exist."""
     name = _own_name(request)
     most = await in_thread(_most_uploaded, request)
     async with bundles.received(request, places.current().folder, most) as file:

@@ -1,4 +1,4 @@
-"""Who asks: a page of this very server, a page from elsewhere in somebody's browser, or no page at all.
+"""Tells who asks: a page of this server, a page from elsewhere in somebody's browser, or a program without a page.
 
 There is no login, so a page from elsewhere could use the browser of somebody who reaches this server: from its own
 address, or (DNS rebinding) under a name of its own that it lets point to this machine. The browser gives both away, in

@@ -1,4 +1,4 @@
-"""TGAA: the words that the source's prompt lacks speak louder in the text attention, fading out."""
+"""TGAA: amplifies the words that the source's prompt lacks in the text attention; the effect fades out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = "amplify"
 
 
 def with_amplification(plan: Plan, strength: float, where: str, fade: float) -> tuple[Plan, str]:
-    """TGAA: which words are amplified. Returns the plan and the words with their weights, for people."""
+    """The plan with TGAA, and the amplified words with their weights, for people."""
     began = time.perf_counter()
     settings = Amplification(strength, where, fraction_of_steps("fade", fade))
     shown = _words(plan, strength)

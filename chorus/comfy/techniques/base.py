@@ -1,4 +1,4 @@
-"""What a technique is: a way to spend less on a request, or to learn from it.
+"""What a technique is: a way to compute less of a request, or to record it for later ones.
 
 A run asks its techniques in order. Each *returns* what it decides; the run applies it. No technique writes into the
 run or knows another one, so a new one touches its module here, its node and its texts, and nothing else.
@@ -58,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a technique makes of a run.
+    """What a technique decides for a run.
 
     schedule: the path from now on, None for the one there is.
     parent: id of the entry that the run descends from.
@@ -72,7 +72,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Refused:
-    """Why a technique cannot serve a request that asked for it. miss: then nothing of the source can be reused."""
+    """Why a technique cannot do what was asked for. miss: nothing of the source can be reused, the run is a miss."""
 
     why: Message
     miss: bool = False
@@ -102,7 +102,7 @@ class Technique:
     request: Request
 
     def begin(self, schedule: Schedule) -> Decision | Refused | None:
-        """Decide, with the path as the techniques before have left it. None: not asked for, or nothing to do."""
+        """Decide, on the path that the techniques before have left. None: not asked for, or nothing to do."""
         return None
 
     def start(self, schedule: Schedule) -> torch.Tensor | Refused | None:
@@ -131,7 +131,7 @@ class Technique:
     def result(self, schedule: Schedule) -> Any:
         """What is kept of it in `FinishedRun.results`, for the second half of the schedule or for the store.
 
-        It waits for its store node, perhaps for long, so it must lie on the CPU.
+        It must lie on the CPU, since the run may wait for its store node for long.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""Keeps a run's states, and where its words looked, so that other requests can start from it."""
+"""Keeps a run's states, and which places attended to its words, so that other requests can start from it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from ..sampling.finished import Recording
 from .base import NOTHING, CallWork, Decision, Refused, Technique
 
 NAME = "record"
-COARSE = (8, 16, 16)  # at most so many cells of the token grid are watched, a few kB a word
+COARSE = (8, 16, 16)  # at most so many cells of the token grid are kept, a few kB per word
 
 
 class Record(Technique):
-    """Only runs computed in full are recorded: a hit's states descend from another prompt's, and chains would decay."""
+    """Only runs computed in full are recorded: a hit's states descend from another prompt's, and in a chain of reuse
+    the errors would add up.
+    """
 
     needs_source = False
     recording: Recording | None = None
@@ -38,7 +40,7 @@ class Record(Technique):
         return None
 
     def before_evaluation(self, schedule: Schedule, step: int, sigma: float, x: torch.Tensor) -> None:
-        """A later evaluation at the same σ replaces an earlier one: a corrector's is the better one."""
+        """Keep the state. A later evaluation at the same σ replaces an earlier one: a corrector's is the better one."""
         begins = schedule.begins_at(sigma)
         if self.recording is None or begins is None:
             return
@@ -85,17 +87,17 @@ class Record(Technique):
 
 
 def watched_steps(steps: int) -> set[int]:
-    """Two steps of the schedule's middle, where places are settled and words still matter."""
+    """Two steps in the schedule's middle, where objects have their places and words still have an effect."""
     return {max(1, round(0.25 * steps)), max(1, round(0.4 * steps))} & set(range(steps))
 
 
 def coarse_attention(
     q: torch.Tensor, k: torch.Tensor, heads: int, grid: tuple[int, int, int], real: torch.Tensor
 ) -> torch.Tensor:
-    """Where each real word looks, mean over heads: [L_real, T', H', W'] fp32 on the CPU.
+    """How strongly each place attends to each real word, mean over heads: [L_real, T', H', W'] fp32 on the CPU.
 
     q: [tokens, C] of one row; k: [L, C] of the same row; grid: [T, H, W] with tokens = T·H·W; real: [L] bool.
-    Every n-th token is asked, so that the grid fits in COARSE.
+    Only every n-th token is used, so that the grid fits in COARSE.
     """
     t, h, w = (-(-size // most) for size, most in zip(grid, COARSE, strict=True))
     asked = q.view(*grid, -1)[::t, ::h, ::w]

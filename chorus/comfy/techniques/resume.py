@@ -39,12 +39,12 @@ class Reuse:
         return calibration_of(plan.embedder).reuse(plan.score, self.most)
 
     def starts_at(self, plan: Plan) -> Share:
-        """Where the source's state is taken, by the number of steps; K1's own place where that is less."""
+        """Where on the schedule the source's state is taken, by the number of steps; never later than K1."""
         return Share.fixed(self.start) if self.start else calibration_of(plan.embedder).start()
 
 
 def with_reuse(plan: Plan, choice: str, fraction: float, maximum: float, start: float = 0.0) -> Plan:
-    """Stage 1: K1 as a fraction of the steps, from score and number of steps or fixed, never above `maximum`."""
+    """The plan with stage 1: K1 as a fraction of the steps, fixed or from the score, never above `maximum`."""
     fixed = fraction_of_steps("K1", fraction) if choice == "fixed" else None
     settings = Reuse(fixed, fraction_of_steps("maximum", maximum), fraction_of_steps("start", start))
     return plan.with_stage(NAME, settings)
@@ -116,12 +116,12 @@ class Resume(Technique):
         return None
 
     def _affordable(self, schedule: Schedule, wanted: int, settings: Reuse, notes: list[Message]) -> int:
-        """K1, lowered so far that the steps that remain can carry what is asked of them."""
+        """K1, lowered if need be, so that enough steps remain for the sampler and for CFG."""
         request = self.request
         k1 = wanted
         if schedule.complete:
             if settings.fixed is not None and k1 == schedule.steps:
-                return k1  # the source's own result
+                return k1  # all steps are skipped: the result is the source's own
             k1 = min(k1, schedule.steps - request.sampler.least_steps)
             if settings.fixed is None:
                 needed = math.ceil(request.cfg * calibration_of(request.plan.embedder).steps_per_cfg)
@@ -131,13 +131,13 @@ class Resume(Technique):
         elif k1 == schedule.steps and settings.start >= 1.0:
             notes.append(say("note.first_expert_skipped"))
         elif k1 == schedule.steps:
-            # The first of two experts covers the way from the calibrated start to the second one's first σ.
+            # The first of two experts computes the way from the calibrated start to the first σ of the second one.
             k1 -= 1
             notes.append(say("note.k1_first_expert", wanted=wanted, k1=k1))
         return max(0, k1)
 
     def _states_for(self, sigma: float) -> tuple[float, ...]:
-        """The kept σ of the source from which its state at `sigma` is had."""
+        """The kept σ of the source from which its state at `sigma` can be made; () if it cannot."""
         assert self.request.plan.source is not None
         entry = self.request.plan.source.entry
         return serving(stored_states(entry), sigma, entry.settings["noise_drawn"])

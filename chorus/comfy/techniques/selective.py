@@ -21,7 +21,7 @@ NAME, FULL = "regions", "refine"
 
 @dataclass(frozen=True)
 class Masks:
-    """regions: where the middle steps compute; None with the reason in `note`, or where there was no source yet."""
+    """regions: which tokens the selective steps compute; None with the reason in `note`, or without a source."""
 
     regions: Regions | None
     note: Message | None
@@ -43,7 +43,7 @@ class Refinement:
 
 
 def with_refinement(plan: Plan, choice: str, fraction: float) -> Plan:
-    """Stage 3: K2 as a fraction of the steps: as far behind K1 as calibrated, or fixed."""
+    """The plan with stage 3: K2 as a fraction of the steps, fixed or at the calibrated distance behind K1."""
     return plan.with_stage(FULL, Refinement(fraction_of_steps("K2", fraction) if choice == "fixed" else None))
 
 
@@ -54,8 +54,8 @@ def regions_of(plan: Plan) -> Regions | None:
 
 
 class Selective(Technique):
-    """Outside the edit mask stands the run's own latest estimate: the source's contradicts what the full first step
-    has made of the target.
+    """Outside the edit mask the run's own latest estimate is kept. The source's state would contradict what the full
+    first step has made of the target.
     """
 
     known: torch.Tensor | None = None  # the latest x0, [B, C, T, H, W]

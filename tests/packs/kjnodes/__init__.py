@@ -75,7 +75,7 @@ class WanVideoNAG:
 
 
 class EnhancedSelfAttention:
-    """Self-attention whose result is raised by how much the frames look at each other."""
+    """Self-attention whose result is scaled by how much the frames attend to each other."""
 
     def __init__(self, weight: float):
         self.weight = weight

@@ -1,4 +1,4 @@
-"""Test-only nodes that put on a MODEL, or into a graph, what is hard to tell apart from outside.
+"""Test-only nodes whose patches and inputs are hard to tell apart from outside, on a MODEL or in a graph.
 
 `OddPatch` makes one small change to the network in many ways that packs use. `SpeechToVideo` and `ControlPicture` put
 inputs on the MODEL, as core's WanInfiniteTalkToVideo and QwenImageDiffsynthControlnet do. `WildcardPrompt` rolls its
@@ -268,7 +268,7 @@ class PatchFromFile:
 
 
 class WildcardPatch:
-    """A patch with one of the gains, another in every run."""
+    """A patch with one of several gains; each run takes another one."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -293,7 +293,7 @@ class WildcardPatch:
 
 
 class SpeechFeatures:
-    """Stands for an audio file and its encoder: features of a speech, 4 a latent frame, [T, 32]."""
+    """Stands for an audio file and its encoder: features of a speech, 4 per latent frame, [T, 32]."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
