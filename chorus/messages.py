@@ -63,6 +63,7 @@ TEXTS = {
     "CONDITIONING there",
     "bypassed.text_unknown": "Chorus cannot tell whether the sampled prompt is the one given to ChorusCacheLookup: "
     "connect the positive CONDITIONING there",
+    "bypassed.no_steps": "the schedule has no steps",
     "bypassed.hooks": "the conditioning carries hooks, which change the weights between steps",
     "bypassed.start_latent": "sampling starts from another latent than the one given to ChorusCacheLookup",
     "bypassed.middle": "sampling starts in the middle of a schedule, from a latent that was not sampled under this "

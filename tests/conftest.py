@@ -22,7 +22,8 @@ assert _spec is not None and _spec.loader is not None
 _launch = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_launch)
 _launch.expose_packages()
-_launch.expose_packages({"sampling": CHECKOUT / "tests" / "sampling"})  # its graphs serve other folders too
+# Their graphs and nodes serve other folders, too.
+_launch.expose_packages({name: CHECKOUT / "tests" / name for name in ("sampling", "identity", "faults")})
 
 if TYPE_CHECKING:
     from tools.inprocess import ComfyHost

@@ -20,7 +20,7 @@ from .content import NotUnderstood
 from .embed import NoText, embed
 from .place import Place, current
 from .signature import RunningNode
-from .space import expert, space_of, start_latent
+from .space import expert, models_signed, space_of, start_latent
 from .text import text_of_request
 
 MODES = ("read and write", "read only", "write only", "off")
@@ -105,7 +105,9 @@ def _looked_up(
         embedder=vector.embedder,
         vector=vector.vector,
         space=space,
-        experts=tuple(expert(model) for model in models),
+        experts=(experts := tuple(expert(model) for model in models)),
+        models_signed=tuple(models_signed(node, links, text.encoders)) if node and any(e[2] for e in experts) else (),
+        prompt_nodes=text.encoders,
         threshold=settings.threshold or calibration_of(vector.embedder).threshold,
         start_latent=start_latent(latent["samples"]),
         tokens=embedded.tokens,

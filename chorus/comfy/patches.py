@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,10 +61,13 @@ def _keyed(what: str, held: dict[str, dict[Any, list[Any]]]) -> Iterator[str]:
 
 
 def _code(value: Any) -> str:
-    """The name of a patch's code, of each in a nested collection."""
+    """The name of a patch's code and a digest of what it does, of each in a nested collection."""
     if isinstance(value, dict):
         return "{" + ",".join(sorted(f"{key}:{_code(inner)}" for key, inner in value.items())) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(_code(inner) for inner in value) + "]"
     named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{getattr(named, '__module__', '')}.{named.__qualname__}"
+    function = getattr(value, "__func__", value) if hasattr(value, "__qualname__") else vars(named).get("__call__")
+    code = getattr(function, "__code__", None)
+    written = "" if code is None else hashlib.sha256(code.co_code + repr(code.co_names).encode()).hexdigest()[:16]
+    return f"{getattr(named, '__module__', '')}.{named.__qualname__}{written and ':'}{written}"

@@ -7,6 +7,7 @@ node that says that it changes with every run has none. Of this pack's own nodes
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,13 +18,8 @@ from .files import file_digests, named_files
 # threshold. `Identity` adds the threshold where it matters.
 LOOKUPS = {"ChorusCacheLookup", "Chorus"}
 _OF_THE_CACHE = {"mode", "cache_name", "threshold"}
-_OWN = LOOKUPS | {
-    "ChorusSRDMask",
-    "ChorusStage1Reuse",
-    "TGAAPatch",
-    "ChorusStage3Refine",
-    "ChorusCacheStore",
-}
+STAGES = {"Chorus", "ChorusStage1Reuse", "TGAAPatch", "ChorusStage3Refine"}  # those that give a MODEL
+_OWN = LOOKUPS | STAGES | {"ChorusSRDMask", "ChorusCacheStore"}
 PROMPT = "the prompt"  # stands for the node that encodes the request's prompt
 
 Link = tuple[str, int]
@@ -70,9 +66,28 @@ class RunningNode:
         """Hex digest of this node and its ancestors, and of its place in a list. Raises NotUnderstood."""
         return digest([self._described([(self.node_id, -1)], frozenset()), self.list_index])
 
-    def signature_of(self, links: Collection[Link], prompt_nodes: Collection[str]) -> str:
-        """Hex digest of what gives these links, where `prompt_nodes` stand for the prompt. Raises NotUnderstood."""
-        return digest([self._described(sorted(links), frozenset(prompt_nodes)), self.list_index])
+    def signature_of(self, link: Link, prompt_nodes: Collection[str]) -> str:
+        """Hex digest of what gives this link, where `prompt_nodes` stand for the prompt. Raises NotUnderstood."""
+        return digest(self._described([link], frozenset(prompt_nodes)))
+
+    def models_given(self) -> set[Link]:
+        """What is connected to the MODEL inputs of this pack's stage nodes above this node, but for their own."""
+        found: set[Link] = set()
+        seen: set[str] = set()
+        waiting = [self.node_id]
+        while waiting:
+            node_id = waiting.pop()
+            if node_id in seen or not self.graph.has_node(node_id):
+                continue
+            seen.add(node_id)
+            for name in self.inputs(node_id):
+                if (link := self.link(name, node_id)) is None:
+                    continue
+                waiting.append(link[0])
+                carries = self.class_of(node_id) in STAGES and name in ("model", "low_noise_model")
+                if carries and self.class_of(link[0]) not in STAGES:
+                    found.add(link)
+        return found
 
     def _described(self, links: Collection[Link], prompt_nodes: frozenset[str]) -> list[Any]:
         order: dict[str, int] = {}
@@ -88,7 +103,7 @@ class RunningNode:
                 return number
             class_type, inputs = self.class_of(node_id), self.inputs(node_id)
             fingerprint = None if class_type in _OWN else self.fingerprint(node_id)
-            described: list[Any] = [class_type, fingerprint, self._own_id(node_id)]
+            described: list[Any] = [class_type, fingerprint, None if class_type in _OWN else self._hidden(node_id)]
             for name in sorted(inputs):
                 if class_type in LOOKUPS and name in _OF_THE_CACHE:
                     continue
@@ -104,14 +119,20 @@ class RunningNode:
         roots = [(visit(node_id), socket) for node_id, socket in links]
         return [roots, nodes]
 
-    def _own_id(self, node_id: str) -> str | None:
-        """The id of a node whose output may depend on it. Raises NotUnderstood for one that is new with every run."""
-        import nodes
+    def _hidden(self, node_id: str) -> Any:
+        """What a node is told beside its inputs: its own id, or the whole graph.
 
-        definition: Any = vars(nodes)["NODE_CLASS_MAPPINGS"][self.class_of(node_id)]
-        if getattr(definition, "NOT_IDEMPOTENT", False):
-            raise NotUnderstood(f"node {node_id} ({self.class_of(node_id)}) gives something else each time")
-        return node_id if "UNIQUE_ID" in definition.INPUT_TYPES().get("hidden", {}).values() else None
+        Raises NotUnderstood for a node that gives something else each time, or sees the page's workflow.
+        """
+        nodes: Any = importlib.import_module("nodes")  # ComfyUI's; to a type checker it is this checkout's folder
+        definition = nodes.NODE_CLASS_MAPPINGS[self.class_of(node_id)]
+        hidden = set(definition.INPUT_TYPES().get("hidden", {}).values())
+        if getattr(definition, "NOT_IDEMPOTENT", False) or "EXTRA_PNGINFO" in hidden:
+            raise NotUnderstood(f"node {node_id} ({self.class_of(node_id)}) reads what the graph does not tell")
+        if hidden & {"PROMPT", "DYNPROMPT"}:
+            graph = {one: [self.class_of(one), self.inputs(one)] for one in self.graph.all_node_ids()}
+            return [node_id, graph]
+        return node_id if "UNIQUE_ID" in hidden else None
 
     def fingerprint(self, node_id: str) -> Any:
         """The node's own fingerprint of its outputs, as the host has asked for it; None if the node has none."""

@@ -16,6 +16,7 @@ from .networks import Network, network_of
 from .networks.weights import lora_digest, weights_digest
 from .patches import foreign_patches
 from .signature import Link, RunningNode
+from .text import inputs_beside_text
 
 # Keys of a conditioning that hold neither text nor an input of the model.
 _BOOKKEEPING = {"uuid", "model_conds", "start_percent", "end_percent", "guidance"}
@@ -72,6 +73,11 @@ def prediction_of(patcher: Any) -> str:
     return type(sampling).__mro__[1].__name__
 
 
+def models_signed(node: RunningNode, links: Collection[Link], prompt_nodes: Collection[str]) -> list[str]:
+    """The signatures of what gives these MODELs, in a fixed order. Raises NotUnderstood."""
+    return sorted({node.signature_of(link, prompt_nodes) for link in links})
+
+
 def space_of(
     patchers: list[Any],
     latent: dict[str, Any],
@@ -104,8 +110,11 @@ def space_of(
     if any(foreign for _, _, foreign in experts):
         if node is None:
             raise NotUnderstood("the model carries patches of other nodes, and no graph tells with which settings")
-        patches += [[foreign for _, _, foreign in experts], node.signature_of(model_links, prompt_nodes)]
+        patches += [[foreign for _, _, foreign in experts], models_signed(node, model_links, prompt_nodes)]
+        patches.append(node.list_index)
     carried = carried_inputs(cond, network_of(patchers[0])) if cond is not None else ""
+    if node is not None and (beside := inputs_beside_text(node, prompt_nodes)):
+        carried = digest([carried, [node.signature_of(link, ()) for link in beside]])
     return Space(
         weights=digest([weights for weights, _, _ in experts]),
         patches=digest(patches) if any(patches) else "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,18 @@ def _encoders(node: RunningNode, link: Link, seen: set[Link]) -> Iterator[str]:
         onward = node.link(name, maker)
         assert onward is not None
         yield from _encoders(node, onward, seen)
+
+
+def inputs_beside_text(node: RunningNode, encoders: Collection[str]) -> list[Link]:
+    """What else than text and text encoder goes into these encoders: pictures among the tokens, for example."""
+    found = []
+    for encoder in encoders:
+        types = _input_types(node, encoder)
+        for name in sorted(node.inputs(encoder)):
+            link = node.link(name, encoder)
+            if link is not None and types.get(name) not in ("CLIP", "STRING"):
+                found.append(link)
+    return found
 
 
 def sampled_text(node: RunningNode, encoder: str, prompt_link: Link | None, prompt: str) -> str | None:

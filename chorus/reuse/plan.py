@@ -50,6 +50,8 @@ class Plan:
     vector: np.ndarray | None = None  # [D] unit norm; None only where the request is declined
     space: Space = NOWHERE
     experts: tuple[Any, ...] = ()  # the models this plan is valid for
+    models_signed: tuple[str, ...] = ()  # where other nodes patched them: signatures of what gives them
+    prompt_nodes: tuple[str, ...] = ()  # the nodes that encode the prompt
     source: Source | None = None
     score: float = -1.0  # of the nearest entry in the space, −1 when there is none
     threshold: float = 1.0  # the score from which an entry counts as a match

@@ -107,9 +107,6 @@ def test_the_hosts_names_for_one_function_are_one_sampler(known_sampler):
     ("name", "options", "draws"),
     [
         ("euler", {"s_churn": 0.0}, False),
-        ("euler", {"s_churn": 2.0}, True),
-        ("heun", {"s_churn": 2.0}, True),
-        ("dpm_2", {"s_churn": 2.0}, True),
         ("res_multistep", {"s_noise": 1.0}, False),
         ("gradient_estimation", {"ge_gamma": 3.0}, False),
         ("euler_ancestral", {"eta": 0.5}, True),
@@ -119,6 +116,11 @@ def test_options_make_a_sampler_draw_noise(known_sampler, sampled, name, options
     assert known_sampler(of_host(name, options)).draws_noise is draws
     one, other = (sampled(of_host(name, options), seed) for seed in (1, 2))
     assert torch.equal(one, other) is not draws
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpm_2"])
+def test_churn_asks_the_model_between_the_steps_and_is_left_alone(known_sampler, name):
+    assert known_sampler(of_host(name, {"s_churn": 2.0})) is None
 
 
 def sample_euler(model, x, sigmas, extra_args=None, callback=None, disable=None):

@@ -42,7 +42,9 @@ def lora_digest(patcher: Any) -> str:
     """
     if not patcher.patches:
         return ""
-    key = patcher.patches_uuid  # the host gives another one with every change
+    # The host gives another id with every change of its own; a pack may write into the patches itself.
+    held = frozenset((name, *map(id, patches)) for name, patches in patcher.patches.items())
+    key = (patcher.patches_uuid, held)
     if key not in _patches:
         _patches[key] = digest({name: [_plain_patch(p) for p in patches] for name, patches in patcher.patches.items()})
         while len(_patches) > _PATCHES_KEPT:
@@ -78,19 +80,16 @@ def _origin(patcher: Any) -> list[Any] | None:
 
 
 def _probe(patcher: Any) -> str:
-    """Digest of a few values of every parameter, which tells whether something changed them after loading.
-
-    "" for a model whose parameters the host moves in and out of memory.
+    """Digest of the parameters' types and shapes, and of a few values of each, so that other types of loading and
+    most changes in memory give another one. No values of a model whose parameters the host moves in and out of memory.
     """
-    if patcher.is_dynamic():
-        return ""
     hashed = new_hash()
     for name, value in (part for held in _tensors(patcher) for part in _in_memory(*held)):
+        hashed.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
         flat = value.detach().as_subclass(torch.Tensor).reshape(-1)
-        if flat.is_meta or not flat.is_contiguous():
+        if patcher.is_dynamic() or flat.is_meta or not flat.is_contiguous():
             continue
         few = flat[:: max(1, flat.numel() // _PROBED)][:_PROBED]
-        hashed.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
         hashed.update(few.contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return hashed.hexdigest(length=16)
 

@@ -16,9 +16,9 @@ from ...reuse.trajectory import SIGMA_TOLERANCE
 from ..content import NotUnderstood, digest, tensor_digest
 from ..embed import same_encoding
 from ..faults import Unsuitable
-from ..networks import network_of
+from ..networks import Network, network_of
 from ..signature import RunningNode
-from ..space import Expert, carried_inputs, expert, prediction_of, start_latent
+from ..space import Expert, carried_inputs, expert, models_signed, prediction_of, start_latent
 from ..techniques.base import Request
 from ..text import prompt_of_sampler
 from .finished import FinishedRun, finished_runs
@@ -52,7 +52,11 @@ def asked_for(
         model, known = _suitable(plan, guider, noise, sampler, denoise_mask)
         network = network_of(patcher)
         positive = guider.original_conds.get("positive") or []
-        carried = carried_inputs(positive, network)
+        carried = _carried(guider.original_conds, network)
+        if len(sigmas) < 2:
+            raise Unsuitable(say("bypassed.no_steps"))
+        if not bool((sigmas[1:] < sigmas[:-1]).all()):
+            raise Unsuitable(say("bypassed.own_steps"))
         schedule = Schedule(tuple(float(sigma) for sigma in sigmas))
         before = _before(plan, noise, latent_image, schedule)
         _require_text(plan, positive)
@@ -75,6 +79,7 @@ def asked_for(
         network=network,
         sampler=known,
         options=patcher.model_options["transformer_options"],
+        foreign=model[2],
         windows=patcher.model_options.get("context_handler") is not None,
         shape=tuple(noise.shape),
         noise=own_noise,
@@ -131,6 +136,11 @@ def _suitable(
     model = expert(patcher)
     if model not in plan.experts:
         _raise_other_model(plan, model)
+    if model[2]:  # patches with these places and this code; the graph tells whether their settings are the same, too
+        node = RunningNode()
+        given = set(models_signed(node, node.models_given(), plan.prompt_nodes))
+        if not given or not given <= set(plan.models_signed):
+            raise Unsuitable(say("bypassed.patched_later"))
     return model, known
 
 
@@ -171,6 +181,12 @@ def _require_text(plan: Plan, positive: list[dict[str, Any]]) -> None:
             raise Unsuitable(say("bypassed.text"))
     elif prompt_of_sampler(RunningNode(), plan.prompt) != plan.prompt:
         raise Unsuitable(say("bypassed.text_unknown"))
+
+
+def _carried(conds: dict[str, Any], network: Network) -> str:
+    """Digest of what all conditionings of a guider carry beside text; "" when nothing."""
+    carried = {name: carried_inputs(group or [], network) for name, group in conds.items()}
+    return digest({name: one for name, one in carried.items() if one}) if any(carried.values()) else ""
 
 
 def _cfg(guider: Any) -> float:

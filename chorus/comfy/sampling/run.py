@@ -161,6 +161,8 @@ class Run:
             vars(report).update(technique.end())
         if request.before is not None:
             report.add(request.before.report)
+        if report.outcome == "identical":
+            report.notes = []
         return FinishedRun(
             plan=self.plan,
             report=report,

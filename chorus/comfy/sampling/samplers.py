@@ -82,8 +82,8 @@ def known_sampler(sampler: Any) -> Sampler | None:
     name = getattr(function, "__name__", "").removeprefix("sample_")
     if function is not getattr(comfy.k_diffusion.sampling, f"sample_{name}", None):
         return None
+    if sampler.extra_options.get("s_churn"):
+        return None  # it asks the model at σ that are not the schedule's
     if name in _NOISE_FREE or name in _NOISY:
-        # With these options the noise-free samplers draw noise, too.
-        draws = name in _NOISY or any(sampler.extra_options.get(option) for option in ("s_churn", "eta"))
-        return Sampler(name, draws)
+        return Sampler(name, name in _NOISY or bool(sampler.extra_options.get("eta")))
     return None

@@ -24,6 +24,7 @@ from ..sampling.samplers import Sampler
 class Request:
     """What is known of a sampling run before its first step.
 
+    foreign: where other nodes' patches lie on the model (`patches.foreign_patches`).
     shape: of the latent in model space, [B, C, T, H, W].
     noise: ε in model space, of that shape, fp32 on the CPU; noise_digest: of it.
     tokens: [L, C] encodings of the one positive prompt, None for a combination of several.
@@ -40,6 +41,7 @@ class Request:
     network: Network
     sampler: Sampler
     options: Mapping[str, Any]
+    foreign: tuple[str, ...]
     windows: bool
     shape: tuple[int, ...]
     noise: torch.Tensor

@@ -92,6 +92,8 @@ class Selective(Technique):
         request = self.request
         if request.windows:
             return say("note.windows")
+        if any(place.startswith("object diffusion_model") for place in request.foreign):
+            return say("note.patched")
         if request.sampler.reads_uncond:
             return say("note.reads_uncond", sampler=request.sampler.name)
         if "easycache" in request.options:
