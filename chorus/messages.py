@@ -30,7 +30,7 @@ TEXTS = {
     "miss.chosen_reused": "the chosen source '{prompt}' was itself made from another video",
     "miss.no_stage": "a match was found, but the sampled model has no Chorus stage node that uses it",
     "miss.image": "the source was made with another start image, control video, audio or reference",
-    "miss.seed": "the prompt is the same and the seed is not: another version is wanted, so nothing is reused",
+    "miss.seed": "the same prompt with another seed: another take is wanted, so nothing is reused",
     "miss.steps": "with {steps} steps nothing can be skipped: K1 rounds to 0",
     "miss.no_state": "the source keeps no state at sigma {sigma}",
     # in which respects an entry differs
@@ -88,6 +88,7 @@ TEXTS = {
     "steps must be computed",
     "note.k1_first_expert": "K1 lowered from {wanted} to {k1}: the first expert computes at least one step",
     "note.first_expert_skipped": "all steps of the first expert are taken from the source, so it is not run",
+    "note.reads_uncond": "no selective steps: {sampler} needs the estimate without CFG for the whole picture",
     "note.attention": "no selective steps: another node replaces the attention",
     "note.not_looked": "identical requests were not looked for: {error}",
     "note.k1_lowered": "K1 lowered from {wanted} to {k1}: the source's sampler draws noise, so a run can only start "
@@ -103,7 +104,7 @@ TEXTS = {
     "note.no_attention": "no selective steps: the source has no recorded attention",
     "note.only_new": "no selective steps: the prompt only adds words, and it is not known where in the picture they "
     "will appear",
-    "note.same_words": "the prompts say the same: the middle steps are reused too",
+    "note.same_words": "the prompts say the same, so no region is marked, and all steps are full",
     "note.combined": "no word is amplified: the positive conditioning is a combination",
     "note.no_blocks": "no word is amplified: Chorus does not know the blocks of {network}",
     "note.two_samplers": "no other request can start from this run: only one of its two samplers draws noise",

@@ -44,8 +44,9 @@ class ChorusCacheStore(io.ComfyNode):
                     options=list(PROFILES),
                     default=DEFAULT,
                     optional=True,
-                    tooltip="How latents are kept. small: a few states, compressed without visible loss. "
-                    "near-lossless: twice as many, finer. fp16, fp32: every state, not compressed.",
+                    tooltip="How states are kept; the result itself is always kept exactly. small: a few states, "
+                    "compressed without visible loss. near-lossless: twice as many, finer. fp16, fp32: every state, "
+                    "not compressed.",
                     advanced=True,
                 ),
             ],

@@ -67,6 +67,8 @@ REQUESTS = (
 )
 TARGET_COLD = Request("target_cold", TARGET, None)
 """The second prompt without Chorus, for comparison; last, so that it helps none of the four."""
+WARM_UP = Request("warm_up", UNLIKE, None)
+"""Sampled first without Chorus and not shown: it loads the model, so that the times of the others compare."""
 
 
 @dataclass
@@ -119,7 +121,7 @@ def sample_all(template: demo_graph.Graph, console: Console, cache_copy: Path) -
 
     Raises what `ComfyServer` and `ComfyClient.queue` do, and `DemoFailure`.
     """
-    requests = (*REQUESTS, TARGET_COLD)
+    requests = (WARM_UP, *REQUESTS, TARGET_COLD)
     columns = (SpinnerColumn(), TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn())
     videos = []
     with (
@@ -139,7 +141,9 @@ def sample_all(template: demo_graph.Graph, console: Console, cache_copy: Path) -
                     progress.update(steps, completed=step.value, total=step.maximum)
                     progress.update(bar, completed=index + step.value / step.maximum)
 
-                videos.append(_sample(client, template, request, advance))
+                video = _sample(client, template, request, advance)
+                if request is not WARM_UP:
+                    videos.append(video)
                 progress.remove_task(steps)
                 progress.update(bar, completed=index + 1)
         shutil.rmtree(cache_copy, ignore_errors=True)

@@ -7,7 +7,7 @@ import { chooseLimit, choosePlace, status } from "./lib/routes.js"
 
 const MODE = "Chorus.Default.Mode"
 const THRESHOLD = "Chorus.Default.Threshold"
-const HINTS = { folder: "/data/chorus", url: "postgresql://chorus@db.internal/chorus", blobs: "s3://… file:///…" }
+const HINTS = { folder: "/data/chorus", url: "postgresql://chorus@db.internal/chorus", blobs: "file:///…" }
 const MODES = ["read and write", "read only", "write only", "off"]
 
 /** An element that the server's status fills when it is there. */

@@ -52,7 +52,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
     states = {f"checkpoint/{sigma:.6f}": drawn(*LATENT) for sigma in kept}
     tensors = {**states, "final": drawn(*LATENT), "tokens": here.half(), "attention": attention}
     coding = {name: profile.state_coding(sigma, False) for name, sigma in zip(states, kept, strict=True)}
-    coding |= {"final": profile.final_coding(), "tokens": "rows", "attention": "rows"}
+    coding |= {"tokens": "rows", "attention": "rows"}
 
     def entry(number: int, given: dict[str, torch.Tensor]) -> NewEntry:
         vector = rng.standard_normal(CHANNELS).astype(np.float32)

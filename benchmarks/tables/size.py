@@ -1,10 +1,9 @@
 """The size of an entry, the time of its compression, and what hits lose by it.
 
 The aim is a tenth of `fp16`, which keeps every state of the first 75 % of the schedule in half precision and the final
-latent in single precision. Alignment and PSNR are measured with the small Wan through the real host. PSNR is that of
-the stored result: an identical request, decoded, compared with the run that it repeats. Changes are relative to hits
+latent in single precision. Alignment is measured with the small Wan through the real host. Changes are relative to hits
 on the same source kept in fp16, with the state taken early, as calibrated, and at K1, where less noise hides its
-errors. Bytes count the states and the final latent of a cold run.
+errors. Bytes count the states and the final latent of a cold run; the final latent is kept exactly, in single precision.
 
 Latents of Wan's size have the spectrum of the small Wan's over relative frequency, with Gaussian coefficients. So
 neighbouring cells are as similar as there; in a real, larger picture they are more similar. White noise is the worst
@@ -31,7 +30,7 @@ from chorus.reuse.profiles import PROFILES, Profile
 from .. import report
 from ..pairs import REPORTED, Pair, hit_pairs
 from ..samples import Bench, of
-from ..systems import CHORUS, Request, System, graph
+from ..systems import CHORUS, Request, System
 
 KEEP = 0.75  # the store node's default
 WAN = (1, 16, 21, 60, 104)  # 81 frames of 832 × 480
@@ -62,7 +61,6 @@ def measure(bench: Bench, full: bool) -> report.Result:
                 note("compression_ratio_small_wan", profile, steps, row["ratio"])
                 note("alignment_delta", profile, steps, row["alignment, early state"])
                 note("alignment_delta_at_k1", profile, steps, row["alignment, state at K1"])
-                note("identical_psnr", profile, steps, row["PSNR, dB"])
     for steps in (4, 20, 50) if full else (4, 20):
         sources = [p.source for p in hit_pairs(STATES_OF, REPORTED, steps)][: STATES_OF if full else 2]
         runs = [_run(bench, source) for source in sources]
@@ -115,8 +113,6 @@ def _small_wan(bench: Bench, pairs: list[Pair], steps: int, profile: str) -> dic
             for kept in (TODAY, profile)
         )
         row[f"alignment, {name}"] = report.estimate(coded - today if profile != TODAY else coded)
-    if profile != TODAY:
-        row["PSNR, dB"] = report.estimate([_psnr(bench, p.source, profile) for p in pairs[:FEWER]])
     return row
 
 
@@ -149,21 +145,6 @@ def _files(bench: Bench, cache: str) -> list[Path]:
 def _header(file: Path) -> dict:
     content = file.read_bytes()
     return json.loads(content[PREFIX.size : PREFIX.size + header_length(content)])
-
-
-def _psnr(bench: Bench, source: Request, profile: str) -> float:
-    """Of the video that an identical request gets from the cache, against the run itself, in dB."""
-    name = bench.cache_of(source, profile)
-
-    def compared() -> dict:
-        system = System("source", reads=False, precision=profile)
-        cold, _, _ = bench.host.run(graph(bench.subject, source, system, cache=None, mode="off"))
-        kept, told, _ = bench.host.run(graph(bench.subject, source, system, cache=name, mode="read only"))
-        if told is None or told["outcome"] != "identical":
-            raise RuntimeError(f"{source.prompt!r} is not known as identical: {told}")
-        return {"psnr": float(-10 * np.log10(np.mean((cold - kept) ** 2)))}
-
-    return bench.once(f"psnr {name}", compared)["psnr"]
 
 
 # -- latents of Wan's size
@@ -212,7 +193,10 @@ def _wan(
             states, size = len(wanted), 0
             for place, sigma in enumerate([*wanted, 0.0]):
                 tensor = enlarge(run[sigma], 1000 * number + place + SEED)
-                coding = kept.state_coding(sigma, noise_drawn=False) if sigma else kept.final_coding()
+                coding = kept.state_coding(sigma, noise_drawn=False) if sigma else codec.RAW
+                if coding == codec.RAW:  # the result is kept as it is
+                    size += tensor.nbytes
+                    continue
                 length, encode_s, decode_s = _timed(tensor, coding)
                 size += length
                 found["encode"].append(1e3 * encode_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -15,8 +14,9 @@ from .blobs import checked_id
 from .entry import EVERYTHING, Entry, NewEntry, Query
 from .errors import EntryDamaged, EntryMissing
 from .foreign import unpack
-from .format import EntryFile, Packed, pack
+from .format import BlobDamaged, EntryFile, Packed, pack
 from .record import write_record
+from .rules import MOST_SECONDS
 
 if TYPE_CHECKING:
     import torch
@@ -106,8 +106,8 @@ class CatalogCache(ABC):
 
     def record_hit(self, entry_id: str, saved_seconds: float) -> None:
         """See `Cache.record_hit`."""
-        if not (math.isfinite(saved_seconds) and saved_seconds >= 0):
-            raise ValueError(f"a hit saves a finite number of seconds of at least 0, not {saved_seconds}")
+        if not 0 <= saved_seconds <= MOST_SECONDS:
+            raise ValueError(f"a hit saves 0 to {MOST_SECONDS:.0f} seconds, not {saved_seconds}")
         with self._counting() as rows:
             rows.record_hit(entry_id, saved_seconds)
 
@@ -160,4 +160,10 @@ class CatalogCache(ABC):
             raise EntryMissing(
                 entry_id, say("reason.no_tensor", names=", ".join(unknown), known=str(row.entry.tensor_names))
             )
-        return self._taken(row, take)
+
+        def of_this_row(file: EntryFile) -> T:
+            if file.entry.space != row.entry.space:
+                raise BlobDamaged("the file's space is not the one that its row names")
+            return take(file)
+
+        return self._taken(row, of_this_row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..messages import BadInput, Message, say
 from .caches import warn
 
 _Result = TypeVar("_Result")
-_OWN = str(Path(__file__).parents[2])  # as this module was loaded, which may be through a link
+_OWN = str(Path(__file__).parents[2]) + os.sep  # as this module was loaded, which may be through a link
 
 
 class Unsuitable(Exception):
@@ -27,14 +28,15 @@ def is_own(error: BaseException) -> bool:
 
     It does if, of all frames of the traceback that belong to ComfyUI or a pack, the innermost belongs to this pack.
     """
-    import folder_paths
+    import comfy.samplers
 
+    host = str(Path(comfy.samplers.__file__).parents[1])
     own, trace = False, error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
         if file.startswith(_OWN):
             own = True
-        elif file.startswith(folder_paths.base_path) or "custom_nodes" in file:
+        elif file.startswith(host) or "custom_nodes" in file:
             own = False
         trace = trace.tb_next
     return own

@@ -5,6 +5,7 @@ A model file of many gigabytes is read once, by all cores, if possible while Com
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -20,15 +21,41 @@ from .content import counter, new_hash
 
 _MEMORY = "files.json"
 _ANNOTATION = re.compile(r" \[(input|output|temp)\]$")
+_CHUNK = 1 << 25  # bytes read at once; large enough to be digested by all cores
 _KEPT = 4096  # files remembered; the oldest go first
 
 
 _STARTED_NS = time.time_ns()  # this module is loaded with the pack, before any model
 
 
-def _state(path: str) -> tuple[int, int, int]:
+State = tuple[int, int, int]
+"""A file's size in bytes, and the times of its last change in content and in anything, in nanoseconds."""
+
+
+def _state(path: str) -> State:
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _digest(path: str) -> str:
+    """Hex digest of a file's content. One chunk is read while the one before is digested.
+
+    Not through a memory map: a file that is cut off meanwhile would end the process.
+    """
+    hashed = new_hash()
+    buffers = (bytearray(_CHUNK), bytearray(_CHUNK))
+    with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(1, "chorus-digest") as digesting:
+        pending: Future[object] | None = None
+        for number in itertools.count():
+            buffer = memoryview(buffers[number % 2])
+            length = file.readinto(buffer)
+            if pending is not None:
+                pending.result()
+            if not length:
+                return hashed.hexdigest(length=16)
+            counter.bytes += length
+            pending = digesting.submit(hashed.update, buffer[:length])
+    raise AssertionError("unreachable")
 
 
 class FileDigests:
@@ -40,9 +67,9 @@ class FileDigests:
     def __init__(self, memory: Path | None):
         self._memory = memory
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[int, int, str]] = self._remembered()
-        self._noted: dict[str, tuple[int, int, int]] = {}
-        self._reading: dict[tuple[str, int, int], Future[str]] = {}
+        self._known: dict[str, tuple[State, str]] = self._remembered()
+        self._noted: dict[str, State] = {}
+        self._reading: dict[tuple[str, State], Future[str]] = {}
         self._reader = ThreadPoolExecutor(1, "chorus-files")
 
     def note(self, path: str | os.PathLike[str]) -> None:
@@ -71,44 +98,42 @@ class FileDigests:
     def begin(self, path: str | os.PathLike[str]) -> Future[str]:
         """The digest of a file, which is read in the background unless it is known. Raises OSError."""
         real = os.path.realpath(path)
-        found = os.stat(real)
-        size, changed = found.st_size, found.st_mtime_ns
+        state = _state(real)
         with self._lock:
             known = self._known.get(real)
-            if known is not None and known[:2] == (size, changed):
+            if known is not None and known[0] == state:
                 done: Future[str] = Future()
-                done.set_result(known[2])
+                done.set_result(known[1])
                 return done
-            key = (real, size, changed)
-            if key not in self._reading:
-                self._reading[key] = self._reader.submit(self._read, *key)
-            return self._reading[key]
+            if (real, state) not in self._reading:
+                self._reading[real, state] = self._reader.submit(self._read, real, state)
+            return self._reading[real, state]
 
-    def _read(self, real: str, size: int, changed: int) -> str:
+    def _read(self, real: str, state: State) -> str:
         try:
-            hashed = new_hash()
-            hashed.update_mmap(real)
-            counter.bytes += size
-            found = os.stat(real)
-            digest = hashed.hexdigest(length=16)
+            digest = _digest(real)
             with self._lock:
-                if (found.st_size, found.st_mtime_ns) == (size, changed):  # else it changed while it was read
+                if _state(real) == state:  # else it changed while it was read
                     self._known.pop(real, None)
-                    self._known[real] = (size, changed, digest)
+                    self._known[real] = (state, digest)
                     while len(self._known) > _KEPT:
                         self._known.pop(next(iter(self._known)))
                     self._remember()
             return digest
         finally:
             with self._lock:
-                self._reading.pop((real, size, changed), None)
+                self._reading.pop((real, state), None)
 
-    def _remembered(self) -> dict[str, tuple[int, int, str]]:
+    def _remembered(self) -> dict[str, tuple[State, str]]:
         if self._memory is None:
             return {}
         try:
             rows = json.loads(self._memory.read_text(encoding="utf-8"))
-            return {path: (int(size), int(changed), str(digest)) for path, (size, changed, digest) in rows.items()}
+            known = {}
+            for path, (state, digest) in rows.items():
+                size, modified, changed = map(int, state)
+                known[str(path)] = ((size, modified, changed), str(digest))
+            return known
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
 

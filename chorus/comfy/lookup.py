@@ -90,7 +90,9 @@ def _looked_up(
     text = text_of_request(node, settings.prompt, clip, conditioning)
     links = [link for name in ("model", "low_noise_model") if node and (link := node.link(name))]
     space = space_of(models, latent, start_image, conditioning, node, links, text.encoders)
-    embedded = embed(text.prompt, settings.embedding, clip, conditioning)
+    # A text that nobody knows cannot be embedded; its encoding can.
+    way = settings.embedding if text.prompt or conditioning is None else "conditioning"
+    embedded = embed(text.prompt, way, clip, conditioning)
     vector = embedded.vector
     plan = Plan(
         id=uuid.uuid4().hex,

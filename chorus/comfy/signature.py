@@ -87,19 +87,31 @@ class RunningNode:
                 nodes[number] = PROMPT
                 return number
             class_type, inputs = self.class_of(node_id), self.inputs(node_id)
-            described: list[Any] = [class_type, None if class_type in _OWN else self.fingerprint(node_id)]
+            fingerprint = None if class_type in _OWN else self.fingerprint(node_id)
+            described: list[Any] = [class_type, fingerprint, self._own_id(node_id)]
             for name in sorted(inputs):
                 if class_type in LOOKUPS and name in _OF_THE_CACHE:
                     continue
                 if link := self.link(name, node_id):
                     described.append((name, "link", visit(link[0]), link[1]))
                 else:
-                    described.append((name, inputs[name], _files(inputs[name])))
+                    # A node that fingerprints what it reads is executed again when a file changes; any other keeps
+                    # what it has read.
+                    described.append((name, inputs[name], _files(inputs[name], rereads=bool(fingerprint))))
             nodes[number] = described
             return number
 
         roots = [(visit(node_id), socket) for node_id, socket in links]
         return [roots, nodes]
+
+    def _own_id(self, node_id: str) -> str | None:
+        """The id of a node whose output may depend on it. Raises NotUnderstood for one that is new with every run."""
+        import nodes
+
+        definition: Any = vars(nodes)["NODE_CLASS_MAPPINGS"][self.class_of(node_id)]
+        if getattr(definition, "NOT_IDEMPOTENT", False):
+            raise NotUnderstood(f"node {node_id} ({self.class_of(node_id)}) gives something else each time")
+        return node_id if "UNIQUE_ID" in definition.INPUT_TYPES().get("hidden", {}).values() else None
 
     def fingerprint(self, node_id: str) -> Any:
         """The node's own fingerprint of its outputs, as the host has asked for it; None if the node has none."""
@@ -114,10 +126,22 @@ class RunningNode:
         raise NotUnderstood(f"node {node_id} ({self.class_of(node_id)}) takes time to tell whether it changed")
 
 
-def _files(value: Any) -> list[str]:
+def _files(value: Any, rereads: bool) -> list[str]:
+    """Digests of the files that a widget's value names, also inside a list or a mapping. Raises NotUnderstood.
+
+    rereads: whether the node is sure to have read their present content.
+    """
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [digest for inner in value for digest in _files(inner, rereads)]
     if not isinstance(value, str):
         return []
     try:
-        return [file_digests().of(path) for path in named_files(value)]
+        files = named_files(value)
+        for path in files:
+            if not rereads and not file_digests().is_as_loaded(path):
+                raise NotUnderstood(f"{path} may have changed since it was loaded")
+        return [file_digests().of(path) for path in files]
     except OSError as error:
         raise NotUnderstood(f"a file cannot be read: {error}") from error

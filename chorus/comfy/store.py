@@ -112,7 +112,8 @@ def _commit(
         return "", say("not_kept.mode")
     assert plan.vector is not None
     profile = PROFILES[precision]
-    tensors, coding = {"final": run.final}, {"final": profile.final_coding()}
+    tensors: dict[str, torch.Tensor] = {"final": run.final}
+    coding: dict[str, str] = {}
     if frames is not None:
         tensors["preview"], coding["preview"] = preview(frames), "webp"
     if graph is not None:

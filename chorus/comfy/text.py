@@ -87,7 +87,7 @@ def sampled_text(node: RunningNode, encoder: str, prompt_link: Link | None, prom
     """
     types = _input_types(node, encoder)
     texts = [name for name in node.inputs(encoder) if types.get(name) == "STRING"]
-    if len(texts) != 1:
+    if len(texts) != 1 or not _encodes_as_it_is(node, encoder):
         return None
     link = node.link(texts[0], encoder)
     if link is None:
@@ -98,6 +98,11 @@ def sampled_text(node: RunningNode, encoder: str, prompt_link: Link | None, prom
     constant = _CONSTANTS.get(node.class_of(link[0]))
     value = node.inputs(link[0]).get(constant) if constant else None
     return value if isinstance(value, str) else None
+
+
+def _encodes_as_it_is(node: RunningNode, encoder: str) -> bool:
+    """Whether a node is core's: one of a pack may roll or rewrite its text before it encodes it."""
+    return str(_class(node, encoder).__module__).split(".")[0] in ("nodes", "comfy_extras")
 
 
 def _class(node: RunningNode, node_id: str) -> Any:

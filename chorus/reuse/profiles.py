@@ -1,5 +1,7 @@
 """What of a run's latents is kept: which states, and how finely.
 
+The final latent is always kept as it is: an identical request gets the very same result, bit for bit.
+
 The figures are chosen by measurement: `make bench ARGS="states size"`, docs/method.md.
 """
 
@@ -17,21 +19,16 @@ class Profile:
 
     states: how many states, None for all that were recorded; between these the clean component is interpolated.
     spacing: they lie at even distances raised to this power, which puts more of them early, where hits start.
-    final: step of the final latent in channel spreads, None to keep it as it is.
-    state: largest step of a state x, likewise. Its clean component counts 1 − σ in it, so its own step is as much
-        larger, up to `coarsest`.
+    state: largest step of a state x in channel spreads, None to keep states as they are. The clean component counts
+        1 − σ in x, so its own step is as much larger, up to `coarsest`.
     half: whether states are kept in half precision.
     """
 
     states: int | None = None
     spacing: float = 1.5
-    final: float | None = None
     state: float | None = None
     coarsest: float = 1.0
     half: bool = False
-
-    def final_coding(self) -> str:
-        return RAW if self.final is None else dct(self.final)
 
     def state_coding(self, sigma: float, noise_drawn: bool) -> str:
         """Of the state kept at σ: the clean component, or x itself where the sampler draws noise."""
@@ -55,14 +52,15 @@ class Profile:
 
     @property
     def raw(self) -> bool:
-        return self.final is None
+        """Whether nothing is compressed."""
+        return self.state is None
 
 
 NEAR_LOSSLESS = 0.03  # 50 dB in the decoded video of the small Wan
 PROFILES = {
     "fp16": Profile(half=True),
     "fp32": Profile(),
-    "small": Profile(states=4, final=0.05, state=0.2),
-    "near-lossless": Profile(states=8, final=NEAR_LOSSLESS, state=NEAR_LOSSLESS, coarsest=0.1),
+    "small": Profile(states=4, state=0.2),
+    "near-lossless": Profile(states=8, state=NEAR_LOSSLESS, coarsest=0.1),
 }
 DEFAULT = "small"

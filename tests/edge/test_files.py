@@ -207,30 +207,20 @@ def test_the_memory_does_not_grow_without_end(files, tmp_path, monkeypatch):
 
 @pytest.fixture
 def held(files, monkeypatch):
-    """`held()`: hashing begins, and waits until `held.go` is set."""
+    """Reading begins, and waits until `held.go` is set."""
 
     class Held:
         began, go = threading.Event(), threading.Event()
         reads = 0
 
-        def __call__(self):
-            hashed = real()
-            outer = self
+        def __call__(self, path):
+            self.reads += 1
+            self.began.set()
+            assert self.go.wait(30)
+            return real(path)
 
-            class Waiting:
-                def update_mmap(self, path):
-                    outer.reads += 1
-                    outer.began.set()
-                    assert outer.go.wait(30)
-                    hashed.update_mmap(path)
-
-                def hexdigest(self, length):
-                    return hashed.hexdigest(length=length)
-
-            return Waiting()
-
-    real, made = files.new_hash, Held()
-    monkeypatch.setattr(files, "new_hash", made)
+    real, made = files._digest, Held()
+    monkeypatch.setattr(files, "_digest", made)
     yield made
     made.go.set()
 

@@ -70,10 +70,7 @@ def test_look_up_and_store_show_what_the_run_reports(server, node_cache, browser
         assert agreed(face) == shown
 
 
-def test_another_seed_is_named_as_the_reason_however_old_the_look_up_is(server, node_cache, browser, request) -> None:
-    if node_cache != "none":
-        why = "the run takes the look-up's answer as it is, without looking again"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=why))
+def test_another_seed_is_named_as_the_reason_however_old_the_look_up_is(server, node_cache, browser) -> None:
     with opened(server, browser) as face:
         run(face, FIRST, seed=1, cache="seeds")
         for seed in (2, 3):

@@ -145,8 +145,8 @@ def test_nodes_speak_the_language(open_page, language, miss, node) -> None:
 @pytest.mark.parametrize(
     ("language", "why", "not_kept"),
     [
-        ("fr", "le même prompt avec une autre graine", "rien n’est enregistré : aucune exécution terminée"),
-        ("ja", "同じプロンプトで別のシード", "保存なし：完了した実行がありません"),
+        ("fr", "la graine non : une autre version est demandée", "rien n’est enregistré : aucune exécution terminée"),
+        ("ja", "プロンプトは同じでシードが違います", "保存なし：完了した実行がありません"),
     ],
 )
 def test_reasons_of_the_server_speak_the_language(open_page, face_server, language, why, not_kept) -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chorus.cache.codec import check
-from chorus.reuse.profiles import DEFAULT, PROFILES
+from chorus.cache.codec import check, dct
+from chorus.reuse.profiles import DEFAULT, NEAR_LOSSLESS, PROFILES
 
 schedules = st.integers(1, 60).map(lambda steps: [1.0 - k / steps for k in range(steps + 1)])
 shares = st.floats(0.05, 1.0)
@@ -31,7 +31,7 @@ def test_kept_states_lie_in_the_first_share_and_reach_from_its_first_step_to_its
 @pytest.mark.parametrize("name", ["fp16", "fp32"])
 def test_precisions_that_name_a_type_are_not_compressed(name, drawn):
     profile = PROFILES[name]
-    assert profile.final_coding() == profile.state_coding(0.5, drawn) == "raw"
+    assert profile.raw and profile.state_coding(0.5, drawn) == "raw"
     assert profile.half == (name == "fp16")
 
 
@@ -53,7 +53,7 @@ def test_states_count_less_the_more_noise_is_over_them(name, sigma):
 
 def test_a_state_with_drawn_noise_is_near_lossless():
     for name in ("small", "near-lossless"):
-        assert PROFILES[name].state_coding(0.99, noise_drawn=True) == PROFILES["near-lossless"].final_coding()
+        assert PROFILES[name].state_coding(0.99, noise_drawn=True) == dct(NEAR_LOSSLESS)
 
 
 def test_the_default_is_one_of_them():

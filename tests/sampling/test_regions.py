@@ -117,10 +117,11 @@ def test_all_but_one_token_edited_is_nearly_the_full_run(run, cache, comfy_host)
     assert difference(selective.latent, full.latent) < 2e-3  # the corner keeps an estimate one step old
 
 
-def test_an_empty_mask_reuses_the_whole_step(run, cache, comfy_host):
+def test_an_empty_mask_leaves_the_steps_full(run, cache, comfy_host):
     run(graph(RED, cache=cache))
     hit = run(masked(graph(GREEN, cache=cache, k1=0.25, k2=0.5), [], comfy_host))
-    assert (hit.report["k1"], hit.report["k2"], hit.report["steps_computed"]) == (4, 4, 4)
+    assert (hit.report["k1"], hit.report["k2"], hit.report["steps_computed"]) == (2, 2, 6)
+    assert torch.equal(hit.latent, run(graph(GREEN, cache=cache, k1=0.25, k2=0.25)).latent)
 
 
 def test_recorded_attention_makes_a_mask_for_the_changed_words(run, cache, comfy_host):

@@ -85,5 +85,8 @@ export async function entries(cache, query) {
   return { ...answer, entries: answer.entries.map((entry) => ({ ...entry, cache })) }
 }
 
-export const previewAddress = (cache, id) => api.apiURL(`${entryPath(cache, id)}/preview`)
-export const framesAddress = (cache, id) => api.apiURL(`${entryPath(cache, id)}/frames`)
+/** An address for <img>, which cannot send the header that names the user. */
+const pictureAddress = (path) => api.apiURL(path + (api.user ? `?user=${encodeURIComponent(api.user)}` : ""))
+
+export const previewAddress = (cache, id) => pictureAddress(`${entryPath(cache, id)}/preview`)
+export const framesAddress = (cache, id) => pictureAddress(`${entryPath(cache, id)}/frames`)

@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import obstore
-from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from ...messages import Message, say
@@ -130,7 +129,7 @@ class ObjectStore:
             raise CacheUnavailable(self.place, say("reason.closed"), say("advice.reopen")) from None
         except TimeoutError:
             raise self._away(say("reason.store_silent"), trip=True) from None
-        except (BaseError, OSError, ValueError) as error:  # whose text may quote what it was given
+        except Exception as error:  # whose text may quote what it was given; the library's own faults are among them
             raise self._away(self._settings.redacted(_first_line(error)), trip=True) from None
         self._breaker.closed()
         return result

@@ -79,6 +79,7 @@ class Recording:
 
     states: dict[float, torch.Tensor] = field(default_factory=dict)
     attention: torch.Tensor | None = None
+    looks: int = 0
 
 
 @dataclass

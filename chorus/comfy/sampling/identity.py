@@ -42,18 +42,20 @@ def identity_of(
     seed: int | None,
     latent_image: torch.Tensor | None,
     earlier: Sequence[str],
+    call_number: int,
 ) -> Identity:
     """The identity of a sampler call.
 
     seed: where the sampler draws noise of its own, else None. latent_image: None where the call goes on from an
-    earlier one, whose identities `earlier` are.
+    earlier one, whose identities `earlier` are. call_number: of the sampler calls that this execution of the node
+    makes, from 0.
     """
     try:
         node = RunningNode()
         described = [
             _VERSION,
             node.signature(),
-            calls.number_of(node),
+            call_number,
             expert,
             plan.space.key(),
             {name: [_content(cond) for cond in conds or []] for name, conds in guider.original_conds.items()},
@@ -68,7 +70,7 @@ def identity_of(
         ]
         computed = digest(described)
         return Identity(computed, digest([computed, plan.threshold]))
-    except NotUnderstood as error:
+    except (NotUnderstood, RecursionError) as error:
         return Identity(uuid.uuid4().hex, uuid.uuid4().hex, say("note.not_identical", why=str(error)))
 
 
@@ -76,18 +78,23 @@ def _content(cond: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in cond.items() if name not in ("uuid", "model_conds")}
 
 
-class _Calls:
+class Calls:
     """Numbers the sampler calls that one execution of a node makes."""
 
     def __init__(self) -> None:
         self._last: tuple[Any, ...] = ()
         self._number = 0
 
-    def number_of(self, node: RunningNode) -> int:
+    def next(self) -> int:
+        """The number of this call, from 0; always 0 outside the host's executor."""
+        try:
+            node = RunningNode()
+        except NotUnderstood:
+            return 0
         place = (node.prompt_id, node.node_id, node.list_index)
         self._number = self._number + 1 if place == self._last else 0
         self._last = place
         return self._number
 
 
-calls = _Calls()
+calls = Calls()

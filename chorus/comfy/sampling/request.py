@@ -22,7 +22,7 @@ from ..space import Expert, carried_inputs, expert, prediction_of, start_latent
 from ..techniques.base import Request
 from ..text import prompt_of_sampler
 from .finished import FinishedRun, finished_runs
-from .identity import Identity, identity_of
+from .identity import Identity, calls, identity_of
 from .samplers import Sampler, known_sampler
 
 
@@ -47,7 +47,7 @@ def asked_for(
     seed: int | None,
 ) -> Asked:
     """Read what the host hands over. Raises Unsuitable."""
-    patcher = guider.model_patcher
+    patcher, call_number = guider.model_patcher, calls.next()
     try:
         model, known = _suitable(plan, guider, noise, sampler, denoise_mask)
         network = network_of(patcher)
@@ -83,7 +83,7 @@ def asked_for(
         positive_ids=frozenset(cond.get("uuid") for cond in positive),
         carried=carried,
         text_digest=digest(encodings),
-        cfg=float(getattr(guider, "cfg", 1.0)),
+        cfg=_cfg(guider),
         whole_steps=before.whole_steps if before else _whole_steps(schedule, sigma_of),
         before=before,
         stored=_is_stored(),
@@ -100,6 +100,7 @@ def asked_for(
         seed if known.draws_noise else None,
         None if before else latent_image,
         before.calls if before else [],
+        call_number,
     )
     return Asked(request, schedule, identity, seed)
 
@@ -170,6 +171,12 @@ def _require_text(plan: Plan, positive: list[dict[str, Any]]) -> None:
             raise Unsuitable(say("bypassed.text"))
     elif prompt_of_sampler(RunningNode(), plan.prompt) != plan.prompt:
         raise Unsuitable(say("bypassed.text_unknown"))
+
+
+def _cfg(guider: Any) -> float:
+    """The largest CFG of a guider; one with two conditionings has two."""
+    given = [float(v) for name, v in vars(guider).items() if name.startswith("cfg") and isinstance(v, int | float)]
+    return max([1.0, *given])
 
 
 def _is_stored() -> bool:

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from ...cache import CacheError, Entry
-from ...messages import Message, said_by, say
+from ...cache import Entry
+from ...messages import Message, say
 from ...reuse.plan import Plan
-from ..caches import open_cache
 from ..networks import ModelCall
 from ..shown import plan_figures
 from ..techniques import ORDER, Technique
@@ -78,31 +77,12 @@ class Run:
         if said is not None and said not in self.report.notes:
             self.report.notes.append(said)
 
-    # -- without sampling ---------------------------------------------------------------------------------------
+    # -- before sampling ---------------------------------------------------------------------------------------
 
-    def stored_result(self) -> torch.Tensor | None:
-        """The LATENT of an identical request, [B, C, T, H, W]; None where none is stored."""
-        self.note(self.identity.not_understood)
-        if not self.plan.reads or not self.schedule.complete:
-            return None
-        try:
-            cache = open_cache(self.plan.cache_name, self.plan.place)
-            found = cache.find_request(self.identity.computed) or cache.find_request(self.identity.reused)
-            if found is None:
-                return None
-            final = cache.load(found.id, ["final"])["final"]
-        except CacheError as error:
-            self.note(say("note.not_looked", error=said_by(error)))
-            return None
-        if tuple(final.shape) != self.request.shape:
-            return None
-        self._answered_by(found)
-        return final
-
-    def _answered_by(self, entry: Entry) -> None:
+    def answered_by(self, entry: Entry) -> None:
+        """The stored result of this very request is the answer; no step is computed."""
         report = self.report
         report.outcome, report.reason = "identical", say("lookup.identical", entry=entry.id)
-        report.k1 = report.k2 = report.steps
         report.source_id, report.notes = entry.id, []
         self.schedule = self.asked.from_step(self.asked.steps)
 

@@ -16,6 +16,11 @@ class Sampler:
     draws_noise: bool
     least_steps: int = 1
 
+    @property
+    def reads_uncond(self) -> bool:
+        """Whether it goes on from the estimate without CFG as well, which no selective step has for all tokens."""
+        return self.name.endswith("_cfg_pp")
+
 
 _NOISE_FREE = {
     "euler",

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from ...messages import Message, say
+from ...cache import CacheError
+from ...messages import Message, said_by, say
 from ...reuse.plan import Plan
-from ..caches import warn
+from ..caches import open_cache, warn
 from ..events import run_started
 from ..faults import Unsuitable, is_own
 from ..lookup import refreshed
@@ -71,6 +72,7 @@ def outer_sample(  # type: ignore[no-untyped-def]
 ):
     """The OUTER_SAMPLE wrapper: the life of a run."""
     guider = executor.class_obj
+    asked: Plan | None = None
     again: _Again | None = None
 
     def sample(options: dict[str, Any] | None, given_sigmas: torch.Tensor) -> torch.Tensor:
@@ -94,15 +96,19 @@ def outer_sample(  # type: ignore[no-untyped-def]
             guider.model_options = original
 
     def plain(reason: Message) -> torch.Tensor:
-        """The run as without Chorus: its options hold the plan but no `Run`, so that no wrapper does anything."""
+        """The run as it would have been without Chorus: the options then hold a Plan and not a Run, so the other
+        wrappers call the host unchanged.
+        """
         warn(f"not active in this run: {reason}")
-        finished_runs.bypass(guider.model_options["transformer_options"][KEY].id, reason)
+        if asked is not None:
+            finished_runs.bypass(asked.id, reason)
         return sample(None, sigmas if again is None else again.restored())
 
     try:
         began = time.perf_counter()
+        asked = guider.model_options["transformer_options"][KEY]
         again = _Again(guider, sigmas)
-        plan = refreshed(guider.model_options["transformer_options"][KEY])
+        plan = refreshed(asked)
         run = Run(plan, asked_for(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed))
         answer = _without_sampling(run, guider)
         options = _options(run, guider)
@@ -138,11 +144,31 @@ def outer_sample(  # type: ignore[no-untyped-def]
 
 def _without_sampling(run: Run, guider: Any) -> torch.Tensor | None:
     """The LATENT of a run of which no step needs to be computed, else None."""
-    stored = run.stored_result()
+    stored = _stored_result(run)
     if stored is None and (x0 := run.reused_whole()) is not None:
         latent: torch.Tensor = guider.model_patcher.model.process_latent_out(x0)
         return latent
     return stored
+
+
+def _stored_result(run: Run) -> torch.Tensor | None:
+    """The LATENT of an identical request, [B, C, T, H, W]; None where none is stored."""
+    run.note(run.identity.not_understood)
+    if not run.plan.reads or not run.schedule.complete:
+        return None
+    try:
+        cache = open_cache(run.plan.cache_name, run.plan.place)
+        found = cache.find_request(run.identity.computed) or cache.find_request(run.identity.reused)
+        if found is None:
+            return None
+        final = cache.load(found.id, ["final"])["final"]
+    except CacheError as error:
+        run.note(say("note.not_looked", error=said_by(error)))
+        return None
+    if tuple(final.shape) != run.request.shape:
+        return None
+    run.answered_by(found)
+    return final
 
 
 def _options(run: Run, guider: Any) -> dict[str, Any]:

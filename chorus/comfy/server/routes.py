@@ -27,7 +27,7 @@ ENTRY = CACHE + "/entries/{entry}"
 _ID = re.compile(r"[0-9a-f]{32}")
 _MOST_IDS = 1000  # changed by one request
 # A picture belongs to an id, and an id is never given twice.
-_FOR_EVER = "private, max-age=31536000, immutable"
+_ASK_AGAIN = "private, no-cache"  # a forgotten entry's picture must not be shown again
 
 
 def register(routes: web.RouteTableDef) -> None:
@@ -200,10 +200,16 @@ async def _change(request: web.Request, work: Any) -> web.Response:
 async def _picture(request: web.Request, make: Any) -> web.Response:
     entry_id, name = _entry_id(request), _own_name(request)
     tag = f'"{entry_id}-{make.__name__}"'
-    headers = {"ETag": tag, "Cache-Control": _FOR_EVER, "Accept-Ranges": "bytes"}
-    if tag in request.headers.get("If-None-Match", ""):
-        return web.Response(status=304, headers=headers)
+    headers = {
+        "ETag": tag,
+        "Cache-Control": _ASK_AGAIN,
+        "Accept-Ranges": "bytes",
+        "X-Content-Type-Options": "nosniff",
+    }
     await in_thread(_cache, request)
+    if tag in request.headers.get("If-None-Match", ""):
+        await in_thread(previews.require, name, entry_id)
+        return web.Response(status=304, headers=headers)
     data: bytes = await in_thread(make, name, entry_id)
     try:
         part = request.http_range

@@ -61,7 +61,9 @@ class Amplify(Technique):
         amplification = self.request.plan.stages.get(NAME)
         if self.weights is None or call.context is None or amplification is None:
             return NOTHING
-        strength = amplification.strength_at(call.step, schedule.k1, schedule.steps)
+        before = self.request.before  # the fade goes on over the boundary of two experts
+        done, k1 = (before.report.steps, before.report.k1) if before else (0, schedule.k1)
+        strength = amplification.strength_at(done + call.step, k1, done + schedule.steps)
         length = call.context.shape[1]
         if not strength or length % len(self.weights):
             return NOTHING

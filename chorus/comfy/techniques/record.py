@@ -23,7 +23,6 @@ class Record(Technique):
 
     needs_source = False
     recording: Recording | None = None
-    looks = 0
 
     def begin(self, schedule: Schedule) -> Decision | Refused | None:
         request = self.request
@@ -35,8 +34,7 @@ class Record(Technique):
                 return None
             if request.before.noise_drawn != request.sampler.draws_noise:
                 return Refused(say("note.two_samplers"))
-            self.recording = Recording(dict(earlier.states), earlier.attention)
-            self.looks = int(earlier.attention is not None)
+            self.recording = Recording(dict(earlier.states), earlier.attention, earlier.looks)
             return None
         self.recording = Recording()
         return None
@@ -77,9 +75,9 @@ class Record(Technique):
     def _look(self, maps: torch.Tensor) -> None:
         """Add attention maps [L, T', H', W'] to the mean."""
         assert self.recording is not None
-        self.looks += 1
+        self.recording.looks += 1
         mean = self.recording.attention
-        self.recording.attention = maps if mean is None else torch.lerp(mean, maps, 1.0 / self.looks)
+        self.recording.attention = maps if mean is None else torch.lerp(mean, maps, 1.0 / self.recording.looks)
 
     def result(self, schedule: Schedule) -> Recording | None:
         return self.recording

@@ -81,8 +81,8 @@ class Selective(Technique):
         k2 = max(k2, schedule.k1)
         if k2 == schedule.k1:
             return None
-        if regions.empty and schedule.k1 and not request.sampler.draws_noise:
-            return Decision(schedule.from_step(k2, schedule.start))  # nothing differs: the steps are the source's
+        if regions.empty:
+            return None  # nothing differs and nothing is left to the edit mask: the steps are full ones
         self.edit = request.network.cells(regions.edit, request.shape)[None, None]
         if goes_on and request.before is not None:
             self.known = request.before.results.get(NAME)
@@ -92,6 +92,8 @@ class Selective(Technique):
         request = self.request
         if request.windows:
             return say("note.windows")
+        if request.sampler.reads_uncond:
+            return say("note.reads_uncond", sampler=request.sampler.name)
         if "easycache" in request.options:
             return say("note.easycache")
         if (why := request.network.selective_refusal(request.options)) is not None:
