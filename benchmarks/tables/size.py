@@ -3,7 +3,7 @@
 The aim is a tenth of `fp16`, which keeps every state of the first 75 % of the schedule in half precision and the final
 latent in single precision. Alignment is measured with the small Wan through the real host. Changes are relative to hits
 on the same source kept in fp16, with the state taken early, as calibrated, and at K1, where less noise hides its
-errors. Bytes count the states and the final latent of a cold run; the final latent is kept exactly, in single precision.
+errors. Bytes count the states and the final latent of a cold run; the final latent is kept exactly, in fp32.
 
 Latents of Wan's size have the spectrum of the small Wan's over relative frequency, with Gaussian coefficients. So
 neighbouring cells are as similar as there; in a real, larger picture they are more similar. White noise is the worst

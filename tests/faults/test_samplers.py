@@ -115,7 +115,9 @@ def test_selective_steps_that_compute_all_but_a_corner_are_nearly_full_ones(run,
 def test_samplers_that_read_the_estimate_without_cfg_get_full_steps(run, source, comfy_host, sampler):
     red = source(sampler)
     hit = run(
-        masked(graph(GREEN, cache=red.cache, sampler=sampler, k1=0.25, k2=0.75), [(0, 0, 64, 64)], comfy_host, visible=1)
+        masked(
+            graph(GREEN, cache=red.cache, sampler=sampler, k1=0.25, k2=0.75), [(0, 0, 64, 64)], comfy_host, visible=1
+        )
     )
     assert (hit.report["outcome"], hit.report["k1"], hit.report["k2"]) == ("hit", 2, 2)
     assert hit.report["step_equivalents"] == 6 and "without CFG" in " ".join(hit.report["notes"])
