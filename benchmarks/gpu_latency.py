@@ -1,4 +1,4 @@
-"""Seconds and memory at true shapes: random weights of the real sizes, sampled by the host's own code.
+"""Time and memory at true shapes: random weights of the real sizes, sampled by the host's own code.
 
 A request goes the way of the nodes: look-up in a cache on disk, stages, the attached model, the host's sampler, store.
 Its seconds are of all of that. What is computed is counted at the model's blocks, and must be what masks and K1
@@ -182,7 +182,7 @@ class Bounds:
         return {"skipped": begin - self.first, "selective": selective, "full": self.last - begin - selective}
 
     def equivalents(self, case: Case, visible: float | None) -> float:
-        """The step equivalents that K1, K2 and the visible share of the tokens dictate."""
+        """The step equivalents that follow from K1, K2 and the visible share of the tokens."""
         kinds = self.kinds(case)
         return kinds["selective"] * (visible or 0.0) + kinds["full"]
 
@@ -383,7 +383,7 @@ class Bench:
         )
 
     def fault(self, case: Case, bounds: Bounds, measured: Measured) -> str:
-        """What is wrong with a measurement, "" when it is what masks and K1 dictate."""
+        """What is wrong with a measurement; "" if as much was computed as masks and K1 say."""
         if not bool(measured.latent.isfinite().all()):
             return "the latent is not finite"
         expected, counted = bounds.equivalents(case, self.visible(case)), measured.equivalents
@@ -394,7 +394,7 @@ class Bench:
         return ""
 
     def unsupported(self, case: Case, measured: Measured, bounds: Bounds, schedule: Schedule, seed: int) -> str:
-        """Why Chorus did not do with this model what the case asks, in its own words; "" where it did."""
+        """The reason that Chorus gave for not doing what the case asks with this model; "" if it did."""
         report = measured.report
         if report is None:
             return ""
@@ -428,7 +428,7 @@ def build_patcher(config: Mapping[str, Any], device: torch.device, dtype: torch.
     model.diffusion_model.to(device)
     fill(model.diffusion_model)
     patcher = comfy.model_patcher.CoreModelPatcher(model, device, comfy.model_management.unet_offload_device())
-    patcher.load(device, full_load=True)  # moves nothing, but the host now knows that the weights are there
+    patcher.load(device, full_load=True)  # moves nothing; it tells the host that the weights are loaded
     return patcher
 
 
@@ -569,7 +569,7 @@ class Measurement:
         return time.perf_counter() + expected < self.deadline
 
     def _safely(self, rows: Sequence[Row], work: Callable[[], None]) -> bool:
-        """Does `work`; without enough memory for it closes `rows`, and the bench goes on."""
+        """Does `work`. If the memory does not suffice, closes `rows`; the benchmark goes on."""
         import comfy.model_management
 
         try:
@@ -787,7 +787,7 @@ def main(arguments: Sequence[str]) -> int:
                 "seconds": round(time.perf_counter() - began, 1),
                 "rows": [measurement.row_json(row) for row in measurement.rows],
             }
-            _write(result, output)  # after each round, for whoever stops it early
+            _write(result, output)  # after each round, so that stopping early leaves results
             console.print(f"{result['seconds']:6.1f} s  {done}")
     for schedule in CASES:
         show(console, schedule, [row for row in result["rows"] if row["schedule"] == schedule.name])

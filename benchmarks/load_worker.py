@@ -93,7 +93,7 @@ class Worker:
         self._timed("count a hit", lambda: self._cache.record_hit(entry.id, 1.0))
 
     def pin(self) -> None:
-        """Pin an entry of its own and let go of it again."""
+        """Pin an entry of its own and unpin it again."""
         if self._mine:
             entry = self._mine[-1]
             for pinned in (True, False):

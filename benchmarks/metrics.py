@@ -1,4 +1,4 @@
-"""Measures of a video beside how well it follows its prompt: sharpness, flicker, details, and a Fréchet distance.
+"""What a video is worth, beside how well it follows its prompt: sharpness, calm, detail, and a Fréchet distance.
 
 Videos are [T, H, W, 3] in [0, 1]. Every measure reacts to the damage it is there for: blur, seams and flicker are
 planted in `tests/benchmarks/test_metrics.py`.
@@ -72,7 +72,7 @@ def details(video: np.ndarray) -> float:
 def _filters() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(20260)
     first = torch.randn(_CHANNELS, 3, 5, 5, generator=generator)
-    first -= first.mean((2, 3), keepdim=True)  # colour does not count here: alignment measures it
+    first -= first.mean((2, 3), keepdim=True)  # blind to plain colour: that is the alignment's business
     second = torch.randn(_CHANNELS, _CHANNELS, 3, 3, generator=generator)
     return first / first.flatten(1).norm(dim=1)[:, None, None, None], second / (9 * _CHANNELS) ** 0.5
 

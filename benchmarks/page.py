@@ -14,15 +14,15 @@ from . import report
 PAGE = CHECKOUT / "docs" / "results.md"
 _HEAD = """# Results
 
-Written from `benchmarks/results/` by the bench, where every figure lies as JSON with its seeds and interval; each \
+The bench writes this page from the JSON files in `benchmarks/results/`, which also hold seeds and intervals; each \
 table names its command (`make bench` has few samples, `make bench-full` all). \
-All of it samples the small Wan ([small_wan.md](small_wan.md)) through the real host; `±` is half of a 95 % bootstrap \
-interval over requests. What follows from it is in [method.md](method.md).
+Everything samples the small Wan ([small_wan.md](small_wan.md)) through the real host; `±` is half of a 95 % bootstrap \
+interval over requests. The choices made from these figures are in [method.md](method.md).
 
-Alignment is the share of a prompt's attributes that the judge reads back from the video. A loss is against the same \
-request sampled in full. The error of the named objects is their RMS difference (RGB in 0 to 1) from the best \
-rendering of what the prompt says, told of the videos in which every attribute is read back. A step equivalent is a \
-step's cost: the share of tokens that went through the model, summed over steps.
+Alignment is the share of a prompt's attributes that the judge reads back from the video. A loss is relative to the \
+same request sampled in full. The error of the named objects is their RMS difference (RGB in 0 to 1) from the best \
+rendering of what the prompt says, over the videos in which every attribute is read back. Step equivalents are the \
+cost of a run: a full step counts as 1, a selective one as its computed share of the tokens.
 """
 
 
@@ -68,9 +68,9 @@ BARS = {
 
 
 def _bars(file: Path) -> str:
-    """The bars this project set itself, and what was measured."""
+    """The aims that this project has set itself, and what was measured."""
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    lines = ["## The bars", "", "| what | wanted | measured | n |", "|---|---|---|---|"]
+    lines = ["## Aims", "", "| what | wanted | measured | n |", "|---|---|---|---|"]
     for key, (what, wanted) in BARS.items():
         values = known.get(key)
         if values is None:

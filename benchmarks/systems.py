@@ -18,7 +18,7 @@ from tools.demo_graph import Graph, only, write_text
 
 WORKFLOWS = demo_graph.CHECKOUT / "workflows" / "api"
 DISTILLED_STEPS = 4
-_SHOWING = {"CreateVideo", "SaveVideo", "PreviewImage", "PreviewAny"}  # they only serve people who look at them
+_SHOWING = {"CreateVideo", "SaveVideo", "PreviewImage", "PreviewAny"}  # of no use without eyes
 
 
 @dataclass(frozen=True)

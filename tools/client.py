@@ -20,7 +20,7 @@ Prompt = Mapping[str, Mapping[str, Any]]
 
 
 class ApiError(RuntimeError):
-    """The server answered a request with an error; the message holds the path and its words."""
+    """The server answered a request with an error; the message holds the path and the server's text."""
 
 
 class PromptRejected(ApiError):

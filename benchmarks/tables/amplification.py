@@ -1,4 +1,4 @@
-"""TGAA: nothing, keys, outputs, both; how strongly and how long. On the tuning half, where words change."""
+"""TGAA: without, with keys, outputs or both; how strong and for how long. On changed words of the tuning half."""
 
 from __future__ import annotations
 

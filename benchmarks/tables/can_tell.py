@@ -1,6 +1,6 @@
-"""Can the bench tell? What cold runs lose at half their steps.
+"""Can the benchmark show a loss? What cold runs lose with half of their steps.
 
-Where they lose nothing, "fewer steps" would beat every cache, and no comparison on this model would mean anything.
+If they lost nothing, "fewer steps" would beat every cache, and no comparison on this model would mean anything.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """How much cache is enough: hits and saved steps against its capacity, for Chorus and for NIRVANA's eviction.
 
 Nothing is sampled: a stream of prompts is searched for, stored and evicted, and the share of the steps that a hit
-skips follows from its similarity by each system's own rule. Chorus is the real LocalCache in a temporary folder, with
-entries whose states are small but stand in the proportions of real ones. NIRVANA is written here from its paper
-(arXiv 2312.04429): states of (prompt, K), of which the one with the least frequency × K goes.
+skips follows from its similarity by each system's own rule. Chorus is the real LocalCache in a temporary folder; its
+entries are small, but their parts have the proportions of real ones. NIRVANA is written here from its paper (arXiv
+2312.04429): it keeps states of (prompt, K) and evicts the one with the least frequency × K.
 
-Capacity counts cold runs, with all states that the system keeps of one. A hit is no source for others, in both; what
-Chorus keeps of one (its result) takes room too. Every request has a seed of its own: where a prompt comes again,
-NIRVANA starts from its last state, while the nodes take it for a wish for another take and sample it cold.
+Capacity counts cold runs, with all states that the system keeps of one. In both systems a hit is no source for others;
+in Chorus its entry (the result) takes room too. Every request has another seed. If a prompt comes again, NIRVANA starts
+from its last state, while Chorus samples it cold, since another seed asks for another version.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Chains of reuse: an edit of an edit of an edit, each request looked up in what the cache then holds."""
+"""Chains of edits: each request edits the one before and is looked up in what the cache holds by then."""
 
 from __future__ import annotations
 

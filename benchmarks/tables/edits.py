@@ -1,4 +1,4 @@
-"""Which words can change and still reuse well: one attribute at a time, over the share of the schedule reused."""
+"""Which changed words appear after reuse: one attribute at a time, by the share of the schedule that is reused."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Embedders side by side: does the score tell what a hit will lose? From unlike pairs to all but equal ones.
+"""Embedders compared: does the score predict what a hit loses? Pairs from unlike to nearly equal prompts.
 
-Half of 20 steps are saved. The same hits are grouped by each embedder's own scores. Beside what the nodes offer stand
-the plain mean of the text encoder's tokens and WordLlama, static vectors of a general kind; open_clip takes part where
-its weights are on the machine.
+Half of 20 steps are saved. The same hits are grouped by each embedder's own scores. Beside the embedders of the nodes,
+the plain mean of the text encoder's tokens and WordLlama (general static vectors) are measured; open_clip only if its
+weights are on the machine.
 """
 
 from __future__ import annotations

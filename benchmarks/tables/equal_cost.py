@@ -1,4 +1,4 @@
-"""Alignment and details against cost: every system over its whole range, and the rivals at exactly a hit's cost."""
+"""Alignment and details by cost: every system over its whole range, and the others at exactly the cost of a hit."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Which entries to evict: hits and saved steps by policy of `LocalCache`, at several capacities.
 
-The requests, the capacities and what a hit saves are those of the table `capacity`; a step is taken for a second.
-`lru` is the least recently used, `lcbfu` NIRVANA's rule for whole entries, `worth` weighs saved time, room, age and
-redundancy (docs/cache.md). The seeds are others than those the policies were compared with while they were made.
+The requests, the capacities and what a hit saves are those of the table `capacity`; a step counts as a second. `lru`
+evicts the least recently used, `lcbfu` is NIRVANA's rule for whole entries, `worth` weighs saved time, size, age and
+redundancy (docs/cache.md). The seeds differ from those with which the policies were compared during development.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The shared cache under load: 16 workers look up, store, evict, pin and forget at once, and one is killed half-way.
 
 A real PostgreSQL with pgvector and a shared folder, all on this machine, with 16 processes that do nothing else. The
-cache is filled to its limit first, so that every store evicts. Then what the workers noted is compared with what the
-catalog and the folder hold: an entry is lost when its store was confirmed and it is there no more though nobody
-dropped its row; dropped twice when its row was deleted more than once; wrong when what was loaded is not what was
-stored. The limit is looked at ten times a second. A look-up is a search, a load and the counting of the hit. An
-entry that was evicted between the search and the load is gone, which is no error.
+cache is filled to its limit first, so that every store evicts. Then the workers' notes are compared with the
+catalog and the folder. An entry is *lost* if its store was confirmed and it is not there any more, though nobody
+dropped its row; *dropped twice* if its row was deleted more than once; *wrong* if what was loaded is not what was
+stored. The limit is checked ten times a second. A look-up is a search, a load and the counting of the hit. An entry
+that was evicted between the search and the load is *gone*, which is no error.
 """
 
 from __future__ import annotations

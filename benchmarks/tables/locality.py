@@ -1,4 +1,4 @@
-"""Streams of requests: what a user gets over all of them, at five levels of likeness and with VidProM's own."""
+"""Streams of requests: the mean over all of them, at five levels of similarity and at VidProM's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main table: a stream of requests as VidProM's users make them, under every system, cold start and warm."""
+"""The main table: a stream of requests like VidProM's, under every system, with an empty and a filled cache."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What Chorus itself costs a request, by part, at the shapes of a real 81-frame 480p video.
+"""The time that Chorus adds to a request, by part, at the shapes of a real video of 81 frames at 480p.
 
-Stored and loaded as the store node does by default; latents are white noise, which compresses worst.
+Entries are stored and loaded as the store node does by default. Latents are white noise, which compresses worst.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Real prompts on a real model: hits against cold, NIRVANA and fewer steps, with the CLIP score. Needs --server."""
+"""Real prompts on a real model: hits compared with cold runs, NIRVANA and fewer steps by CLIP score. Needs --server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SRD: what the radii cost and keep, and how well masks from recorded attention find the changed object."""
+"""SRD: cost and loss by the radii of the masks, and how well masks from recorded attention find the changed object."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""What an entry weighs, what its compression costs in time, and what hits lose by it.
+"""The size of an entry, the time of its compression, and what hits lose by it.
 
-The bar is ten times below today's fp16: every state of the first 75 % of the schedule in half precision and the final
-latent in single. Alignment is that of the small Wan through the real host; a change is against hits on the same source
-kept in fp16, with the state taken early, as calibrated, and at K1 itself, where nothing hides its errors. Bytes count
-the states and the final latent of a cold run; the final latent is kept exactly, in single precision.
+The aim is a tenth of `fp16`, which keeps every state of the first 75 % of the schedule in half precision and the final
+latent in single precision. Alignment is measured with the small Wan through the real host. Changes are relative to hits
+on the same source kept in fp16, with the state taken early, as calibrated, and at K1, where less noise hides its
+errors. Bytes count the states and the final latent of a cold run; the final latent is kept exactly, in fp32.
 
-Latents of Wan's size have the small Wan's spectrum over relative frequency, with Gaussian coefficients: neighbouring
-cells are as alike as there, though in a larger picture they are more so. White noise, which no model makes, is the
-worst case.
+Latents of Wan's size have the spectrum of the small Wan's over relative frequency, with Gaussian coefficients. So
+neighbouring cells are as similar as there; in a real, larger picture they are more similar. White noise is the worst
+case, which no model makes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which states of a run to keep: how far a state interpolated between kept ones is from the run's own.
+"""Which states of a run to keep: the error of a state that is interpolated between kept ones.
 
-Every state of the first 75 % of the schedule, root mean square, in units of the noise's deviation; mean over runs of
-the worst state of each. The states kept lie at even distances raised to a power, from the first to the last; the
-final latent is always there. Nothing is compressed here. Chosen on the tuning half.
+The error is the root mean square in units of the noise's deviation, for every state of the first 75 % of the schedule;
+given is the mean over runs of each run's worst state. The kept states lie at even distances raised to a power, from
+the first to the last; the final latent is always kept. Nothing is compressed here. Chosen on the tuning half.
 """
 
 from __future__ import annotations

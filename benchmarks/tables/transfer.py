@@ -1,8 +1,8 @@
-"""Sources that the product refuses: another step count with other LoRAs, another resolution. What would they be worth?
+"""Sources that the look-up refuses (other LoRAs with another number of steps, another size): what would they give?
 
 The source's clean component is taken from the cache, composed with the target's own noise, resized where the target is
-of another size, and handed to core's SamplerCustom with the σ that a hit would have. What comes of it decides whether
-the refusal is right.
+of another size, and given to core's SamplerCustom with the σ that a hit would have. The result shows whether the
+refusal is right.
 """
 
 from __future__ import annotations

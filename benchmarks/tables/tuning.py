@@ -1,7 +1,7 @@
-"""Stage 1: how many steps to save and where to take the source's state. On the tuning half; the choice follows.
+"""Stage 1: how many steps to save, and where to take the source's state. On the tuning half; the defaults follow.
 
-Taken late, the state keeps the earlier video, words that changed included; taken early, it is near noise and keeps
-little. Saving steps costs what fewer steps always cost. The rows separate the two.
+A state that is taken late keeps the earlier video, also the words that changed. A state that is taken early is nearly
+noise and keeps little. Saving steps costs what fewer steps always cost. The rows separate the two effects.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Wall time of hits against their limit, step equivalents × a cold step, on a grid where attention dominates."""
+"""Wall time of hits relative to their limit, step equivalents × a cold step, on a grid where attention dominates."""
 
 from __future__ import annotations
 

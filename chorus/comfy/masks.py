@@ -72,7 +72,9 @@ def _attention_base(plan: Plan, grid: tuple[int, int, int]) -> tuple[torch.Tenso
 
 
 def frame_masks(plan: Plan, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(edit MASK [F, H, W], overlay IMAGE [F, H, W, 3]) over the source's `frames`: edit tinted, unseen dimmed."""
+    """(edit MASK [F, H, W], overlay IMAGE [F, H, W, 3]) over the source's `frames`. The edit mask is
+    tinted, everything outside the visible mask dimmed.
+    """
     regions = selective.regions_of(plan)
     if regions is None:
         return torch.zeros(frames.shape[:3]), frames

@@ -20,7 +20,7 @@ if __name__ == "__main__":
         print(error)
     assert_is_entry(1, cache.load(small.id))
     assert_is_entry(3, cache.load(cache.put(new_entry(3)).id))
-    # The catalog cannot grow either: puts end in an error that says so, and what is there can still be read.
+    # The catalog cannot grow either: puts raise an error that says so, and the entries can still be read.
     resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
     try:
         for number in range(4, 100):

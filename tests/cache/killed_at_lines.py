@@ -111,7 +111,7 @@ def main(operation: str, root: Path, stride: int) -> dict[str, int]:
         with closing(LocalCache(root, max_bytes=limit)) as cache:
             for entry in cache.entries(10_000):
                 try:
-                    with suppress(EntryMissing):  # its file went first: a miss, after which its row is gone, too
+                    with suppress(EntryMissing):  # its file was deleted first: a miss, after which its row is gone, too
                         loaded = cache.load(entry.id)
                         assert_is_entry(entry.settings["number"], loaded, kilobytes=KILOBYTES)
                 except AssertionError:

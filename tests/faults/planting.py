@@ -29,7 +29,7 @@ class Spot:
 
 
 HANDS_OVER = {"outer_sample"}
-"""Functions whose own statements do no more than hand the host's arguments on; what they call is planted."""
+"""Functions whose own statements only pass the host's arguments on. Faults are planted in what they call."""
 
 
 class Spots:

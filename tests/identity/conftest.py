@@ -33,7 +33,7 @@ class Answer:
 
 
 def assert_same(latent: torch.Tensor, expected: torch.Tensor, what: str) -> None:
-    """Bit for bit. what: said where it is not so, with the relative difference."""
+    """Fails unless both are equal bit for bit. what: named in the failure, with the relative difference."""
     if latent.shape != expected.shape:
         raise AssertionError(f"{what}: {tuple(latent.shape)} instead of {tuple(expected.shape)}")
     if not torch.equal(latent, expected):

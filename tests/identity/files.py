@@ -41,7 +41,7 @@ def write(tensors: dict[str, torch.Tensor], metadata: dict[str, str], file: Path
 
 
 def changed_model(file: Path) -> None:
-    """The small Wan with one row of one matrix made louder."""
+    """The small Wan with one row of one matrix multiplied."""
     tensors, metadata = read(WEIGHTS / MODEL)
     tensors["blocks.1.ffn.2.weight"][3] *= 1.5
     write(tensors, metadata, file)

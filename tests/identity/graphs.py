@@ -115,7 +115,7 @@ def in_cache(g: Graph, cache: str) -> Graph:
 
 
 def plain(g: Graph) -> Graph:
-    """The same graph as if the Chorus nodes had never been put in."""
+    """The same graph without the Chorus nodes."""
     g = copy.deepcopy(g)
     ours = {name for name, n in g.items() if n["class_type"].startswith(("Chorus", "TGAA"))}
 
