@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 
@@ -74,7 +76,7 @@ class RandomGainPatch:
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "go"
     CATEGORY = "t"
-    rolled = [1.0]
+    rolled: ClassVar[list[float]] = [1.0]
 
     def go(self, model, how):
         gain = RandomGainPatch.rolled.pop(0)
