@@ -124,7 +124,7 @@ def stored_states(entry: Entry) -> dict[float, str]:
 def load_trajectory(
     cache: Cache,
     entry: Entry,
-    into_model_space: Callable,
+    into_model_space: Callable[[torch.Tensor], torch.Tensor],
     noise: torch.Tensor | None,
     sigmas: Collection[float] | None = None,
 ) -> Trajectory:

@@ -115,7 +115,8 @@ def sam_checkpoints() -> list[str]:
 
     if "sams" not in folder_paths.folder_names_and_paths:
         folder_paths.add_model_folder_path("sams", str(Path(folder_paths.models_dir) / "sams"))
-    return folder_paths.get_filename_list("sams")
+    names: list[str] = folder_paths.get_filename_list("sams")
+    return names
 
 
 @lru_cache(maxsize=1)

@@ -57,7 +57,8 @@ async def body_of(request: web.Request) -> dict[str, Any]:
         content = await request.read()
     except web.RequestPayloadError as error:  # cut off, or not compressed as its header says
         raise Problem(400, "bad_request", f"the body cannot be read: {error}") from error
-    return await in_thread(_object, content)
+    read: dict[str, Any] = await in_thread(_object, content)
+    return read
 
 
 def _object(content: bytes) -> dict[str, Any]:

@@ -80,7 +80,8 @@ class Resume(Technique):
         if k1 == 0:
             if before is not None:
                 return None
-            return Refused(say("miss.steps", steps=schedule.steps), miss=True)
+            # What lowered K1 to 0 is the reason; without such a note it was 0 from the beginning.
+            return Refused(notes[0] if notes else say("miss.steps", steps=schedule.steps), miss=True)
         start = min(request.sigma_of(settings.starts_at(plan).of(whole)), schedule.asked[0])
         if request.sampler.draws_noise:
             notes.append(say("note.draws_noise", sampler=request.sampler.name))
