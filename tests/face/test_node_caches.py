@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NODE_CACHES = {"default": [], "classic": ["--cache-classic"], "lru": ["--cache-lru", "50"], "none": ["--cache-none"]}
 LOOKUP, STORE = "ChorusCacheLookup", "ChorusCacheStore"
-OTHER_SEED = "the prompt is the same and the seed is not"
+OTHER_SEED = "the same prompt with another seed"
 
 
 @pytest.fixture(scope="module", params=NODE_CACHES)

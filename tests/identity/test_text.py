@@ -147,7 +147,7 @@ def test_an_empty_widget_with_two_texts_combined_is_still_told_apart(run, cache)
 
     run(both(RED, "a small square", 1))
     other = run(both(GREEN, "a small square", 2))
-    assert "another version" not in other.report["reason"]
+    assert "another take" not in other.report["reason"]
     assert other.outcome != "identical"
 
 
@@ -161,14 +161,14 @@ def test_two_prompts_with_empty_widgets_are_two_prompts(run, cache):
 def test_one_prompt_with_an_empty_and_a_filled_widget_is_one(run, cache):
     run(in_cache(request(prompt=RED, asked="", seed=1), cache))
     take = run(in_cache(request(prompt=RED, seed=2), cache))
-    assert take.outcome == "miss" and "another version" in take.report["reason"]
+    assert take.outcome == "miss" and "another take" in take.report["reason"]
 
 
 @pytest.mark.parametrize("again", [f"{RED}.", RED.replace(" ", "  "), f" {RED}\n", RED.capitalize()])
 def test_a_prompt_that_encodes_alike_with_another_seed_is_another_take(run, cache, again):
     run(in_cache(request(prompt=RED, seed=1), cache))
     take = run(in_cache(request(prompt=again, seed=2), cache))
-    assert take.outcome == "miss" and "another version" in take.report["reason"]
+    assert take.outcome == "miss" and "another take" in take.report["reason"]
     assert_same(take.latent, run(plain(request(prompt=again, seed=2))).latent, "the other take")
 
 
