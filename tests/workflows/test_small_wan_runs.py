@@ -47,7 +47,7 @@ def small(name: str, prompt: str, cache: str, low_noise: str = "") -> templates.
         elif kind == "EmptyHunyuanLatentVideo":
             inputs |= {"width": 96, "height": 96, "length": 13}
         elif kind in ("KSampler", "KSamplerAdvanced"):
-            inputs["steps"] = STEPS
+            inputs |= {"steps": STEPS, "cfg": 1.0}  # with CFG 6 all of 4 steps would be computed
             for cut in {"start_at_step", "end_at_step"} & set(inputs):
                 inputs[cut] = STEPS // 2 if inputs[cut] == 10 else inputs[cut]
         elif kind == "PrimitiveStringMultiline":
