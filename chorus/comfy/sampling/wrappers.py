@@ -130,6 +130,7 @@ def outer_sample(  # type: ignore[no-untyped-def]
                 callback(run.schedule.steps - 1, shown, shown, run.schedule.steps)
     except Exception as error:
         fault = f"{type(error).__name__}: {error}"
+        _drop(run)  # its tensors may be what memory was short of
         if is_own(error):
             return plain(say("bypassed.fault", error=fault))
         if run.parent is None:

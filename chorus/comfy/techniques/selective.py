@@ -70,8 +70,8 @@ class Selective(Technique):
         if regions is None:
             note = request.plan.stages[NAME].note
             return Refused(note) if note is not None else None
-        if regions.whole:
-            return None  # everything differs: the steps are full ones
+        if regions.whole or regions.empty:
+            return None  # everything differs, or nothing does: the steps are full ones
         if (why := self._refusal(regions)) is not None:
             return Refused(why)
         full = request.plan.stages.get(FULL)
@@ -81,8 +81,6 @@ class Selective(Technique):
         k2 = max(k2, schedule.k1)
         if k2 == schedule.k1:
             return None
-        if regions.empty:
-            return None  # nothing differs and nothing is left to the edit mask: the steps are full ones
         self.edit = request.network.cells(regions.edit, request.shape)[None, None]
         if goes_on and request.before is not None:
             self.known = request.before.results.get(NAME)
