@@ -76,6 +76,14 @@ class Caption:
         key = f"{self.colour} {self.shape} {self.direction} {self.background}"
         return zlib.crc32(key.encode()) % 5 == 0
 
+    @property
+    def possible(self) -> bool:
+        """Whether a scene has room for it: not where the main object and a second one ahead move towards each other."""
+        if self.second is None or self.pan is None:
+            return True
+        ahead = PLACES[self.second[2]]
+        return ahead != DIRECTIONS[self.direction] or ahead[0] * PANS[self.pan] >= 0
+
     def attributes(self) -> dict[str, str]:
         """What is named, by the attribute's name."""
         named = {
@@ -110,8 +118,7 @@ def sample_caption(rng: np.random.Generator, *, held_out: bool = False, template
         if rng.random() < SECOND:
             colour = one(c for c in COLOURS if c != caption.colour)
             caption = replace(caption, second=(colour, one(SHAPES), one(PLACES)))
-        return replace(
-            caption,
-            dots=one(COUNTS) if rng.random() < DOTS else None,
-            pan=one(PANS) if rng.random() < PAN else None,
-        )
+        dots, pan = (one(COUNTS) if rng.random() < DOTS else None, one(PANS) if rng.random() < PAN else None)
+        caption = replace(caption, dots=dots, pan=pan)
+        if caption.possible:
+            return caption

@@ -23,7 +23,7 @@ OBJECTS = 3
 AREA = (0.05, 0.07)  # of an object, as a share of the frame
 SPEED = (4.0, 5.2)  # pixels a frame, of the main object
 DRIFT = 1.0  # pixels a frame at most, of an object that no prompt names
-PAN = 3.0  # pixels a frame
+PAN = 2.5  # pixels a frame
 # 1: the main object starts anywhere on its way; below, rather further on (or rather at the beginning, where the second
 # object is ahead), and a second object lies rather far out on its side.
 LEAN = 0.4
@@ -113,7 +113,7 @@ def lay_out(captions: Sequence[Caption], seed: int, device: str | torch.device =
     place, drift = torch.zeros(count, OBJECTS, 2, device=device), torch.zeros(count, OBJECTS, 2, device=device)
     dot_place = torch.zeros(count, MOST_DOTS, 2, device=device)
     open_rows = rows
-    for _ in range(40):
+    for _ in range(1000):
         found, good = _tries(between, *(part[open_rows] for part in fixed))
         first, done = good.float().argmax(1), good.any(1)
         for target, part in zip((radius, place, drift, dot_place), found, strict=True):
