@@ -91,6 +91,18 @@ TEXTS = {
     "note.first_expert_skipped": "all steps of the first expert are taken from the source, so it is not run",
     "note.reads_uncond": "no selective steps: {sampler} needs the estimate without CFG for the whole picture",
     "note.attention": "no selective steps: another node replaces the attention",
+    "note.composition": "the match's composition is kept: the noise is that of its seed {seed}, so the seed of this "
+    "request has no effect. Choose \"another take\" for the request's own",
+    "note.everywhere": "the first step shows a change of nearly the whole picture, so little is reused",
+    "note.context_memory": "no selective steps: too little memory is free for the keys and values of what they leave out",
+    "note.look_parts": "no look: two samplers share this schedule, so the run starts from an early state of the match",
+    "note.look_start": "no look: sampling starts at sigma {sigma} or from a picture, so the run starts from an early state",
+    "note.look_noise": "no look: this sampler or the source's draws noise, so the run starts from an early state",
+    "note.look_uncond": "no look: {sampler} needs the estimate without CFG, so the run starts from an early state",
+    "note.look_steps": "no look: with {steps} steps there is none to save after it",
+    "note.look_seed": "no look: the noise of the match cannot be drawn again from its seed, so the run starts from an "
+    "early state",
+    "note.look_states": "no look: the match keeps no state of its first step, so the run starts from an early state",
     "note.not_looked": "identical requests were not looked for: {error}",
     "note.k1_lowered": "K1 lowered from {wanted} to {k1}: the source's sampler draws noise, so a run can only start "
     "at the sigma of a kept state",

@@ -76,6 +76,14 @@ def optional_inputs() -> list[io.Input]:
             'cache panel\'s "Start the next run from it" writes an id here for one run.',
             advanced=True,
         ),
+        io.Combo.Input(
+            "take",
+            options=list(lookup.TAKES),
+            default=lookup.TAKES[0],
+            optional=True,
+            tooltip="What a hit keeps of the match. Its composition: the noise of the match is used, and the request's "
+            "own seed has no effect. Another take: the request's own seed is used, and of the match little remains.",
+        ),
     ]
 
 
@@ -92,17 +100,23 @@ def plan_request(
     start_image=None,
     low_noise_model=None,
     source="",
+    take=lookup.TAKES[0],
 ):
     """The inputs of a look-up → ([MODEL, …] one an expert, the request's plan)."""
     models = [model] if low_noise_model is None else [model, low_noise_model]
-    settings = lookup.LookupSettings(prompt, threshold, mode, cache_name, embedding, (source or "").strip())
+    settings = lookup.LookupSettings(
+        prompt, threshold, mode, cache_name, embedding, (source or "").strip(), take=take or lookup.TAKES[0]
+    )
     return models, lookup.look_up(models, latent, settings, clip, positive, start_image)
 
 
-def fingerprint(prompt=None, threshold=0.0, mode="", cache_name="", embedding="", source="", **linked) -> str:
+def fingerprint(
+    prompt=None, threshold=0.0, mode="", cache_name="", embedding="", source="", take=lookup.TAKES[0], **linked
+) -> str:
     """Changes when the look-up's answer would; a linked input arrives as None."""
+    source, take = (source or "").strip(), take or lookup.TAKES[0]
     return lookup.answers.token(
-        lookup.LookupSettings(prompt or "", threshold, mode, cache_name, embedding, (source or "").strip())
+        lookup.LookupSettings(prompt or "", threshold, mode, cache_name, embedding, source, take=take)
     )
 
 

@@ -54,6 +54,16 @@ class ChorusStage1Reuse(io.ComfyNode):
                     "follows the prompt more, a higher one the matched video. 0: the calibrated value. 1: at step K1.",
                     advanced=True,
                 ),
+                io.Combo.Input(
+                    "method",
+                    options=list(stages.METHODS),
+                    default=stages.METHODS[0],
+                    optional=True,
+                    tooltip="look and join: one full step under the noise of the match shows where the new prompt "
+                    "changes the picture; elsewhere the match is kept. early start: begin near the noise, from an "
+                    "early state of the match. A value of start above 0 means an early start.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model, which now samples under the plan."),
@@ -63,6 +73,8 @@ class ChorusStage1Reuse(io.ComfyNode):
 
     @classmethod
     @never_lost(stage_left_out)
-    def execute(cls, model, chorus, k1, fraction, maximum, start=0.0) -> io.NodeOutput:
-        plan = stages.reuse(chorus, k1, fraction, maximum, start)
+    def execute(
+        cls, model, chorus, k1, fraction, maximum, start=0.0, method=stages.METHODS[0]
+    ) -> io.NodeOutput:
+        plan = stages.reuse(chorus, k1, fraction, maximum, start, method)
         return io.NodeOutput(stages.on_model(model, plan), plan)

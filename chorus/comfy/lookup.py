@@ -24,6 +24,7 @@ from .space import expert, models_signed, space_of, start_latent
 from .text import text_of_request
 
 MODES = ("read and write", "read only", "write only", "off")
+TAKES = ("keep the match's composition", "another take")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class LookupSettings:
     cache_name: str
     embedding: str
     source: str = ""  # id of the entry to start from; "": the nearest
+    take: str = TAKES[0]
     place: Place = field(default_factory=current)  # of the cache, when the request began
 
 
@@ -86,6 +88,8 @@ def _looked_up(
     began = time.perf_counter()
     if settings.mode not in MODES:
         raise ValueError(f"mode {settings.mode!r}: expected one of {', '.join(MODES)}")
+    if settings.take not in TAKES:
+        raise ValueError(f"take {settings.take!r}: expected one of {', '.join(TAKES)}")
     node = _running_node()
     text = text_of_request(node, settings.prompt, clip, conditioning)
     links = [link for name in ("model", "low_noise_model") if node and (link := node.link(name))]
@@ -114,6 +118,7 @@ def _looked_up(
         encoded=embedded.encoded,
         token_labels=embedded.labels,
         chosen=settings.source,
+        another_take=settings.take == TAKES[1],
         notes=text.notes,
     )
     if plan.reads:

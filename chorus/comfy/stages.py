@@ -14,7 +14,7 @@ from .sampling.finished import finished_runs
 from .sampling.wrappers import attach
 from .techniques import amplify, resume, selective
 
-CHOICES = resume.CHOICES
+CHOICES, METHODS = resume.CHOICES, resume.METHODS
 
 
 def on_model(model: Any, plan: Plan) -> Any:

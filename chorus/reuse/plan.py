@@ -60,6 +60,7 @@ class Plan:
     tokens: torch.Tensor | None = None  # [L, C] encodings of the target prompt, when known at look-up
     encoded: torch.Tensor | None = None  # [B, L, C] as the text encoder gave it, to compare with what is sampled
     token_labels: tuple[str, ...] = ()
+    another_take: bool = False  # whether the request's own noise is wanted, not the composition of the match
     chosen: str = ""  # id of the entry that was chosen by hand as the source
     stages: Mapping[str, Any] = field(default_factory=dict)  # by name, what each stage node was set to
     notes: tuple[Message, ...] = ()

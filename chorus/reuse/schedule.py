@@ -10,6 +10,9 @@ import numpy as np
 
 from .trajectory import SIGMA_TOLERANCE
 
+FULL, SELECTIVE, ANSWERED = "F", "S", "A"
+_KINDS = {FULL, SELECTIVE, ANSWERED}
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -19,18 +22,23 @@ class Schedule:
     k1, k2: the first computed step and the first fully computed one, 0 ≤ K1 ≤ K2 ≤ N. Steps [K1, K2) are selective.
     start: the σ at which the walk begins, at or above σ_K1; None for σ_K1 itself. From a higher one the N − K1
         steps cover all the way from there, spaced as the schedule is.
+    kinds: where the walk begins at σ_0 with a look, what each of the N steps is: FULL, SELECTIVE or ANSWERED (the
+        latest estimate is given again, so that the state moves on in a straight line). "" for all other walks.
     """
 
     asked: tuple[float, ...]
     k1: int = 0
     k2: int = 0
     start: float | None = None
+    kinds: str = ""
 
     def __post_init__(self) -> None:
         if len(self.asked) < 2:
             raise ValueError(f"a schedule has at least two σ, this one has {len(self.asked)}")
         if not 0 <= self.k1 <= self.k2 <= self.steps:
             raise ValueError(f"K1 = {self.k1}, K2 = {self.k2}: expected 0 ≤ K1 ≤ K2 ≤ {self.steps}")
+        if self.kinds and (len(self.kinds) != self.steps or self.kinds[0] != FULL or set(self.kinds) - _KINDS):
+            raise ValueError(f"kinds {self.kinds!r}: expected a full step and {self.steps - 1} more of {_KINDS}")
 
     @property
     def steps(self) -> int:
@@ -50,18 +58,32 @@ class Schedule:
         return tuple(stretched(self.asked, self.k1, self.start))
 
     @property
+    def first(self) -> int:
+        """The step with which the walk begins."""
+        return 0 if self.kinds else self.k1
+
+    @property
     def path(self) -> tuple[float, ...]:
-        """The σ really walked, from step K1 to the end."""
-        return self.whole_path[self.k1 :]
+        """The σ really walked, from the first step to the end."""
+        return self.whole_path[self.first :]
+
+    def looking(self, kinds: str) -> Schedule:
+        """The schedule walked from σ_0 on, each step as `kinds` says.
+
+        K1 becomes the first step after the look that is computed at all, K2 the first from which on all are full.
+        """
+        k1 = next((k for k in range(1, self.steps) if kinds[k] != ANSWERED), self.steps)
+        k2 = max(k1, max((k + 1 for k, kind in enumerate(kinds) if kind != FULL), default=0))
+        return replace(self, k1=k1, k2=k2, start=None, kinds=kinds)
 
     def from_step(self, k1: int, start: float | None = None) -> Schedule:
         """The schedule with its first `k1` steps skipped and all others full."""
-        return replace(self, k1=k1, k2=k1, start=start)
+        return replace(self, k1=k1, k2=k1, start=start, kinds="")
 
     def step_at(self, sigma: float) -> int:
         """The step that an evaluation at `sigma` belongs to: the last one that begins at or above it."""
-        reached = [k for k in range(self.k1, self.steps) if self.whole_path[k] >= sigma - SIGMA_TOLERANCE]
-        return reached[-1] if reached else self.k1
+        reached = [k for k in range(self.first, self.steps) if self.whole_path[k] >= sigma - SIGMA_TOLERANCE]
+        return reached[-1] if reached else self.first
 
     def begins_at(self, sigma: float) -> int | None:
         """The step that begins at `sigma`, None for a σ between two steps."""
@@ -69,8 +91,14 @@ class Schedule:
         return step if abs(self.whole_path[step] - sigma) < SIGMA_TOLERANCE else None
 
     def is_selective(self, step: int) -> bool:
-        """Whether a step computes a part of the tokens. Step K1 is a full one: it gives the estimate for the rest."""
-        return self.k1 <= step < self.k2
+        """Whether a step computes a part of the tokens. Without a look, step K1 is a full one all the same: it gives
+        the estimate for the rest.
+        """
+        return self.kinds[step] == SELECTIVE if self.kinds else self.k1 <= step < self.k2
+
+    def is_answered(self, step: int) -> bool:
+        """Whether a step is given the latest estimate, so that nothing is computed."""
+        return bool(self.kinds) and self.kinds[step] == ANSWERED
 
 
 def steps_reached(sigmas: Sequence[float], cut: float) -> int:

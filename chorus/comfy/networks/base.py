@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from ...messages import Message, say
+from ...reuse.regions import on_cells
 
 Options = dict[str, Any]
 """The host's transformer options of one model call."""
@@ -40,6 +41,55 @@ class AttentionWork(Protocol):
         """Keys and values to use instead of k and v, each [B, L, C]; the same objects where nothing changes."""
 
 
+class Context:
+    """Keys and values of all tokens in a full step, which stand for tokens that later steps leave out.
+
+    Kept in half precision on their own device, apart for each set of conditionings that the host samples in one call.
+    most_bytes: with more than that nothing is kept, and `full` says so.
+    """
+
+    def __init__(self, most_bytes: int):
+        self.most_bytes = most_bytes
+        self.full = False
+        self._kept: dict[tuple[Any, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @staticmethod
+    def key(call: ModelCall) -> Any:
+        """Which conditionings a call samples, in their order."""
+        return tuple(map(str, call.options.get("uuids") or ())), call.shape
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for pair in self._kept.values() for t in pair)
+
+    def keep(self, key: Any, block: int, blocks: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """k, v: [B, L, C] of one block; blocks: how many there are, to know beforehand whether all will fit."""
+        if block == 0:
+            self._kept = {kept: pair for kept, pair in self._kept.items() if kept[0] != key}
+            self.full = self.full or self.bytes + 4 * k.numel() * blocks > self.most_bytes
+        if self.full:
+            self._kept.clear()
+            return
+        self._kept[key, block] = (_halved(k), _halved(v))
+
+    def has(self, key: Any) -> bool:
+        """Whether something is kept for such calls."""
+        return (key, 0) in self._kept
+
+    def at(self, key: Any, block: int, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values at some positions of the sequence, [B, len(places), C] each."""
+        k, v = self._kept[key, block]
+        return k.index_select(1, places), v.index_select(1, places)
+
+    def drop(self) -> None:
+        """Let go of all of them."""
+        self._kept.clear()
+
+
+def _halved(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().clone() if x.element_size() <= 2 else x.detach().to(torch.float16)
+
+
 class Network:
     """A model of which Chorus knows only that it is sampled step by step: stage 1 works, the rest is declined."""
 
@@ -67,9 +117,14 @@ class Network:
         """Why words cannot be amplified or watched in attention; None where they can."""
         return say("note.no_blocks", network=self.name)
 
+    @property
+    def token_size(self) -> tuple[int, int, int]:
+        """Cells of a token along T, H and W; where the family does not tell, those of most video models."""
+        return (1, 2, 2)
+
     def cells(self, mask: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        """A mask [T, H, W] on the token grid as cells of a latent [..., T, H, W]."""
-        raise NotImplementedError
+        """A mask [T, H, W] on the grid of `token_size` as cells of a latent [..., T, H, W]."""
+        return on_cells(mask, self.token_size, (shape[-3], shape[-2], shape[-1]))
 
     def patched(
         self,
@@ -77,10 +132,13 @@ class Network:
         kept: torch.Tensor | None,
         works: Sequence[AttentionWork],
         seen: Callable[[float], None] | None,
+        context: Context | None = None,
     ) -> Options:
         """Transformer options with which the call computes the tokens `kept` only, and does `works` at the text.
 
         kept: [V] positions on the token grid in frame-major order, None for all.
+        context: keeps the keys and values of a call that computes all tokens; gives them to one that does not, for the
+            tokens that it leaves out. None: these are not attended to at all.
         seen: called with the computed share of the tokens when the blocks are really entered.
         """
         return dict(call.options)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ...messages import Message, say
-from ...reuse.regions import on_cells, token_grid
-from .base import AttentionWork, ModelCall, Network, Options
+from ...reuse.regions import token_grid
+from .base import AttentionWork, Context, ModelCall, Network, Options
 
 # The parts of a network whose tokens all pass through `blocks`, each on its own or by attention. A network with any
 # other part may need the whole grid there.
@@ -39,7 +39,7 @@ class Wan(Network):
         )
 
     @property
-    def patch_size(self) -> tuple[int, int, int]:
+    def token_size(self) -> tuple[int, int, int]:
         t, h, w = self.module.patch_size  # type: ignore[misc]
         return int(t), int(h), int(w)  # type: ignore[arg-type]
 
@@ -48,10 +48,7 @@ class Wan(Network):
         return len(self.module.blocks)  # type: ignore[arg-type]
 
     def token_grid(self, shape: Sequence[int]) -> tuple[int, int, int] | None:
-        return token_grid(tuple(shape), self.patch_size) if len(shape) == 5 else None
-
-    def cells(self, mask: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        return on_cells(mask, self.patch_size, tuple(shape[-3:]))  # type: ignore[arg-type]
+        return token_grid(tuple(shape), self.token_size) if len(shape) == 5 else None
 
     def words_refusal(self) -> Message | None:
         return None
@@ -72,6 +69,7 @@ class Wan(Network):
         kept: torch.Tensor | None,
         works: Sequence[AttentionWork],
         seen: Callable[[float], None] | None,
+        context: Context | None = None,
     ) -> Options:
         options = dict(call.options)
         grid = self.token_grid(call.shape)
@@ -80,8 +78,11 @@ class Wan(Network):
         tokens = _Tokens(grid[0] * grid[1] * grid[2], self._in_front(call, grid), kept, self.block_count, seen)
         if kept is not None or seen is not None:
             options = tokens.patch(options)
-        if works and call.context is not None:
-            options = _with_attention(options, works, call.context.shape[1], call.shape[0])
+        text_length = call.context.shape[1] if call.context is not None else -1
+        works = works if call.context is not None else ()
+        shared = None if context is None else _SelfAttention(context, Context.key(call), self.block_count, tokens)
+        if works or shared is not None:
+            options = _with_attention(options, works, text_length, call.shape[0], shared)
         return options
 
     def _in_front(self, call: ModelCall, grid: tuple[int, int, int]) -> int:
@@ -104,6 +105,7 @@ class _Tokens:
     seen: Callable[[float], None] | None
     whole: torch.Tensor | None = None  # the first block's input, into which the last block's output is put back
     places: torch.Tensor | None = None
+    left_out: torch.Tensor | None = None  # positions in the sequence that the blocks do not get
     shorter: dict[str, torch.Tensor] = field(default_factory=dict)  # what every block gets, gathered once
 
     def patch(self, options: Options) -> Options:
@@ -137,6 +139,9 @@ class _Tokens:
             outside = torch.arange(image.shape[1], device=image.device)
             kept = self.kept.to(image.device) + self.in_front
             self.places = torch.cat([outside[: self.in_front], kept, outside[behind:]])
+            taken = torch.zeros(image.shape[1], dtype=torch.bool, device=image.device)
+            taken[self.places] = True
+            self.left_out = (~taken).nonzero()[:, 0]
             self.shorter = {"pe": args["pe"].index_select(1, self.places)}
             modulation = args["vec"]
             rows = modulation.shape[1]
@@ -154,8 +159,29 @@ class _Tokens:
         return out | {"img": whole.index_copy(1, self.places, out["img"])}
 
 
-def _with_attention(options: Options, works: Sequence[AttentionWork], text_length: int, batch: int) -> Options:
-    """Transformer options whose text cross-attention does `works`, around whatever override was there before.
+@dataclass
+class _SelfAttention:
+    """Keeps the keys and values of all tokens in one model call, or gives those of the tokens that it leaves out."""
+
+    context: Context
+    key: Any
+    blocks: int
+    tokens: _Tokens
+
+    def __call__(self, block: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.tokens.kept is None:
+            self.context.keep(self.key, block, self.blocks, k, v)
+            return k, v
+        assert self.tokens.left_out is not None
+        more_k, more_v = self.context.at(self.key, block, self.tokens.left_out)
+        return torch.cat((k, more_k.to(k)), 1), torch.cat((v, more_v.to(v)), 1)
+
+
+def _with_attention(
+    options: Options, works: Sequence[AttentionWork], text_length: int, batch: int, shared: _SelfAttention | None
+) -> Options:
+    """Transformer options whose text cross-attention does `works` and whose self-attention does `shared`, around
+    whatever override was there before.
 
     Self- and cross-attention both pass unlabelled. Within a block the first call is self-attention, and the text's is
     the one with as many keys as the context has tokens, for all rows of the batch.
@@ -172,6 +198,8 @@ def _with_attention(options: Options, works: Sequence[AttentionWork], text_lengt
             heads = args[0] if args else kwargs["heads"]
             for work in works:
                 k, v = work(index, q, k, v, heads)
+        if shared is not None and plain and place["call"] == 1 and k.shape[:2] == q.shape[:2]:
+            k, v = shared(index, k, v)
         if previous:
             return previous(func, q, k, v, *args, **kwargs)
         return func(q, k, v, *args, **kwargs)

@@ -34,6 +34,7 @@ class Report:
     sampling_s: float = 0.0
     chorus_s: float = 0.0
     notes: list[Message] = field(default_factory=list)
+    looked: torch.Tensor | None = None  # [T, H, W] bool on the token grid: where the look saw a difference
     tokens: list[tuple[str, float]] = field(default_factory=list)  # amplified words with their weights
     source_id: str | None = None  # the entry that the run started from, or that answered it
     cold_s: float | None = None  # sampling time of the same run in full, None if it is not known
@@ -55,7 +56,9 @@ class Report:
 
     def figures(self) -> dict[str, Any]:
         """All of it as plain data, its sentences in English."""
-        return vars(self) | {"reason": str(self.reason), "notes": [str(note) for note in self.notes]}
+        differs = None if self.looked is None else round(float(self.looked.float().mean()), 4)
+        words = {"reason": str(self.reason), "notes": [str(note) for note in self.notes]}
+        return vars(self) | words | {"looked": differs}
 
     def headline(self) -> str:
         """One line for the node: "hit 0.87 · 2 of 4 steps reused · 38 % of tokens at step 3"."""
@@ -63,7 +66,11 @@ class Report:
             return f"identical request · {self.steps_computed} of {self.steps} steps computed"
         if self.outcome != "hit":
             return f"{self.outcome}: {self.reason}"
-        parts = [f"hit {self.match_score:.2f}", f"{self.k1} of {self.steps} steps reused"]
+        parts = [f"hit {self.match_score:.2f}"]
+        if self.looked is not None:
+            parts += [f"{float(self.looked.float().mean()):.0%} differs"]
+            return " · ".join([*parts, f"cost of {self.step_equivalents:.1f} of {self.steps} steps"])
+        parts += [f"{self.k1} of {self.steps} steps reused"]
         parts += [f"{share:.0%} of tokens at step {self.k1 + i + 1}" for i, share in enumerate(self.token_share)]
         return " · ".join(parts)
 

@@ -47,6 +47,9 @@ def asked_for(
     seed: int | None,
 ) -> Asked:
     """Read what the host hands over. Raises Unsuitable."""
+    import comfy.model_management
+    import comfy.sample
+
     patcher, call_number = guider.model_patcher, calls.next()
     try:
         model, known = _suitable(plan, guider, noise, sampler, denoise_mask)
@@ -74,6 +77,11 @@ def asked_for(
     def sigma_of(fraction: float) -> float:
         return float(patcher.get_model_object("model_sampling").percent_to_sigma(fraction))
 
+    def noise_of(seed: int) -> torch.Tensor:
+        # With a generator of its own: the host's function would reseed that of everybody.
+        drawn: torch.Tensor = comfy.sample.prepare_noise_inner(latent_image.cpu(), torch.Generator().manual_seed(seed))
+        return drawn.float() * scale
+
     request = Request(
         plan=plan,
         network=network,
@@ -93,6 +101,8 @@ def asked_for(
         before=before,
         stored=_is_stored(),
         sigma_of=sigma_of,
+        noise_of=noise_of,
+        free_memory=lambda: int(comfy.model_management.get_free_memory(patcher.load_device)),
         into_model_space=patcher.model.process_latent_in,
     )
     identity = identity_of(

@@ -61,17 +61,21 @@ class Run:
                 if decided.miss:
                     return decided
                 self.note(decided.why)
-            elif isinstance(decided, Decision):
-                self.schedule = decided.schedule or self.schedule
-                self.parent = decided.parent or self.parent
-                for note in decided.notes:
-                    self.note(note)
+            else:
+                self._apply(decided)
         for technique in self.techniques.values():
             x = technique.start(self.schedule)
             if isinstance(x, Refused):
                 return x
             self.start = x if x is not None else self.start
         return None
+
+    def _apply(self, decided: Decision | None) -> None:
+        if decided is not None:
+            self.schedule = decided.schedule or self.schedule
+            self.parent = decided.parent or self.parent
+            for note in decided.notes:
+                self.note(note)
 
     def note(self, said: Message | None) -> None:
         if said is not None and said not in self.report.notes:
@@ -110,16 +114,23 @@ class Run:
 
     # -- around an evaluation and inside a model call -----------------------------------------------------------
 
-    def before_evaluation(self, x: torch.Tensor, sigma: float) -> None:
+    def before_evaluation(self, x: torch.Tensor, sigma: float) -> torch.Tensor | None:
+        """The estimate that the sampler is given without asking the model; None to ask it."""
         self.step = self.schedule.step_at(sigma)
         self.shares.setdefault(self.step, 0.0)
         for technique in self.techniques.values():
+            if (x0 := technique.instead(self.schedule, self.step)) is not None:
+                return x0
+        for technique in self.techniques.values():
             technique.before_evaluation(self.schedule, self.step, sigma, x)
+        return None
 
     def after_evaluation(self, x0: torch.Tensor) -> torch.Tensor:
         assert self.step is not None
         for technique in self.techniques.values():
             x0 = technique.after_evaluation(self.schedule, self.step, x0)
+        for technique in self.techniques.values():
+            self._apply(technique.decide(self.schedule, self.step))
         return x0
 
     def in_call(self, call: ModelCall, counts_blocks: bool) -> dict[str, Any] | None:
@@ -130,6 +141,7 @@ class Run:
         """
         works = [technique.in_call(self.schedule, call) for technique in self.techniques.values()]
         kept = next((work.kept for work in works if work.kept is not None), None)
+        context = next((work.context for work in works if work.context is not None), None)
         attention = [work.attention for work in works if work.attention is not None]
         step = call.step
 
@@ -139,9 +151,9 @@ class Run:
         counted = kept is not None or (counts_blocks and self.request.network.block_count > 0)
         if not counted:
             seen(1.0)
-            if not attention:
+            if not attention and context is None:
                 return None
-        return self.request.network.patched(call, kept, attention, seen if counted else None)
+        return self.request.network.patched(call, kept, attention, seen if counted else None, context)
 
     # -- ending -------------------------------------------------------------------------------------------------
 

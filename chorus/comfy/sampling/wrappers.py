@@ -263,7 +263,7 @@ def sampler_sample(  # type: ignore[no-untyped-def]
     if run is None or run.start is None:
         return executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
     with timed(run):
-        schedule, k1 = run.schedule, run.schedule.k1
+        schedule, first = run.schedule, run.schedule.first
         path = torch.tensor(schedule.path, dtype=sigmas.dtype, device=sigmas.device)
         scale = float(getattr(model_wrap.inner_model.model_sampling, "noise_scale", 1.0))
         given = run.start.to(noise) / (path[0] * scale)
@@ -271,10 +271,10 @@ def sampler_sample(  # type: ignore[no-untyped-def]
         args = dict(extra_args)
         if (seed := extra_args.get("seed")) is not None:
             # A sampler that draws noise must not draw what the source drew. On the CPU the host adds 1 to it.
-            args["seed"] = (seed + k1) % (2**64 - 1)
+            args["seed"] = (seed + first) % (2**64 - 1)
 
         def counted(step: int, x0: Any, x: Any, total: int) -> None:
-            callback(k1 + step, x0, x, schedule.steps)
+            callback(first + step, x0, x, schedule.steps)
 
     return executor(
         model_wrap,
@@ -294,7 +294,9 @@ def predict_noise(executor, x, timestep, model_options, seed=None):  # type: ign
     if run is None:
         return executor(x, timestep, model_options, seed)
     with timed(run):
-        run.before_evaluation(x, float(timestep.flatten()[0]))
+        answered = run.before_evaluation(x, float(timestep.flatten()[0]))
+    if answered is not None:
+        return answered.to(x)
     x0 = executor(x, timestep, model_options, seed)
     with timed(run):
         return run.after_evaluation(x0)

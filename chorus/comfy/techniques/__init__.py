@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from . import amplify, record, resume, selective
+from . import amplify, look_and_join, record, resume, selective
 from .base import Technique
 
 ORDER: dict[str, type[Technique]] = {
+    look_and_join.NAME: look_and_join.LookAndJoin,
     resume.NAME: resume.Resume,
     selective.NAME: selective.Selective,
     amplify.NAME: amplify.Amplify,

@@ -15,7 +15,7 @@ import torch
 from ...messages import Message
 from ...reuse.plan import Plan
 from ...reuse.schedule import Schedule
-from ..networks import AttentionWork, ModelCall, Network
+from ..networks import AttentionWork, Context, ModelCall, Network
 from ..sampling.finished import FinishedRun
 from ..sampling.samplers import Sampler
 
@@ -34,6 +34,8 @@ class Request:
     before: the first part of the schedule, where two samplers share it.
     stored: whether the graph has a node that keeps the run.
     sigma_of: a fraction of the schedule → σ, by the model's own sampling.
+    noise_of: a seed → ε that the host draws for it, like `noise`.
+    free_memory: bytes that are free on the model's device.
     into_model_space: the model's scaling of latents.
     """
 
@@ -55,6 +57,8 @@ class Request:
     before: FinishedRun | None
     stored: bool
     sigma_of: Callable[[float], float]
+    noise_of: Callable[[int], torch.Tensor]
+    free_memory: Callable[[], int]
     into_model_space: Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -85,10 +89,12 @@ class CallWork:
     """What a technique does inside one model call.
 
     kept: [V] positions on the token grid that are computed, in frame-major order; None for all.
+    context: keys and values of the tokens that are not: kept where all are computed, used where they are not.
     attention: what it does at the attention calls of text; None for nothing.
     """
 
     kept: torch.Tensor | None = None
+    context: Context | None = None
     attention: AttentionWork | None = None
 
 
@@ -111,6 +117,10 @@ class Technique:
         """The state x at the first σ of the settled path, [B, C, T, H, W]; None for the sampler's own start."""
         return None
 
+    def instead(self, schedule: Schedule, step: int) -> torch.Tensor | None:
+        """The estimate x0, [B, C, T, H, W], that the sampler is given without asking the model; None to ask it."""
+        return None
+
     def before_evaluation(self, schedule: Schedule, step: int, sigma: float, x: torch.Tensor) -> None:
         """The sampler is about to ask the model. x: [B, C, T, H, W] at σ, in model space."""
 
@@ -121,6 +131,10 @@ class Technique:
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
         """The estimate that the sampler is given in place of the model's, x0: [B, C, T, H, W], after CFG."""
         return x0
+
+    def decide(self, schedule: Schedule, step: int) -> Decision | None:
+        """Decide again, by what the evaluation of a step has shown. Steps that have begun cannot be changed."""
+        return None
 
     def expected_share(self, schedule: Schedule, step: int) -> float:
         """The share of the tokens that a step will compute, as far as it is known before sampling."""

@@ -12,12 +12,13 @@ from ...messages import Message, said_by, say
 from ...reuse.calibration import Share, calibration_of
 from ...reuse.plan import Plan
 from ...reuse.schedule import Schedule, steps_reached
-from ...reuse.trajectory import serving
-from ..caches import load_trajectory, open_cache, stored_states
+from ..caches import load_trajectory, open_cache
 from .base import Decision, Refused, Technique
+from .source import states_for, unfit
 
 NAME = "reuse"
 CHOICES = ("auto", "fixed")
+METHODS = ("look and join", "early start")
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,18 @@ class Reuse:
 
     fixed: K1 / N chosen by hand, None to take it from the score. most: K1 / N never exceeds it.
     start: where on the schedule the source's state is taken, 0 to 1; 0 as calibrated, 1 at K1 itself.
+    method: one of METHODS. A place that was chosen by hand is that of an early start.
     """
 
     fixed: float | None
     most: float
     start: float
+    method: str = METHODS[0]
+
+    @property
+    def looks(self) -> bool:
+        """Whether the run begins with a look."""
+        return self.method == METHODS[0] and not self.start
 
     def share(self, plan: Plan) -> Share:
         """K1 / N by the number of steps."""
@@ -43,10 +51,12 @@ class Reuse:
         return Share.fixed(self.start) if self.start else calibration_of(plan.embedder).start()
 
 
-def with_reuse(plan: Plan, choice: str, fraction: float, maximum: float, start: float = 0.0) -> Plan:
-    """The plan with stage 1: K1 as a fraction of the steps, fixed or from the score, never above `maximum`."""
+def with_reuse(
+    plan: Plan, choice: str, fraction: float, maximum: float, start: float = 0.0, method: str = METHODS[0]
+) -> Plan:
+    """The plan with stage 1: K1 as a fraction of the steps, fixed or as calibrated, never above `maximum`."""
     fixed = fraction_of_steps("K1", fraction) if choice == "fixed" else None
-    settings = Reuse(fixed, fraction_of_steps("maximum", maximum), fraction_of_steps("start", start))
+    settings = Reuse(fixed, fraction_of_steps("maximum", maximum), fraction_of_steps("start", start), method)
     return plan.with_stage(NAME, settings)
 
 
@@ -60,20 +70,20 @@ class Resume(Technique):
     def begin(self, schedule: Schedule) -> Decision | Refused | None:
         request, plan = self.request, self.request.plan
         settings = plan.stages.get(NAME)
-        if plan.source is None or settings is None:
+        if plan.source is None or settings is None or schedule.kinds:
             return None
         if (before := request.before) is not None:
             if not before.report.k1:
                 return Refused(before.report.reason, miss=True)
             if settings.start < 1.0:
                 return None  # it goes on from the state of the first half, which began at the calibrated start
-        if (why := self._unfit()) is not None:
+        if (why := unfit(request)) is not None:
             return Refused(why, miss=True)
         whole = request.whole_steps
         notes: list[Message] = []
         wanted = steps_reached(schedule.asked, request.sigma_of(settings.share(plan).of(whole)))
         affordable = k1 = self._affordable(schedule, wanted, settings, notes)
-        while k1 and not self._states_for(schedule.asked[k1]):
+        while k1 and not states_for(request, schedule.asked[k1]):
             k1 -= 1
         if k1 < affordable:
             notes.append(say("note.k1_lowered", wanted=affordable, k1=k1))
@@ -85,16 +95,16 @@ class Resume(Technique):
         start = min(request.sigma_of(settings.starts_at(plan).of(whole)), schedule.asked[0])
         if request.sampler.draws_noise:
             notes.append(say("note.draws_noise", sampler=request.sampler.name))
-        changed = schedule.from_step(k1, start if self._states_for(start) else None)
+        changed = schedule.from_step(k1, start if states_for(request, start) else None)
         return Decision(changed, plan.source.entry.id, tuple(notes))
 
     def start(self, schedule: Schedule) -> torch.Tensor | Refused | None:
         """x of the source where the path begins, around the request's own noise."""
         request, plan = self.request, self.request.plan
-        if not schedule.k1 or plan.source is None:
+        if not schedule.k1 or plan.source is None or schedule.kinds:
             return None
         sigma = schedule.path[0]
-        wanted = self._states_for(sigma)
+        wanted = states_for(request, sigma)
         if not wanted:
             return Refused(say("miss.no_state", sigma=sigma), miss=True)
         try:
@@ -103,18 +113,6 @@ class Resume(Technique):
         except CacheError as error:
             return Refused(say("lookup.unreadable", error=said_by(error)), miss=True)
         return kept.at(sigma)
-
-    def _unfit(self) -> Message | None:
-        """Why the match cannot be started from after all; None where it can."""
-        request, plan = self.request, self.request.plan
-        assert plan.source is not None
-        kept = plan.source.entry.settings
-        if kept["carried"] != request.carried:
-            return say("miss.image")
-        same_text = kept["text"] == request.text_digest if "text" in kept else plan.source.entry.prompt == plan.prompt
-        if same_text and not plan.chosen and kept["noise"] != request.noise_digest:
-            return say("miss.seed")
-        return None
 
     def _affordable(self, schedule: Schedule, wanted: int, settings: Reuse, notes: list[Message]) -> int:
         """K1, lowered if need be, so that enough steps remain for the sampler and for CFG."""
@@ -136,9 +134,3 @@ class Resume(Technique):
             k1 -= 1
             notes.append(say("note.k1_first_expert", wanted=wanted, k1=k1))
         return max(0, k1)
-
-    def _states_for(self, sigma: float) -> tuple[float, ...]:
-        """The kept σ of the source from which its state at `sigma` can be made; () if it cannot."""
-        assert self.request.plan.source is not None
-        entry = self.request.plan.source.entry
-        return serving(stored_states(entry), sigma, entry.settings["noise_drawn"])

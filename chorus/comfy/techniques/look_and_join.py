@@ -1,0 +1,186 @@
+"""Look and join: one full step of the target shows where it differs from the source; elsewhere the source stays.
+
+The run begins with the source's noise. Where the estimate of its first step differs from the source's own first
+estimate, it goes on by itself; elsewhere the sampler is given the source's picture, up to the last steps, which are
+computed in full. Every step keeps its place on the model's own σ, and the sampler is called once. See docs/method.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...cache import CacheError
+from ...messages import Message, said_by, say
+from ...reuse import course
+from ...reuse.join import channel_spread, difference
+from ...reuse.regions import token_grid
+from ...reuse.schedule import FULL, SELECTIVE, Schedule
+from ..caches import load_trajectory, open_cache
+from ..content import tensor_digest
+from ..networks import Context, ModelCall
+from . import resume
+from .base import NOTHING, CallWork, Decision, Refused, Technique
+from .source import states_for, unfit
+
+NAME = "look_and_join"
+MEMORY = 0.4  # of the free memory of the model's device, for keys and values of tokens that are left out
+
+
+class LookAndJoin(Technique):
+    """Decides twice: before sampling, whether a look is possible; after the look, what each further step is."""
+
+    active = False
+    joined = True  # False where everything differs
+    known: torch.Tensor | None = None  # the latest x0, [B, C, T, H, W]
+    final: torch.Tensor | None = None  # the source's picture in model space, [B, C, T, H, W]
+    first: torch.Tensor | None = None  # the source's own first estimate, likewise
+    noise: torch.Tensor | None = None  # ε of the source, likewise
+    mask: torch.Tensor | None = None  # where target and source differ, [T, H, W] bool on the token grid
+    cells: torch.Tensor | None = None  # the same on the latent's cells, [1, 1, T, H, W]
+    places: torch.Tensor | None = None  # the same as positions of the tokens
+    context: Context | None = None
+    kinds: str | None = None  # decided after the look
+
+    # -- before sampling ---------------------------------------------------------------------------------------
+
+    def begin(self, schedule: Schedule) -> Decision | Refused | None:
+        request, plan = self.request, self.request.plan
+        settings = plan.stages.get(resume.NAME)
+        if plan.source is None or settings is None or not settings.looks or plan.another_take:
+            return None
+        if (why := unfit(request)) is not None:
+            return Refused(why, miss=True)
+        if (why := self._refusal(schedule)) is not None:
+            return Refused(why)
+        try:
+            if (why := self._load()) is not None:
+                return Refused(why)
+        except CacheError as error:
+            return Refused(say("lookup.unreadable", error=said_by(error)), miss=True)
+        if request.network.selective_refusal(request.options) is None and not self._leaves_out_nothing():
+            self.context = Context(int(MEMORY * request.free_memory()))
+        self.active = True
+        kept = plan.source.entry.settings
+        notes = () if kept["noise"] == request.noise_digest else (say("note.composition", seed=str(kept["seed"])),)
+        planned = course.skipping(schedule.steps, min(2, schedule.steps - 1), 1)
+        return Decision(schedule.looking(planned), plan.source.entry.id, notes)
+
+    def _refusal(self, schedule: Schedule) -> Message | None:
+        """Why there is no look, so that the run starts from an early state instead; None where there is one."""
+        request = self.request
+        assert request.plan.source is not None
+        if request.before is not None or not schedule.complete:
+            return say("note.look_parts")
+        if schedule.asked[0] < 1.0 - 1e-3 or request.plan.start_latent:
+            return say("note.look_start", sigma=schedule.asked[0])
+        if request.sampler.draws_noise or request.plan.source.entry.settings["noise_drawn"]:
+            return say("note.look_noise")
+        if request.sampler.reads_uncond:
+            return say("note.look_uncond", sampler=request.sampler.name)
+        if schedule.steps < 3:
+            return say("note.look_steps", steps=schedule.steps)
+        return None
+
+    def _leaves_out_nothing(self) -> bool:
+        """Whether selective steps are impossible though the network allows them."""
+        request = self.request
+        patched = any(place.startswith("object diffusion_model") for place in request.foreign)
+        return request.windows or patched or "easycache" in request.options
+
+    def _load(self) -> Message | None:
+        """The source's noise, first estimate and picture; the reason where one of them cannot be had."""
+        request, plan = self.request, self.request.plan
+        assert plan.source is not None
+        entry = plan.source.entry
+        noise = request.noise
+        if entry.settings["noise"] != request.noise_digest:
+            seed = entry.settings["seed"]
+            noise = request.noise_of(seed) if isinstance(seed, int) else noise
+            if tensor_digest(noise) != entry.settings["noise"]:
+                return say("note.look_seed")
+        early, last = entry.sigmas[1], states_for(request, 0.0)
+        wanted = states_for(request, early)
+        if len(wanted) != 1 or not last:
+            return say("note.look_states")
+        cache = open_cache(plan.cache_name, plan.place)
+        kept = load_trajectory(cache, entry, request.into_model_space, None, {*wanted, *last})
+        self.noise, self.first, self.final = noise, kept.at(early), kept.at(0.0)
+        return None
+
+    def start(self, schedule: Schedule) -> torch.Tensor | Refused | None:
+        """The source's noise."""
+        return schedule.asked[0] * self.noise if self.active and self.noise is not None else None
+
+    # -- around an evaluation ------------------------------------------------------------------------------------
+
+    def instead(self, schedule: Schedule, step: int) -> torch.Tensor | None:
+        return self.known if self.active and schedule.is_answered(step) else None
+
+    def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:
+        if not self.active or self.context is None or not self.joined or call.step >= schedule.k2:
+            return NOTHING
+        if schedule.kinds[call.step] == FULL:
+            return CallWork(context=self.context)
+        if self.places is None or not self.context.has(Context.key(call)):
+            return NOTHING  # the host samples other conditionings together than in the look
+        return CallWork(kept=self.places, context=self.context)
+
+    def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
+        if not self.active or (self.kinds is not None and step >= schedule.k2):
+            return x0
+        if self.kinds is None:
+            self._look(x0, schedule)
+        if self.joined:
+            assert self.cells is not None and self.final is not None
+            x0 = torch.where(self.cells, x0, self.final.to(x0))
+        self.known = x0
+        return x0
+
+    def decide(self, schedule: Schedule, step: int) -> Decision | None:
+        if not self.active or self.kinds is None or schedule.kinds == self.kinds:
+            return None
+        notes = () if self.joined else (say("note.everywhere"),)
+        if self.context is not None and self.context.full:
+            notes = (*notes, say("note.context_memory"))
+        return Decision(schedule.looking(self.kinds), notes=notes)
+
+    def _look(self, x0: torch.Tensor, schedule: Schedule) -> None:
+        """Find where the target differs from the source, and settle what each further step is."""
+        request, looks = self.request, course.calibrated()
+        assert self.first is not None and self.final is not None
+        self.first, self.final = self.first.to(x0.device), self.final.to(x0.device)
+        size = request.network.token_size
+        apart = difference(x0, self.first, channel_spread(self.final), size)
+        self.mask = looks.cut(apart)
+        self.first = self.noise = None
+        share = float(self.mask.float().mean())
+        self.joined = share <= looks.cut.everywhere
+        self.kinds = self._course(schedule, share)
+        self.places = self.mask.flatten().nonzero()[:, 0]
+        self.cells = request.network.cells(self.mask, request.shape)[None, None]
+
+    def _course(self, schedule: Schedule, share: float) -> str:
+        steps, length = schedule.steps, course.calibrated().course(schedule.steps)
+        if not self.joined:
+            return course.thinned(steps, length.thinned)
+        skipping = course.skipping(steps, min(length.k1, steps - 1), length.looks)
+        if self.context is None or self.context.full:
+            return skipping
+        selective = course.selective(steps, length.every, length.last)
+        if share == 0.0:
+            return selective.replace(SELECTIVE, "A")
+        return min(selective, skipping, key=lambda kinds: course.cost(kinds, share))
+
+    # -- afterwards -----------------------------------------------------------------------------------------------
+
+    def end(self) -> Mapping[str, Any]:
+        return {"looked": self.mask.cpu()} if self.mask is not None else {}
+
+    def drop(self) -> None:
+        self.known = self.final = self.first = self.noise = self.cells = self.places = None
+        if self.context is not None:
+            self.context.drop()

@@ -1,0 +1,84 @@
+"""What each step of a run is after its look: full, selective, or answered with the latest estimate.
+
+A course is a string with a letter for each of the N steps, see `Schedule.kinds`. The first step is the look.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from .join import Cut
+from .schedule import ANSWERED, FULL, SELECTIVE
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a schedule of one length goes on after its look. All are numbers of steps.
+
+    every, last: with selective steps, each `every`-th step is a full one, and so are the `last` ones.
+    k1, looks: without selective steps, so many full steps on the way to step K1, from which on all are full.
+    thinned: how many steps are answered where everything differs.
+    """
+
+    every: int
+    last: int
+    k1: int
+    looks: int
+    thinned: int
+
+    def scaled(self, factor: float) -> Course:
+        """For a schedule so many times as long."""
+        return Course(**{name: max(1, round(value * factor)) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The calibrated figures of looks.json.
+
+    final: the source's picture is its final latent by so much, and its clean component at the first full step by the
+        rest.
+    """
+
+    cut: Cut
+    final: float
+    courses: Mapping[int, Course]
+
+    def course(self, steps: int) -> Course:
+        """Of the calibrated length that is nearest in the logarithm, scaled."""
+        nearest = min(self.courses, key=lambda length: abs(math.log(length / steps)))
+        return self.courses[nearest].scaled(steps / nearest)
+
+
+@cache
+def calibrated() -> Looks:
+    """From looks.json."""
+    table = json.loads((Path(__file__).parent / "looks.json").read_text(encoding="utf-8"))
+    courses = {int(steps): Course(**values) for steps, values in table["courses"].items()}
+    return Looks(Cut(**table["cut"]), table["final"], courses)
+
+
+def selective(steps: int, every: int, last: int) -> str:
+    """Only the changed tokens are computed; each `every`-th step is a full one, and so are the `last` ones."""
+    return "".join(FULL if k % every == 0 or k >= steps - last else SELECTIVE for k in range(steps))
+
+
+def skipping(steps: int, k1: int, looks: int) -> str:
+    """`looks` full steps on the way to step K1, the steps between them answered; from K1 on all steps are full."""
+    looked = {round(i * k1 / looks) for i in range(looks)}
+    return "".join(FULL if k >= k1 or k in looked else ANSWERED for k in range(steps))
+
+
+def thinned(steps: int, saved: int) -> str:
+    """So many steps answered, spread over the whole schedule: what is left are longer steps on the model's own σ."""
+    answered = {1 + (2 * i + 1) * (steps - 1) // (2 * saved) for i in range(min(saved, steps - 1))}
+    return "".join(ANSWERED if k in answered else FULL for k in range(steps))
+
+
+def cost(kinds: str, share: float) -> float:
+    """In step equivalents, where a selective step computes this share of the tokens."""
+    return kinds.count(FULL) + share * kinds.count(SELECTIVE)

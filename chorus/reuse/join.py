@@ -1,0 +1,74 @@
+"""Look and join: where a target differs from its source, and the estimate that joins the two.
+
+The look is the target's own estimate x̂_t of its first step, sampled under the source's noise. Minus the source's own
+first estimate x̂_s it shows what the other prompt changes (chosen here, see docs/method.md). The join keeps x̂_t where
+they differ, and the source's picture elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+_BINS = 128  # of Otsu's histogram
+_LEAST_SPREAD = 1e-3  # of a channel; one that hardly varies must not outweigh the others
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a difference becomes a mask. All in channel spreads.
+
+    lowest, highest: the bounds within which Otsu's threshold is taken.
+    grow: the mask is dilated by so many tokens.
+    everywhere: the share of changed tokens from which a change counts as a global one.
+    """
+
+    lowest: float
+    highest: float
+    grow: int
+    everywhere: float
+
+    def __call__(self, difference: torch.Tensor) -> torch.Tensor:
+        """The tokens [T, H, W] bool at which the difference is above the cut."""
+        threshold = min(self.highest, max(self.lowest, otsu(difference)))
+        changed = difference > threshold
+        if self.grow and bool(changed.any()):
+            size = 2 * self.grow + 1
+            changed = F.max_pool2d(changed.float()[:, None], size, 1, self.grow)[:, 0] > 0
+        return changed
+
+
+def channel_spread(latent: torch.Tensor) -> torch.Tensor:
+    """[1, C, 1, 1, 1]: the deviation of each channel over the picture, mean over frames. latent: [B, C, T, H, W]."""
+    return latent.float().std((3, 4)).mean((0, 2)).clamp(min=_LEAST_SPREAD)[None, :, None, None, None]
+
+
+def difference(
+    target: torch.Tensor, source: torch.Tensor, spread: torch.Tensor, patch: tuple[int, int, int]
+) -> torch.Tensor:
+    """RMS difference of two estimates over the channels, mean over each token, largest of the batch: [T, H, W].
+
+    target, source: [B, C, T, H, W]; spread: `channel_spread`; patch: cells of a token along each axis.
+    """
+    apart = ((target.float() - source.to(target.device).float()) / spread.to(target.device)).pow(2).mean(1).sqrt()
+    return F.avg_pool3d(apart[:, None], patch, ceil_mode=True, count_include_pad=False)[:, 0].amax(0)
+
+
+def otsu(values: torch.Tensor) -> float:
+    """Otsu's threshold: the one that parts the values into two classes with the largest variance between them.
+
+    N. Otsu, "A threshold selection method from gray-level histograms", 1979.
+    """
+    flat = values.flatten().float().cpu()
+    low, high = float(flat.min()), float(flat.max())
+    if high <= low:
+        return high
+    counts = torch.histc(flat, _BINS, low, high)
+    centres = low + (torch.arange(_BINS) + 0.5) * (high - low) / _BINS
+    below, mass = counts.cumsum(0), (counts * centres).cumsum(0)
+    above = below[-1] - below
+    between = (mass * below[-1] - mass[-1] * below) ** 2 / (below * above).clamp(min=1e-9)
+    between[above == 0] = -1.0
+    return float(low + (int(between.argmax()) + 1) * (high - low) / _BINS)
