@@ -99,6 +99,7 @@ TEXTS = {
     "note.look_start": "no look: sampling starts at sigma {sigma} or from a picture, so the run starts from an early state",
     "note.look_noise": "no look: this sampler or the source's draws noise, so the run starts from an early state",
     "note.look_uncond": "no look: {sampler} needs the estimate without CFG, so the run starts from an early state",
+    "note.look_cfg": "no look: the match was made with CFG {there}, not {here}, so the run starts from an early state",
     "note.look_steps": "no look: with {steps} steps there is none to save after it",
     "note.look_seed": "no look: the noise of the match cannot be drawn again from its seed, so the run starts from an "
     "early state",

@@ -21,8 +21,7 @@ class ChorusSRDMask(io.ComfyNode):
             display_name="Chorus SRD Mask",
             category=CATEGORY,
             description="Marks where this request differs from the matched video. In the middle steps the model "
-            "computes only the tokens inside the visible mask; outside the edit mask the run keeps its own latest "
-            "estimate.",
+            "computes only the tokens inside the visible mask; outside the edit mask the picture stays as it is.",
             search_aliases=["region", "selective denoising", "mask", "sam", "segment anything", "difference"],
             inputs=[
                 Chorus.Input("chorus", tooltip="The plan of this request."),
@@ -30,9 +29,10 @@ class ChorusSRDMask(io.ComfyNode):
                     "masks_from",
                     options=list(masks.WAYS),
                     default=masks.WAYS[0],
-                    tooltip="attention: the places in the matched video that attended to the words that changed; "
-                    "needs no further model. mask: the MASK input. segment anything: the outline of what lies at "
-                    "these places.",
+                    tooltip="look: the first step of this request shows where it differs; the mask appears then. "
+                    "attention: also the places in the matched video that attended to the words that changed; "
+                    "needs no further model. mask: the MASK input and nothing else. segment anything: also the "
+                    "outline of what lies at these places.",
                 ),
                 io.Int.Input(
                     "edit_dilation",

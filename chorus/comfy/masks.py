@@ -1,4 +1,4 @@
-"""The SRD masks of a plan: from recorded attention, a MASK, or segment-anything; and what people see of them."""
+"""The SRD masks of a plan: from the look, recorded attention, a MASK, or segment-anything; and what people see of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..reuse.regions import build, dilate, from_attention, from_frames, token_gr
 from .lookup import source_preview
 from .techniques import selective
 
-WAYS = ("attention", "mask", "segment anything")
+WAYS = ("look", "attention", "mask", "segment anything")
 WAN_PATCH = (1, 2, 2)
 _TINT = torch.tensor([1.0, 0.25, 0.15])
 
@@ -33,11 +33,11 @@ def with_regions(
     """The plan with its masks, or with a note why its middle steps are full ones."""
     began = time.perf_counter()
     regions, note = None, None
-    if plan.source is not None:
+    if plan.source is not None and way != "look":
         base, note = _base(plan, way, mask, checkpoint)
         if base is not None:
             regions = build(base, edit_radius, visible_radius)
-    return plan.with_stage(selective.NAME, selective.Masks(regions, note), time.perf_counter() - began)
+    return plan.with_stage(selective.NAME, selective.Masks(regions, note, way, edit_radius, visible_radius), time.perf_counter() - began)
 
 
 def _base(

@@ -14,6 +14,7 @@ import torch
 from ..cache import Entry
 from ..messages import to_json
 from ..reuse.plan import Plan, Refused
+from ..reuse.regions import Regions
 from .techniques.selective import regions_of
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def stored_figures(stored: Stored) -> dict[str, Any]:
         "notes": to_json(tuple(report.notes)),
         "stored": to_json(stored.said),
     }
-    masks = _masks(plan) if any(share < 1.0 for share in report.token_share) else None
+    regions = regions_of(plan) if any(share < 1.0 for share in report.token_share) else None
+    masks = packed_masks(report.looked or regions)
     return figures | report.figures() | {"stored": str(stored.said), "said": said, "masks": masks}
 
 
@@ -66,9 +68,8 @@ def _refused(refused: Refused) -> dict[str, Any]:
     }
 
 
-def _masks(plan: Plan) -> dict[str, Any] | None:
+def packed_masks(regions: Regions | None) -> dict[str, Any] | None:
     """The SRD masks on the token grid [T, H, W], row by row, eight cells a byte, the highest bit first."""
-    regions = regions_of(plan)
     if regions is None:
         return None
     edit, visible = regions.edit, regions.visible

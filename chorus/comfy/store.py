@@ -122,6 +122,7 @@ def _commit(
         _add_source(tensors, coding, run, run.recording, keep, profile)
     settings = {
         "sampler": run.sampler,
+        "cfg": run.cfg,
         "plan": plan.id,
         "calls": run.calls,
         "seed": run.seed,
@@ -180,7 +181,7 @@ def _add_source(
         if sigma in recording.states:
             state, name = recording.states[sigma], f"checkpoint/{sigma:.6f}"
             tensors[name] = state.half() if profile.half else state
-            coding[name] = profile.state_coding(sigma, run.noise_drawn)
+            coding[name] = profile.state_coding(sigma, run.noise_drawn, sigma == run.sigmas[1])
     words = {}
     if run.tokens is not None:
         words["tokens"] = run.tokens[real_tokens(run.tokens)].clamp(-_HALF, _HALF).half()

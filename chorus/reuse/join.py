@@ -21,23 +21,16 @@ class Cut:
     """How a difference becomes a mask. All in channel spreads.
 
     lowest, highest: the bounds within which Otsu's threshold is taken.
-    grow: the mask is dilated by so many tokens.
     everywhere: the share of changed tokens from which a change counts as a global one.
     """
 
     lowest: float
     highest: float
-    grow: int
     everywhere: float
 
     def __call__(self, difference: torch.Tensor) -> torch.Tensor:
         """The tokens [T, H, W] bool at which the difference is above the cut."""
-        threshold = min(self.highest, max(self.lowest, otsu(difference)))
-        changed = difference > threshold
-        if self.grow and bool(changed.any()):
-            size = 2 * self.grow + 1
-            changed = F.max_pool2d(changed.float()[:, None], size, 1, self.grow)[:, 0] > 0
-        return changed
+        return difference > min(self.highest, max(self.lowest, otsu(difference)))
 
 
 def channel_spread(latent: torch.Tensor) -> torch.Tensor:

@@ -40,6 +40,11 @@ class Regions:
         """Whether everything is edited, so that a selective step would be a full one."""
         return bool(self.edit.all())
 
+    @property
+    def edited(self) -> float:
+        """Share of the tokens whose result may change."""
+        return float(self.edit.float().mean())
+
     def indices(self) -> torch.Tensor:
         """Positions of the visible tokens in the frame-major sequence, [V] int64 ascending."""
         return self.visible.flatten().nonzero().squeeze(1)

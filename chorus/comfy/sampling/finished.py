@@ -12,6 +12,7 @@ import torch
 
 from ...messages import Message
 from ...reuse.plan import Plan
+from ...reuse.regions import Regions
 
 _REASONS = 256  # reasons kept at most; the store node that would ask may never run
 _WAITING_BYTES = 4 << 30  # of the latents that finished runs may hold while they wait to be stored
@@ -34,7 +35,7 @@ class Report:
     sampling_s: float = 0.0
     chorus_s: float = 0.0
     notes: list[Message] = field(default_factory=list)
-    looked: torch.Tensor | None = None  # [T, H, W] bool on the token grid: where the look saw a difference
+    looked: Regions | None = None  # where the look saw a difference
     tokens: list[tuple[str, float]] = field(default_factory=list)  # amplified words with their weights
     source_id: str | None = None  # the entry that the run started from, or that answered it
     cold_s: float | None = None  # sampling time of the same run in full, None if it is not known
@@ -56,7 +57,7 @@ class Report:
 
     def figures(self) -> dict[str, Any]:
         """All of it as plain data, its sentences in English."""
-        differs = None if self.looked is None else round(float(self.looked.float().mean()), 4)
+        differs = None if self.looked is None else round(self.looked.edited, 4)
         words = {"reason": str(self.reason), "notes": [str(note) for note in self.notes]}
         return vars(self) | words | {"looked": differs}
 
@@ -68,7 +69,7 @@ class Report:
             return f"{self.outcome}: {self.reason}"
         parts = [f"hit {self.match_score:.2f}"]
         if self.looked is not None:
-            parts += [f"{float(self.looked.float().mean()):.0%} differs"]
+            parts += [f"{self.looked.edited:.0%} differs"]
             return " · ".join([*parts, f"cost of {self.step_equivalents:.1f} of {self.steps} steps"])
         parts += [f"{self.k1} of {self.steps} steps reused"]
         parts += [f"{share:.0%} of tokens at step {self.k1 + i + 1}" for i, share in enumerate(self.token_share)]
@@ -107,6 +108,7 @@ class FinishedRun:
     carried: str  # digest of what the conditioning carries beside text
     text_digest: str
     sampler: str
+    cfg: float
     tokens: torch.Tensor | None  # [L, C] encodings of the prompt as sampled
     parent: str | None
     results: Mapping[str, Any] = field(default_factory=dict)  # the techniques' results, by their names

@@ -190,6 +190,7 @@ class Run:
             carried=request.carried,
             text_digest=request.text_digest,
             sampler=request.sampler.name,
+            cfg=request.cfg,
             tokens=request.tokens,
             parent=self.parent,
             results=results,

@@ -8,7 +8,6 @@ computed in full. Every step keeps its place on the model's own σ, and the samp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +16,12 @@ from ...cache import CacheError
 from ...messages import Message, said_by, say
 from ...reuse import course
 from ...reuse.join import channel_spread, difference
-from ...reuse.regions import token_grid
-from ...reuse.schedule import FULL, SELECTIVE, Schedule
+from ...reuse.regions import Regions, build
+from ...reuse.schedule import ANSWERED, FULL, SELECTIVE, Schedule
 from ..caches import load_trajectory, open_cache
 from ..content import tensor_digest
 from ..networks import Context, ModelCall
-from . import resume
+from . import resume, selective
 from .base import NOTHING, CallWork, Decision, Refused, Technique
 from .source import states_for, unfit
 
@@ -39,9 +38,9 @@ class LookAndJoin(Technique):
     final: torch.Tensor | None = None  # the source's picture in model space, [B, C, T, H, W]
     first: torch.Tensor | None = None  # the source's own first estimate, likewise
     noise: torch.Tensor | None = None  # ε of the source, likewise
-    mask: torch.Tensor | None = None  # where target and source differ, [T, H, W] bool on the token grid
-    cells: torch.Tensor | None = None  # the same on the latent's cells, [1, 1, T, H, W]
-    places: torch.Tensor | None = None  # the same as positions of the tokens
+    regions: Regions | None = None  # where target and source differ
+    cells: torch.Tensor | None = None  # the edit mask on the latent's cells, [1, 1, T, H, W]
+    places: torch.Tensor | None = None  # positions of the tokens that selective steps compute
     context: Context | None = None
     kinds: str | None = None  # decided after the look
 
@@ -81,6 +80,9 @@ class LookAndJoin(Technique):
             return say("note.look_noise")
         if request.sampler.reads_uncond:
             return say("note.look_uncond", sampler=request.sampler.name)
+        kept = request.plan.source.entry.settings.get("cfg", request.cfg)
+        if abs(kept - request.cfg) > 1e-6:
+            return say("note.look_cfg", here=request.cfg, there=kept)
         if schedule.steps < 3:
             return say("note.look_steps", steps=schedule.steps)
         return None
@@ -155,13 +157,26 @@ class LookAndJoin(Technique):
         self.first, self.final = self.first.to(x0.device), self.final.to(x0.device)
         size = request.network.token_size
         apart = difference(x0, self.first, channel_spread(self.final), size)
-        self.mask = looks.cut(apart)
+        # x0 = u + CFG · (c − u), and u is the same in both: so much larger is the difference of the guided estimates.
+        apart = apart / max(1.0, request.cfg)
+        self.regions = self._regions(looks.cut(apart), looks.grow)
         self.first = self.noise = None
-        share = float(self.mask.float().mean())
-        self.joined = share <= looks.cut.everywhere
-        self.kinds = self._course(schedule, share)
-        self.places = self.mask.flatten().nonzero()[:, 0]
-        self.cells = request.network.cells(self.mask, request.shape)[None, None]
+        self.joined = float(self.regions.edit.float().mean()) <= looks.cut.everywhere
+        self.kinds = self._course(schedule, float(self.regions.visible.float().mean()))
+        self.places = self.regions.indices()
+        self.cells = request.network.cells(self.regions.edit, request.shape)[None, None]
+
+    def _regions(self, base: torch.Tensor, grow: int) -> Regions:
+        """The masks, with what the mask node knew before; a MASK counts alone."""
+        given = self.request.plan.stages.get(selective.NAME)
+        if given is None:
+            return build(base, grow, 0)
+        known = given.regions
+        if known is not None and known.grid == tuple(base.shape):
+            if given.way == "mask":
+                return Regions(*(mask.to(base.device) for mask in (known.base, known.edit, known.visible)))
+            base = base | known.base.to(base.device)
+        return build(base, given.edit_radius, given.visible_radius)
 
     def _course(self, schedule: Schedule, share: float) -> str:
         steps, length = schedule.steps, course.calibrated().course(schedule.steps)
@@ -170,15 +185,15 @@ class LookAndJoin(Technique):
         skipping = course.skipping(steps, min(length.k1, steps - 1), length.looks)
         if self.context is None or self.context.full:
             return skipping
-        selective = course.selective(steps, length.every, length.last)
+        leaving_out = course.selective(steps, length.every, length.last)
         if share == 0.0:
-            return selective.replace(SELECTIVE, "A")
-        return min(selective, skipping, key=lambda kinds: course.cost(kinds, share))
+            return leaving_out.replace(SELECTIVE, ANSWERED)
+        return min(leaving_out, skipping, key=lambda kinds: course.cost(kinds, share))
 
     # -- afterwards -----------------------------------------------------------------------------------------------
 
     def end(self) -> Mapping[str, Any]:
-        return {"looked": self.mask.cpu()} if self.mask is not None else {}
+        return {"looked": self.regions}
 
     def drop(self) -> None:
         self.known = self.final = self.first = self.noise = self.cells = self.places = None

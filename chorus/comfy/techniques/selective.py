@@ -21,10 +21,18 @@ NAME, FULL = "regions", "refine"
 
 @dataclass(frozen=True)
 class Masks:
-    """regions: which tokens the selective steps compute; None with the reason in `note`, or without a source."""
+    """What the mask node is set to.
+
+    regions: where source and target differ as far as it is known before sampling; None with the reason in `note`, where
+        only a look can tell, or without a source.
+    way: where the masks come from. edit_radius, visible_radius: their dilations in tokens.
+    """
 
     regions: Regions | None
     note: Message | None
+    way: str
+    edit_radius: int
+    visible_radius: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,8 @@ class Selective(Technique):
     def begin(self, schedule: Schedule) -> Decision | Refused | None:
         request = self.request
         goes_on = schedule.k1 == 0 and request.before is not None and request.before.report.k1 > 0
-        if request.plan.source is None or NAME not in request.plan.stages or not (schedule.k1 or goes_on):
+        reuses = (schedule.k1 or goes_on) and not schedule.kinds
+        if request.plan.source is None or NAME not in request.plan.stages or not reuses:
             return None
         regions = regions_of(request.plan)
         if regions is None:

@@ -1,0 +1,166 @@
+"""Look and join: one full step shows where the picture changes, and elsewhere the source's picture is kept.
+
+References are the host's own samplers on the plain graph, whose estimates are changed by the host's own hooks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from sampling.conftest import difference
+from sampling.graphs import GREEN, RED, UNLIKE, Graph, graph, node, plain
+
+from .conftest import told
+from .sampling_reference import block_lengths, evaluations, patched, sampler_calls
+
+TOKENS = 4 * 6 * 6
+SOURCE_SEED, OWN_SEED = 1, 7
+
+
+def looking(prompt: str = GREEN, **settings: Any) -> Graph:
+    """A graph whose hits begin with a look."""
+    return graph(prompt, start=0.0, **settings)
+
+
+def without_context(g: Graph) -> Graph:
+    """On a model whose tokens cannot be left out, since another node replaces the attention by the same attention."""
+
+    def apply(patcher: Any) -> None:
+        options = patcher.model_options["transformer_options"]
+        options["optimized_attention_override"] = lambda func, *args, **kwargs: func(*args, **kwargs)
+
+    return patched(g, apply)
+
+
+def joined_by_hook(g: Graph, seed: int, source: torch.Tensor, mask: torch.Tensor, kinds: str) -> Graph:
+    """The plain request under a seed, whose estimates are joined and answered as `kinds` says by the host's own hook.
+
+    source: LATENT of the picture outside the mask; mask: [T, H, W] on the token grid. All steps compute all tokens.
+    """
+    cells = mask.repeat_interleave(2, 1).repeat_interleave(2, 2)[None, None]
+    last_joined = max(k for k, kind in enumerate(kinds) if kind != "F")
+    state: dict[str, Any] = {"step": -1, "known": None}
+
+    def hook(args: dict[str, Any]) -> torch.Tensor:
+        state["step"] += 1
+        step, x0 = state["step"], args["denoised"]
+        if kinds[step] == "A":
+            return state["known"]
+        if step <= last_joined:
+            x0 = torch.where(cells, x0, args["model"].process_latent_in(source).to(x0))
+        state["known"] = x0
+        return x0
+
+    reference = patched(g, lambda patcher: patcher.set_model_sampler_post_cfg_function(hook))
+    reference = plain(reference)
+    reference["sample"]["inputs"]["seed"] = seed
+    return reference
+
+
+looks_seen: list[torch.Tensor] = []
+
+
+@pytest.fixture(autouse=True)
+def watched(pack_module, monkeypatch):
+    """Every mask that a look makes."""
+    looks_seen.clear()
+    kind = pack_module("chorus.comfy.techniques.look_and_join").LookAndJoin
+    inner = kind._look
+
+    def look(self, *args, **kwargs):
+        inner(self, *args, **kwargs)
+        looks_seen.append(self.regions.edit.clone())
+
+    monkeypatch.setattr(kind, "_look", look)
+
+
+@pytest.mark.parametrize(("steps", "cfg"), [(4, 1.0), (20, 3.0)])
+def test_without_selective_steps_a_hit_is_the_hosts_run_with_joined_estimates(run, cache, comfy_host, steps, cfg):
+    settings = {"cache": cache, "steps": steps, "cfg": cfg}
+    red = run(without_context(looking(RED, **settings)))
+    with sampler_calls() as calls:
+        hit = run(without_context(looking(seed=OWN_SEED, **settings)))
+    assert hit.report["outcome"] == "hit"
+    assert len(calls) == 1
+    assert len(calls[0]) == steps + 1
+    mask = looks_seen[-1]
+    assert 0.05 < float(mask.float().mean()) < 0.9
+    kinds = "FAFF" if steps == 4 else "FAAAFAAAFAAA" + 8 * "F"
+    assert hit.report["steps_computed"] == kinds.count("F") == hit.report["step_equivalents"]
+    reference = run(joined_by_hook(looking(**settings), SOURCE_SEED, red.latent, mask, kinds))
+    assert difference(hit.latent, reference.latent) < 1e-4
+    assert difference(red.latent, reference.latent) > 0.05
+
+
+def test_selective_steps_see_what_they_leave_out_by_the_keys_and_values_of_the_look(run, cache):
+    red = run(looking(RED, cache=cache, steps=4))
+    with block_lengths() as lengths:
+        hit = run(looking(cache=cache, steps=4, seed=OWN_SEED))
+    mask = looks_seen[-1]
+    inside = int(mask.sum())
+    assert 0 < inside < TOKENS
+    assert lengths == [TOKENS] * 5 + [inside] * 10 + [TOKENS] * 5
+    assert hit.report["token_share"] == [pytest.approx(inside / TOKENS, abs=1e-4)] * 2
+    reference = run(with_mixed_keys(joined_by_hook(looking(cache=cache, steps=4), SOURCE_SEED, red.latent, mask, "FSSF"), mask))
+    blind = run(joined_by_hook(looking(cache=cache, steps=4), SOURCE_SEED, red.latent, mask, "FSSF"))
+    # Keys and values are kept in half precision.
+    assert difference(hit.latent, reference.latent) < 2e-3 < 2 * difference(hit.latent, blind.latent)
+
+
+def with_mixed_keys(g: Graph, mask: torch.Tensor) -> Graph:
+    """The reference of selective steps: all tokens are computed, and those outside the mask keep the look's keys and
+    values in self-attention."""
+    kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    place = {"call": 0}
+    inside = mask.flatten()[None, :, None]
+
+    def attention(func: Any, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
+        if k.shape[1] == TOKENS:
+            block, call = place["call"] % 5, place["call"] // 5
+            place["call"] += 1
+            if call == 0:
+                kept[block] = (k, v)
+            elif call < 3:
+                k, v = torch.where(inside, k, kept[block][0]), torch.where(inside, v, kept[block][1])
+        return func(q, k, v, *args, **kwargs)
+
+    inner = dict(g)
+    from . import odd_nodes
+
+    hook = odd_nodes.given["patch"]
+
+    def apply(patcher: Any) -> None:
+        hook(patcher)
+        patcher.model_options["transformer_options"]["optimized_attention_override"] = attention
+
+    odd_nodes.given["patch"] = apply
+    return inner
+
+
+def test_the_own_seed_has_no_say_unless_another_take_is_wanted(run, cache):
+    red = run(looking(RED, cache=cache, steps=4))
+    kept = run(looking(cache=cache, steps=4, seed=SOURCE_SEED))
+    other = run(looking(cache=cache, steps=4, seed=OWN_SEED))
+    assert torch.equal(kept.latent, other.latent)
+    assert "the seed of this request has no effect" in told(other)
+    assert "has no effect" not in told(kept)
+    g = looking(cache=cache, steps=4, seed=OWN_SEED)
+    g["lookup"]["inputs"]["take"] = "another take"
+    take = run(g)
+    assert take.report["outcome"] == "hit"
+    assert "has no effect" not in told(take)
+    outside = ~looks_seen[1].repeat_interleave(2, 1).repeat_interleave(2, 2)[None, None].expand_as(red.latent)
+    there, kept_there, taken_there = (result.latent[outside] for result in (red, other, take))
+    assert difference(taken_there, there) > 1.5 * difference(kept_there, there)
+
+
+def test_a_change_of_the_whole_picture_is_said_and_reuses_little(run, cache):
+    run(looking(RED, cache=cache, steps=4))
+    g = looking(UNLIKE, cache=cache, steps=4)
+    g["lookup"]["inputs"]["threshold"] = 0.01
+    hit = run(g)
+    if float(looks_seen[-1].float().mean()) > 0.9:
+        assert "nearly the whole picture" in told(hit)
+        assert hit.report["steps_computed"] == 3
