@@ -10,6 +10,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SMALL_WAN = CHECKOUT / "tests" / "small_wan"
+BENCH_WAN = CHECKOUT / "tests" / "bench_wan"
 
 PACK_FOLDER = "chorus"
 """The pack's folder name in `custom_nodes`."""
@@ -23,6 +24,8 @@ TEST_PACKS = {f"chorus_test_{folder.name}": folder for folder in sorted((CHECKOU
 MODELS = {
     "diffusion_models/small_wan_t2v.safetensors": SMALL_WAN / "weights" / "small_wan_t2v.safetensors",
     "loras/small_wan_4step_lora.safetensors": SMALL_WAN / "weights" / "small_wan_4step_lora.safetensors",
+    "diffusion_models/bench_wan_t2v.safetensors": BENCH_WAN / "weights" / "bench_wan_t2v.safetensors",
+    "loras/bench_wan_4step_lora.safetensors": BENCH_WAN / "weights" / "bench_wan_4step_lora.safetensors",
 }
 """What lies in `models` by default, where the file exists."""
 

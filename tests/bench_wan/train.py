@@ -78,7 +78,7 @@ def drawn(captions: Sequence[Caption], seed: int, device: Any = "cpu") -> tuple[
     video, seen = scenes.draw(scenes.lay_out(captions, seed, device))
     shown = F.avg_pool2d(seen.flatten(0, 2)[:, None], scenes.TOKEN)
     shown = (shown.view(*seen.shape[:3], *shown.shape[-2:]) * 255).round().to(torch.uint8)
-    return latents.encode(video, latents.codec(device)).half(), shown
+    return latents.codec(device).encode(video).half(), shown
 
 
 def _chunk(seed: int) -> tuple[np.ndarray, np.ndarray, list[Caption]]:

@@ -123,11 +123,14 @@ class CodecVAE:
         return 1
 
 
-def load_vae() -> CodecVAE:
-    """The codec that lies with the weights. Raises FileNotFoundError."""
+BORDERS = {"small_wan_t2v": 0.0, "bench_wan_t2v": 1.5}  # of the codec, by the model whose latents it decodes
+
+
+def load_vae(model: str = "small_wan_t2v") -> CodecVAE:
+    """The codec that lies with the weights, as a model was trained with it. Raises FileNotFoundError."""
     if not CODEC_FILE.is_file():
         raise FileNotFoundError(f"{CODEC_FILE} is missing: write it with `python -m small_wan.export`")
-    return CodecVAE(Codec.load(CODEC_FILE))
+    return CodecVAE(Codec.load(CODEC_FILE, BORDERS[model]))
 
 
 class SmallWanTextEncoderLoader(io.ComfyNode):
@@ -161,13 +164,21 @@ class SmallWanVAELoader(io.ComfyNode):
                 "The small Wan's linear codec in place of a VAE, for tests. One image a latent frame: a "
                 "latent of 96 × 96 pixels and length 13 gives 4 images of 96 × 96 (each pixel doubled)."
             ),
-            inputs=[],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=list(BORDERS),
+                    default="small_wan_t2v",
+                    optional=True,
+                    tooltip="The model whose latents are decoded.",
+                )
+            ],
             outputs=[io.Vae.Output(tooltip="Decodes what small_wan_t2v.safetensors samples.")],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(load_vae())
+    def execute(cls, model: str = "small_wan_t2v") -> io.NodeOutput:
+        return io.NodeOutput(load_vae(model))
 
 
 class SmallWanExtension(ComfyExtension):

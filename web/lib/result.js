@@ -4,7 +4,7 @@ import { h, icon } from "./dom.js"
 import { duration, number, percent, said, t } from "./i18n.js"
 import { whyLost } from "./lost.js"
 import { Player } from "./player.js"
-import { legend, Timeline } from "./timeline.js"
+import { costOf, legend, Timeline } from "./timeline.js"
 import { difference, weightOf } from "./words.js"
 
 const ICONS = { hit: "bolt", identical: "clone", miss: "circle", bypassed: "ban", unread: "eye-slash" }
@@ -124,6 +124,9 @@ export class Result {
   }
 
   reuse(figures) {
+    if ((figures.looked ?? null) !== null) {
+      return t("result.looked", { share: percent(figures.looked), cost: number(costOf(figures), 1), steps: figures.steps })
+    }
     const parts = [t("result.reused", { k1: figures.k1, steps: figures.steps })]
     const shares = figures.token_share.map((share, i) => [share, figures.k1 + i + 1]).filter(([share]) => share < 1)
     parts.push(...shares.map(([share, step]) => t("result.share", { share: percent(share), step })))

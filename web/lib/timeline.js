@@ -5,10 +5,21 @@ import { percent, t } from "./i18n.js"
 
 const STAGES = ["reused", "selective", "full"]
 
-/** The computed share of the tokens in each step: 0 where it is reused, below 1 where only the changed part is. */
-function sharesOf({ steps, k1, k2, token_share: shares = [] }) {
-  return Array.from({ length: steps }, (_, step) => (step < k1 ? 0 : step < k2 ? (shares[step - k1] ?? 1) : 1))
+/**
+ * The computed share of the tokens in each step: 0 where it is reused, below 1 where only the changed part is. A run
+ * that looked has computed its first step, too.
+ */
+function sharesOf({ steps, k1, k2, looked = null, token_share: shares = [] }) {
+  const shareOf = (step) => {
+    if (step === 0 && looked !== null) return 1
+    if (step < k1) return 0
+    return step < k2 ? (shares[step - k1] ?? 1) : 1
+  }
+  return Array.from({ length: steps }, (_, step) => shareOf(step))
 }
+
+/** What a run costs, in full steps. */
+export const costOf = (figures) => sharesOf(figures).reduce((sum, share) => sum + share, 0)
 
 const stageOf = (share) => (share === 0 ? 0 : share < 1 ? 1 : 2)
 

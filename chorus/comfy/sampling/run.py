@@ -11,7 +11,7 @@ from ...cache import Entry
 from ...messages import Message, say
 from ...reuse.plan import Plan
 from ..networks import ModelCall
-from ..shown import plan_figures
+from ..shown import packed_masks, plan_figures
 from ..techniques import ORDER, Technique
 from ..techniques.base import Decision, Refused
 from .finished import FinishedRun, Report
@@ -97,8 +97,9 @@ class Run:
         return self.start / (1.0 - self.schedule.asked[-1])
 
     def started(self) -> dict[str, Any]:
-        """What the open pages are told when sampling begins."""
+        """What the open pages are told when sampling begins, and again when a look has decided how it goes on."""
         schedule = self.schedule
+        looked = next((found for t in self.techniques.values() if (found := t.end().get("looked"))), None)
         selective = range(schedule.k1, schedule.k2)
         techniques = self.techniques.values()
         return plan_figures(self.plan) | {
@@ -109,6 +110,8 @@ class Run:
             "steps": schedule.steps,
             "k1": schedule.k1,
             "k2": schedule.k2,
+            "looked": None if looked is None else looked.edited,
+            "masks": packed_masks(looked),
             "token_share": [min(t.expected_share(schedule, step) for t in techniques) for step in selective],
         }
 
@@ -125,13 +128,15 @@ class Run:
             technique.before_evaluation(self.schedule, self.step, sigma, x)
         return None
 
-    def after_evaluation(self, x0: torch.Tensor) -> torch.Tensor:
+    def after_evaluation(self, x0: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """The estimate that the sampler is given in place of the model's, and whether the further path has changed."""
         assert self.step is not None
+        before = self.schedule
         for technique in self.techniques.values():
             x0 = technique.after_evaluation(self.schedule, self.step, x0)
         for technique in self.techniques.values():
             self._apply(technique.decide(self.schedule, self.step))
-        return x0
+        return x0, self.schedule is not before
 
     def in_call(self, call: ModelCall, counts_blocks: bool) -> dict[str, Any] | None:
         """The call's transformer options with this run's patches; None where it needs none.

@@ -299,7 +299,10 @@ def predict_noise(executor, x, timestep, model_options, seed=None):  # type: ign
         return answered.to(x)
     x0 = executor(x, timestep, model_options, seed)
     with timed(run):
-        return run.after_evaluation(x0)
+        x0, decided = run.after_evaluation(x0)
+        if decided:
+            _announce(run)
+    return x0
 
 
 def apply_model(  # type: ignore[no-untyped-def]

@@ -190,6 +190,13 @@ class LookAndJoin(Technique):
             return leaving_out.replace(SELECTIVE, ANSWERED)
         return min(leaving_out, skipping, key=lambda kinds: course.cost(kinds, share))
 
+    def expected_share(self, schedule: Schedule, step: int) -> float:
+        if not self.active or self.regions is None or step == 0:
+            return 1.0
+        if schedule.is_answered(step):
+            return 0.0
+        return round(float(self.regions.visible.float().mean()), 4) if schedule.is_selective(step) else 1.0
+
     # -- afterwards -----------------------------------------------------------------------------------------------
 
     def end(self) -> Mapping[str, Any]:
