@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from sampling.conftest import difference
-from sampling.graphs import GREEN, RED, UNLIKE, Graph, graph, node, plain
+from sampling.graphs import GREEN, RED, UNLIKE, Graph, graph, plain
 
+from . import odd_nodes
 from .conftest import told
-from .sampling_reference import block_lengths, evaluations, patched, sampler_calls
+from .sampling_reference import block_lengths, patched, sampler_calls
+from .test_samplers import NOISE_FREE
 
 TOKENS = 4 * 6 * 6
 SOURCE_SEED, OWN_SEED = 1, 7
@@ -34,23 +36,26 @@ def without_context(g: Graph) -> Graph:
     return patched(g, apply)
 
 
-def joined_by_hook(g: Graph, seed: int, source: torch.Tensor, mask: torch.Tensor, kinds: str) -> Graph:
+def joined_by_hook(
+    g: Graph, seed: int, source: torch.Tensor, mask: torch.Tensor, kinds: str, sigmas: list[float]
+) -> Graph:
     """The plain request under a seed, whose estimates are joined and answered as `kinds` says by the host's own hook.
 
-    source: LATENT of the picture outside the mask; mask: [T, H, W] on the token grid. All steps compute all tokens.
+    source: LATENT of the picture outside the mask; mask: [T, H, W] on the token grid; sigmas: the schedule, to tell
+    which step an evaluation belongs to. All steps compute all tokens.
     """
     cells = mask.repeat_interleave(2, 1).repeat_interleave(2, 2)[None, None]
     last_joined = max(k for k, kind in enumerate(kinds) if kind != "F")
-    state: dict[str, Any] = {"step": -1, "known": None}
+    known: list[torch.Tensor] = []
 
     def hook(args: dict[str, Any]) -> torch.Tensor:
-        state["step"] += 1
-        step, x0 = state["step"], args["denoised"]
+        sigma, x0 = float(args["sigma"].flatten()[0]), args["denoised"]
+        step = max(k for k in range(len(kinds)) if sigmas[k] >= sigma - 1e-4)
         if kinds[step] == "A":
-            return state["known"]
+            return known[-1]
         if step <= last_joined:
             x0 = torch.where(cells, x0, args["model"].process_latent_in(source).to(x0))
-        state["known"] = x0
+            known.append(x0)
         return x0
 
     reference = patched(g, lambda patcher: patcher.set_model_sampler_post_cfg_function(hook))
@@ -76,9 +81,14 @@ def watched(pack_module, monkeypatch):
     monkeypatch.setattr(kind, "_look", look)
 
 
-@pytest.mark.parametrize(("steps", "cfg"), [(4, 1.0), (20, 3.0)])
-def test_without_selective_steps_a_hit_is_the_hosts_run_with_joined_estimates(run, cache, comfy_host, steps, cfg):
-    settings = {"cache": cache, "steps": steps, "cfg": cfg}
+SAMPLERS = [name for name in NOISE_FREE if not name.endswith("cfg_pp")]
+
+
+@pytest.mark.parametrize(
+    ("steps", "cfg", "sampler"), [(4, 1.0, "euler"), (20, 3.0, "euler"), *((8, 1.0, sampler) for sampler in SAMPLERS)]
+)
+def test_without_selective_steps_a_hit_is_the_hosts_run_with_joined_estimates(run, cache, steps, cfg, sampler):
+    settings = {"cache": cache, "steps": steps, "cfg": cfg, "sampler": sampler}
     red = run(without_context(looking(RED, **settings)))
     with sampler_calls() as calls:
         hit = run(without_context(looking(seed=OWN_SEED, **settings)))
@@ -87,24 +97,27 @@ def test_without_selective_steps_a_hit_is_the_hosts_run_with_joined_estimates(ru
     assert len(calls[0]) == steps + 1
     mask = looks_seen[-1]
     assert 0.05 < float(mask.float().mean()) < 0.9
-    kinds = "FAFF" if steps == 4 else "FAAAFAAAFAAA" + 8 * "F"
+    kinds = {4: "FAFF", 8: "FAFAFFFF", 20: "FAAAFAAAFAAAFFFFFFFF"}[steps]
     assert hit.report["steps_computed"] == kinds.count("F") == hit.report["step_equivalents"]
-    reference = run(joined_by_hook(looking(**settings), SOURCE_SEED, red.latent, mask, kinds))
+    reference = run(joined_by_hook(looking(**settings), SOURCE_SEED, red.latent, mask, kinds, calls[0]))
     assert difference(hit.latent, reference.latent) < 1e-4
     assert difference(red.latent, reference.latent) > 0.05
 
 
 def test_selective_steps_see_what_they_leave_out_by_the_keys_and_values_of_the_look(run, cache):
     red = run(looking(RED, cache=cache, steps=4))
-    with block_lengths() as lengths:
+    with block_lengths() as lengths, sampler_calls() as calls:
         hit = run(looking(cache=cache, steps=4, seed=OWN_SEED))
     mask = looks_seen[-1]
     inside = int(mask.sum())
     assert 0 < inside < TOKENS
     assert lengths == [TOKENS] * 5 + [inside] * 10 + [TOKENS] * 5
     assert hit.report["token_share"] == [pytest.approx(inside / TOKENS, abs=1e-4)] * 2
-    reference = run(with_mixed_keys(joined_by_hook(looking(cache=cache, steps=4), SOURCE_SEED, red.latent, mask, "FSSF"), mask))
-    blind = run(joined_by_hook(looking(cache=cache, steps=4), SOURCE_SEED, red.latent, mask, "FSSF"))
+
+    def joined() -> Graph:
+        return joined_by_hook(looking(cache=cache, steps=4), SOURCE_SEED, red.latent, mask, "FSSF", calls[0])
+
+    reference, blind = run(with_mixed_keys(joined(), mask)), run(joined())
     # Keys and values are kept in half precision.
     assert difference(hit.latent, reference.latent) < 2e-3 < 2 * difference(hit.latent, blind.latent)
 
@@ -126,9 +139,6 @@ def with_mixed_keys(g: Graph, mask: torch.Tensor) -> Graph:
                 k, v = torch.where(inside, k, kept[block][0]), torch.where(inside, v, kept[block][1])
         return func(q, k, v, *args, **kwargs)
 
-    inner = dict(g)
-    from . import odd_nodes
-
     hook = odd_nodes.given["patch"]
 
     def apply(patcher: Any) -> None:
@@ -136,7 +146,7 @@ def with_mixed_keys(g: Graph, mask: torch.Tensor) -> Graph:
         patcher.model_options["transformer_options"]["optimized_attention_override"] = attention
 
     odd_nodes.given["patch"] = apply
-    return inner
+    return g
 
 
 def test_the_own_seed_has_no_say_unless_another_take_is_wanted(run, cache):

@@ -1,0 +1,90 @@
+"""Pairs of a request and the earlier one that it reuses, by what the new prompt changes.
+
+Everything is chosen on TUNED and reported on REPORTED: other prompts, other seeds. The prompts are of the bench's
+scenes (tests/bench_wan); their main attributes are combined as no training scene combines them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bench_wan.captions import BACKGROUNDS, COLOURS, COUNTS, DIRECTIONS, PANS, PLACES, SHAPES, Caption, sample_caption
+
+TUNED, REPORTED = 7, 8
+
+
+@dataclass(frozen=True)
+class ScenePair:
+    """change: what the target's prompt changes, one of CHANGES."""
+
+    source: Caption
+    target: Caption
+    change: str
+    source_seed: int
+    target_seed: int
+
+
+def _other(rng: np.random.Generator, values: object, *but: str | None) -> str:
+    return str(rng.choice([value for value in values if value not in but]))  # type: ignore[attr-defined]
+
+
+def _second(part: int, values: object) -> Callable[[Caption, np.random.Generator], Caption | None]:
+    def change(caption: Caption, rng: np.random.Generator) -> Caption | None:
+        if caption.second is None:
+            return None
+        second = list(caption.second)
+        second[part] = _other(rng, values, second[part], caption.colour if part == 0 else None)
+        return replace(caption, second=tuple(second))
+
+    return change
+
+
+def _added(caption: Caption, rng: np.random.Generator) -> Caption | None:
+    lacking = [name for name in ("second", "dots") if getattr(caption, name) is None]
+    if not lacking:
+        return None
+    if _other(rng, lacking) == "dots":
+        return replace(caption, dots=_other(rng, COUNTS))
+    colour = _other(rng, COLOURS, caption.colour)
+    return replace(caption, second=(colour, _other(rng, SHAPES), _other(rng, PLACES)))
+
+
+def _removed(caption: Caption, rng: np.random.Generator) -> Caption | None:
+    had = [name for name in ("second", "dots") if getattr(caption, name) is not None]
+    return replace(caption, **{_other(rng, had): None}) if had else None
+
+
+CHANGES: dict[str, Callable[[Caption, np.random.Generator], Caption | None]] = {
+    "colour": lambda c, rng: replace(c, colour=_other(rng, COLOURS, c.colour, c.second[0] if c.second else None)),
+    "shape": lambda c, rng: replace(c, shape=_other(rng, SHAPES, c.shape)),
+    "direction": lambda c, rng: replace(c, direction=_other(rng, DIRECTIONS, c.direction)),
+    "background": lambda c, rng: replace(c, background=_other(rng, BACKGROUNDS, c.background)),
+    "second colour": _second(0, COLOURS),
+    "second shape": _second(1, SHAPES),
+    "second place": _second(2, PLACES),
+    "dots": lambda c, rng: replace(c, dots=_other(rng, COUNTS, c.dots)) if c.dots else None,
+    "added": _added,
+    "removed": _removed,
+    "camera": lambda c, rng: replace(c, pan=_other(rng, [*PANS, None], c.pan)),
+}
+"""By name: one change of a caption, None where the caption has nothing to change so."""
+
+
+def scene_pairs(count: int, half: int) -> list[ScenePair]:
+    """`count` pairs with changes in turn. half: TUNED or REPORTED."""
+    rng = np.random.default_rng(half)
+    pairs: list[ScenePair] = []
+    while len(pairs) < count:
+        change = list(CHANGES)[len(pairs) % len(CHANGES)]
+        source = sample_caption(rng, held_out=True)
+        target = CHANGES[change](source, rng)
+        if target is None or not target.possible or not target.held_out:
+            continue
+        if target.pan is not None and str(target.pan) == "None":
+            target = replace(target, pan=None)
+        seed = 20_000 * half + 2 * len(pairs)
+        pairs.append(ScenePair(source, target, change, seed, seed + 1))
+    return pairs
