@@ -23,6 +23,7 @@ PACKAGES = {
     "tools": CHECKOUT / "tools",
     "benchmarks": CHECKOUT / "benchmarks",
     "small_wan": CHECKOUT / "tests" / "small_wan",
+    "bench_wan": CHECKOUT / "tests" / "bench_wan",
 }
 """The checkout's packages that may be imported by their bare name."""
 

@@ -13,11 +13,12 @@ from functools import cached_property
 import numpy as np
 import scipy.ndimage
 import torch
+
 from small_wan.judge import Fit, Grid, centroids, downsized, heading, mixtures, nearest, velocity
 
 from . import scenes
 from .captions import BACKGROUNDS, COLOURS, COUNTS, PANS, PLACES, SHAPES, Caption
-from .scenes import AREA, SIZE, TINTS, WHITE
+from .scenes import AREA, PAN, SIZE, TINTS, WHITE
 
 PALETTE = np.asarray([*COLOURS.values(), *TINTS, WHITE], np.float32)
 """Everything a scene paints with: the objects' colours, the details' tints, the dots' white."""
@@ -32,8 +33,9 @@ _LEAST_AREA = _AREA / 4  # pixels a frame; what is smaller is no object
 _COPY_AREA = _AREA / 3  # pixels; a further area of an object's colour from here on is a copy
 _ONE_OBJECT = 16.0  # pixels between two areas' centres; nearer than this they are one object, torn in two
 _LEAST_DOT = 20.0  # pixels a frame; the scenes' dots cover 55 to 79
-_AS_FAST = 0.4  # pixels a frame by which an unnamed object may outrun the named one: as much as is measured wrong
-_RESTING = 1.5  # pixels a frame; what rests drifts by 1 at most, a panned camera moves it by 3
+_AS_FAST = 0.75  # of the fastest object's speed; from here on the named object is the main one
+_RESTING = PAN / 2  # pixels a frame to either side, from which the camera pans
+_PLAIN = 0.3  # amount of every colour below which a pixel is background
 _CLEARER = 0.6  # the background's pan is told where its misfit is below this share of every other one's
 _UNIT_AREA = {"circle": np.pi, "square": 4 * 0.86**2, "triangle": 1.95, "cross": 2.36}
 
@@ -70,8 +72,10 @@ class Seen:
     square: np.ndarray
 
     @staticmethod
-    def of(video: np.ndarray, background: str | None = None) -> Seen:
+    def of(video: Video, background: str | None = None) -> Seen:
         """Explain a video over a background; by default the nearest one to its median pixel."""
+        if isinstance(video, Seen):
+            return video if background in (None, video.background) else Seen.of(video.video, background)
         video = downsized(np.asarray(video, np.float32), SIZE)
         if background is None:
             background = nearest(np.median(video.reshape(-1, 3), 0), BACKGROUNDS)
@@ -106,6 +110,10 @@ class Seen:
         return found
 
 
+Video = np.ndarray | Seen
+"""What every measure takes: a video, or how its pixels are explained, where several measures share that."""
+
+
 @dataclass(frozen=True)
 class Object:
     """covered: [T, SIZE, SIZE] soft coverage by its colour; places: [T, 2] centres; volume: pixels in all frames."""
@@ -128,22 +136,13 @@ class Object:
         return _COARSE.fit(self.covered, self.places, sum(map(_sizes, SHAPES), ())).shape
 
 
-def read(video: np.ndarray, caption: Caption) -> dict[str, str | None]:
+def read(video: Video, caption: Caption) -> dict[str, str | None]:
     """What the video shows of every attribute that the caption names; None where it cannot be told.
 
     The caption says what to look for. Of objects that move about as fast as each other, its own is the main one. The
     second object is the one of its colour beside the main one, else the largest.
     """
-    return _read(Seen.of(video), caption)
-
-
-def correct(video: np.ndarray, caption: Caption) -> dict[str, bool]:
-    """Which of the caption's attributes the video shows."""
-    found = read(video, caption)
-    return {name: found[name] == wanted for name, wanted in caption.attributes().items()}
-
-
-def _read(seen: Seen, caption: Caption) -> dict[str, str | None]:
+    seen = Seen.of(video)
     found: dict[str, str | None] = dict.fromkeys(caption.attributes())
     found["background"] = seen.background
     main, second, others = _roles(seen, caption)
@@ -159,6 +158,12 @@ def _read(seen: Seen, caption: Caption) -> dict[str, str | None]:
     return found
 
 
+def correct(video: Video, caption: Caption) -> dict[str, bool]:
+    """Which of the caption's attributes the video shows."""
+    found = read(video, caption)
+    return {name: found[name] == wanted for name, wanted in caption.attributes().items()}
+
+
 def _roles(seen: Seen, caption: Caption) -> tuple[Object | None, Object | None, list[Object]]:
     """(main object, second one, all but the main one)."""
     objects = seen.objects
@@ -166,7 +171,7 @@ def _roles(seen: Seen, caption: Caption) -> tuple[Object | None, Object | None, 
         return None, None, []
     named = objects.get(_NAMES.index(caption.colour))
     main = max(objects.values(), key=lambda o: o.speed)
-    if named is not None and named.speed > main.speed - _AS_FAST:
+    if named is not None and named.speed > _AS_FAST * main.speed:
         main = named
     others = [o for o in objects.values() if o is not main]
     second = max(others, key=lambda o: o.volume, default=None)
@@ -204,24 +209,29 @@ def _pan(seen: Seen, others: list[Object]) -> str | None:
 
 def _wave_pan(seen: Seen) -> int | None:
     """The sign of the background's move to the right, or None where the wave does not tell it."""
-    plain = seen.amount.max(0) < 0.3
-    plain = np.stack([scipy.ndimage.binary_erosion(frame, iterations=2) for frame in plain])
-    bright = seen.video.mean(-1) - np.mean(BACKGROUNDS[seen.background])
-    pan = round(scenes.PAN)
+    plain = scipy.ndimage.binary_erosion(seen.amount.max(0) < _PLAIN, np.ones((1, 5, 5)))
+    bright = np.where(plain, seen.video.mean(-1), np.nan)
     misfits = {}
     for sign in (-1, 0, 1):
-        before, after = (
-            slice(max(0, -sign * pan), SIZE - max(0, sign * pan)),
-            slice(max(0, sign * pan), SIZE - max(0, -sign * pan)),
-        )
-        both = plain[:-1, :, before] & plain[1:, :, after]
-        change = (bright[1:, :, after] - bright[:-1, :, before]) ** 2
-        misfits[sign] = float((change * both).sum() / max(both.sum(), 1))
+        change = bright[1:] - _moved(bright[:-1], sign * PAN)
+        known = np.isfinite(change)
+        if not known.any():
+            return None
+        misfits[sign] = float((change[known] ** 2).mean())
     best, runner_up = sorted(misfits, key=misfits.__getitem__)[:2]
     return best if misfits[best] < _CLEARER * misfits[runner_up] else None
 
 
-def copies(video: np.ndarray, caption: Caption) -> int:
+def _moved(frames: np.ndarray, right: float) -> np.ndarray:
+    """Frames [T, H, W] moved to the right by a fraction of pixels; what comes into sight is NaN."""
+    whole = int(np.floor(right))
+    share = right - whole
+    padded = np.pad(frames, ((0, 0), (0, 0), (SIZE, SIZE)), constant_values=np.nan)
+    near, far = (padded[..., SIZE - whole - i : 2 * SIZE - whole - i] for i in (0, 1))
+    return near if share == 0 else (1 - share) * near + share * far
+
+
+def copies(video: Video, caption: Caption) -> int:
     """How many objects too many there are of a named colour, in at least two frames.
 
     A further area counts from a third of an object's area on, unless it lies so near that the two are one object torn
@@ -250,7 +260,7 @@ def _areas(owned: np.ndarray) -> int:
     return len(kept)
 
 
-def fidelity(video: np.ndarray, caption: Caption) -> float:
+def fidelity(video: Video, caption: Caption) -> float:
     """RMS error (RGB in [0, 1]) around the named objects against the best-fitting rendering of `caption`.
 
     Place and radius (one for all frames) are fitted, shape and colours are the caption's. What the caption leaves open
@@ -274,7 +284,7 @@ def fidelity(video: np.ndarray, caption: Caption) -> float:
     return float(np.sqrt(((error**2).mean(-1) * near).sum() / near.sum()))
 
 
-def object_masks(video: np.ndarray, caption: Caption) -> np.ndarray:
+def object_masks(video: Video, caption: Caption) -> np.ndarray:
     """Where the named objects are: coverage of their best-fitting templates, [T, SIZE, SIZE] in [0, 1].
 
     An object that the video does not show has none.

@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from small_wan.codec import Codec
 from torch import Tensor
+
+from small_wan.codec import Codec
 
 CODEC_FILE = Path(__file__).parents[1] / "small_wan" / "weights" / "codec.safetensors"
 BORDER = 1.5  # deviation of a side's own offset, in units of a channel's deviation
