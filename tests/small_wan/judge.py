@@ -2,13 +2,15 @@
 
 Input everywhere: video [T, H, W, 3] float in [0, 1], H = W = SIZE or a multiple of it. Measurement alone,
 by synthesis: soft coverage of the object's colour, then least squares against rendered templates over
-shape, radius and place.
+shape, radius and place. What does not depend on this model's scenes (`downsized`, `nearest`, `mixtures`, `centroids`,
+`velocity`, `heading`, `Grid`) also serves `bench_wan.judge`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -23,8 +25,6 @@ _GRAY = np.ones(3, np.float32)
 _TEXTURE = 0.11  # largest amplitude of the background's gray wave
 _TOLERANCE = 0.15  # RGB distance from the background-to-object mix at which a pixel stops counting
 _LEAST_AREA = 30.0  # pixels a frame; the smallest object a scene can hold covers about 55
-_REACH = 2  # pixels the template search moves around the centroid
-_PATCH = 26  # pixels a side: the largest object, its search and its rim
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read(video: np.ndarray, *, two_objects: bool = False) -> dict[str, str | Non
 
     An attribute that cannot be read is None.
     """
-    video = _downsize(np.asarray(video, np.float32))
+    video = downsized(np.asarray(video, np.float32), SIZE)
     background = read_background(video)
     coverage, owner = _coverages(video, background)
     found: dict[str, str | None] = dict.fromkeys(("background", "colour", "direction", "shape"))
@@ -51,7 +51,7 @@ def read(video: np.ndarray, *, two_objects: bool = False) -> dict[str, str | Non
     if main is not None:
         places = _centroids(coverage[main] * owner[main])
         found["colour"] = _NAMES[main]
-        found["direction"] = _direction(places)
+        found["direction"] = heading(velocity(places))
         found["shape"] = _fit(coverage[main], places, SHAPES, MAIN_RADII).shape
     if two_objects:
         found |= {"second colour": None, "second shape": None, "second side": None}
@@ -75,7 +75,7 @@ def fidelity(video: np.ndarray, caption: Caption) -> float:
     Place and radius (one for all frames) are fitted, shape and colours are the caption's. What the caption
     leaves open beside the objects is forgiven: the gray wave up to its largest amplitude, and white dots.
     """
-    video = _downsize(np.asarray(video, np.float32))
+    video = downsized(np.asarray(video, np.float32), SIZE)
     coverage, owner = _coverages(video, caption.background)
     wanted = [(caption.colour, caption.shape, MAIN_RADII)]
     if caption.second is not None:
@@ -87,7 +87,7 @@ def fidelity(video: np.ndarray, caption: Caption) -> float:
         fit = _fit(coverage[index], _centroids(coverage[index] * owner[index]), (shape,), radii)
         rendered = rendered + fit.mask[..., None] * (_PALETTE[index] - rendered)
         outside *= 1.0 - fit.mask
-        near = np.maximum(near, _near(fit))
+        near = np.maximum(near, _GRID.near(fit))
     error = video - rendered
     wave = np.clip(error.mean(-1), -_TEXTURE, _TEXTURE) * outside
     error = error - wave[..., None]
@@ -99,7 +99,7 @@ def fidelity(video: np.ndarray, caption: Caption) -> float:
 
 def main_mask(video: np.ndarray, caption: Caption) -> np.ndarray:
     """Where the caption's moving object is: coverage of its best-fitting template, [T, SIZE, SIZE] in [0, 1]."""
-    video = _downsize(np.asarray(video, np.float32))
+    video = downsized(np.asarray(video, np.float32), SIZE)
     coverage, owner = _coverages(video, caption.background)
     index = _NAMES.index(caption.colour)
     places = _centroids(coverage[index] * owner[index])
@@ -108,16 +108,20 @@ def main_mask(video: np.ndarray, caption: Caption) -> np.ndarray:
 
 def read_background(video: np.ndarray) -> str:
     """The palette colour nearest to the median pixel: objects cover less than a quarter of a frame."""
-    table = np.asarray(list(BACKGROUNDS.values()), np.float32)
-    rgb = np.median(video.reshape(-1, 3), 0)
-    return list(BACKGROUNDS)[int(((table - rgb) ** 2).sum(-1).argmin())]
+    return nearest(np.median(video.reshape(-1, 3), 0), BACKGROUNDS)
 
 
-def _downsize(video: np.ndarray) -> np.ndarray:
-    factor = video.shape[1] // SIZE
+def nearest(rgb: np.ndarray, table: Mapping[str, tuple[float, float, float]]) -> str:
+    """The name of the colour that is nearest to `rgb` [3]."""
+    return min(table, key=lambda name: float(((np.asarray(table[name]) - rgb) ** 2).sum()))
+
+
+def downsized(video: np.ndarray, size: int) -> np.ndarray:
+    """[T, size, size, 3] by averaging, where the frames are a multiple of that."""
+    factor = video.shape[1] // size
     if factor <= 1:
         return video
-    return video.reshape(len(video), SIZE, factor, SIZE, factor, 3).mean((2, 4))
+    return video.reshape(len(video), size, factor, size, factor, 3).mean((2, 4))
 
 
 def _coverages(video: np.ndarray, background: str) -> tuple[np.ndarray, np.ndarray]:
@@ -126,23 +130,34 @@ def _coverages(video: np.ndarray, background: str) -> tuple[np.ndarray, np.ndarr
     Both: [6, T, H, W]. A pixel is background + coverage · (colour − background) + a small gray wave;
     white dots and other objects do not fit that mix and count as uncovered.
     """
-    ground = np.asarray(BACKGROUNDS[background], np.float32)
-    pixels = video - ground
-    coverage, misfit = [], []
-    for colour in _PALETTE:
-        step = colour - ground
-        # The ridge keeps the gray term small: it stands for the wave, not for a white dot.
-        normal = np.array([[step @ step, step @ _GRAY], [step @ _GRAY, 3.0 + 1.0]], np.float32)
-        solve = np.linalg.inv(normal) @ np.stack([step, _GRAY])
-        amount = np.clip(pixels @ solve[0], 0.0, 1.0)
-        wave = np.clip(pixels @ solve[1], -_TEXTURE, _TEXTURE)
-        rest = pixels - amount[..., None] * step - wave[..., None]
-        square = (rest**2).sum(-1)
-        coverage.append(amount * np.exp(-square / (2 * _TOLERANCE**2)))
-        misfit.append(np.where(amount > 0.5, square, np.inf))
-    misfits = np.stack(misfit)
-    owner = (misfits == misfits.min(0)) & np.isfinite(misfits)
-    return np.stack(coverage), owner
+    amount, square = mixtures(video, BACKGROUNDS[background], _PALETTE)
+    misfit = np.where(amount > 0.5, square, np.inf)
+    owner = (misfit == misfit.min(0)) & np.isfinite(misfit)
+    return amount * np.exp(-square / (2 * _TOLERANCE**2)), owner
+
+
+def mixtures(
+    video: np.ndarray, ground: tuple[float, float, float], colours: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every pixel as ground + amount · (colour − ground) + a small gray wave, for each colour [K, 3] by itself.
+
+    → (amount in [0, 1], squared RGB distance of what the mix does not explain), both [K, T, H, W].
+    """
+    steps = np.asarray(colours, np.float32) - np.asarray(ground, np.float32)
+    pixels = video.reshape(-1, 3).T - np.asarray(ground, np.float32)[:, None]
+    # The ridge keeps the gray term small: it stands for the wave, not for a white dot.
+    normal = [[[s @ s, s @ _GRAY], [s @ _GRAY, 3.0 + 1.0]] for s in steps]
+    solve = np.linalg.inv(np.asarray(normal, np.float32)) @ np.stack([steps, np.broadcast_to(_GRAY, steps.shape)], 1)
+    amount = np.clip(solve[:, 0] @ pixels, 0.0, 1.0)
+    wave = np.clip(solve[:, 1] @ pixels, -_TEXTURE, _TEXTURE)
+    # |pixel − amount · step − wave · gray|², multiplied out.
+    square = (steps**2).sum(1)[:, None] * amount
+    square += 2 * (steps.sum(1)[:, None] * wave - steps @ pixels)
+    square *= amount
+    square += wave * (3 * wave - 2 * pixels.sum(0))
+    square += (pixels**2).sum(0)
+    shape = (len(steps), *video.shape[:-1])
+    return amount.reshape(shape), np.maximum(square, 0.0).reshape(shape)
 
 
 def _objects(covered: np.ndarray, two_objects: bool) -> tuple[int | None, int | None]:
@@ -156,17 +171,25 @@ def _objects(covered: np.ndarray, two_objects: bool) -> tuple[int | None, int | 
     return main, second
 
 
-def _centroids(covered: np.ndarray) -> np.ndarray:
-    """[T, 2] centre of the coverage in pixels; a frame that shows nothing takes the others' mean place."""
-    middle = np.arange(SIZE, dtype=np.float32) + 0.5
+def centroids(covered: np.ndarray, least: float) -> np.ndarray:
+    """[T, 2] centre of the coverage [T, H, W] in pixels.
+
+    A frame that shows less than `least` pixels takes the others' mean place.
+    """
+    size = covered.shape[1]
+    middle = np.arange(size, dtype=np.float32) + 0.5
     mass = covered.sum((1, 2))
     moments = np.stack([covered.sum(1) @ middle, covered.sum(2) @ middle], -1)
-    seen = mass >= _LEAST_AREA / 2
-    places = np.full((len(covered), 2), SIZE / 2, np.float32)
+    seen = mass >= least
+    places = np.full((len(covered), 2), size / 2, np.float32)
     places[seen] = moments[seen] / mass[seen, None]
     if seen.any():
         places[~seen] = places[seen].mean(0)
     return places
+
+
+def _centroids(covered: np.ndarray) -> np.ndarray:
+    return centroids(covered, _LEAST_AREA / 2)
 
 
 def _travel(covered: np.ndarray) -> float:
@@ -174,12 +197,17 @@ def _travel(covered: np.ndarray) -> float:
     return float(np.hypot(*(places[-1] - places[0])))
 
 
-def _direction(places: np.ndarray) -> str | None:
+def velocity(places: np.ndarray) -> np.ndarray:
+    """[2] pixels a frame: the slope of the line through places [T, 2]."""
     t = np.arange(len(places)) - (len(places) - 1) / 2
-    velocity = t @ places / max(t @ t, 1e-6)
-    if np.hypot(*velocity) < 1.5:
+    return t @ places / max(t @ t, 1e-6)
+
+
+def heading(speed: np.ndarray) -> str | None:
+    """The direction of a velocity [2]; None below 1.5 pixels a frame."""
+    if np.hypot(*speed) < 1.5:
         return None
-    return max(DIRECTIONS, key=lambda name: float(np.dot(DIRECTIONS[name], velocity)))
+    return max(DIRECTIONS, key=lambda name: float(np.dot(DIRECTIONS[name], speed)))
 
 
 def _side(places: np.ndarray) -> str:
@@ -187,47 +215,69 @@ def _side(places: np.ndarray) -> str:
     return SIDES[int(np.argmin([x, SIZE - x, y, SIZE - y]))]
 
 
-@lru_cache(maxsize=64)
-def _templates(shapes: tuple[str, ...], radii: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Patches [shapes · radii · 16, PATCH²] rendered at quarter-pixel places, and the places [16, 2]."""
-    corner = (SIZE - _PATCH) // 2
-    inside = slice(corner, corner + _PATCH)
-    quarters = (-0.375, -0.125, 0.125, 0.375)
-    offsets = np.array([(x, y) for y in quarters for x in quarters])
-    patches = [
-        shape_mask(shape, SIZE / 2 + ox, SIZE / 2 + oy, r)[inside, inside].ravel()
-        for shape in shapes
-        for r in radii
-        for ox, oy in offsets
-    ]
-    return np.stack(patches), offsets
+@dataclass(frozen=True)
+class Grid:
+    """How templates of objects are drawn and moved. Frozen, so that what is drawn once is kept.
+
+    render(shape, x, y, radius): coverage [size, size] of a shape around (x, y).
+    patch: pixels a side of a template: the largest object, its search and its rim.
+    reach: pixels the search moves around the centroid. parts: places tried a pixel, on either axis.
+    """
+
+    render: Callable[[str, float, float, float], np.ndarray]
+    size: int
+    patch: int
+    reach: int = 2
+    parts: int = 4
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """[parts², 2] x, y in pixels."""
+        steps = (np.arange(self.parts) + 0.5) / self.parts - 0.5
+        return np.array([(x, y) for y in steps for x in steps])
+
+    @lru_cache(maxsize=64)  # noqa: B019 - grids are few and live as long as the process
+    def templates(self, candidates: tuple[tuple[str, float], ...]) -> np.ndarray:
+        """[candidates · parts², patch²] drawn at the offsets."""
+        corner, middle = (self.size - self.patch) // 2, self.size / 2
+        inside = slice(corner, corner + self.patch)
+        patches = [
+            self.render(shape, middle + x, middle + y, r)[inside, inside].ravel()
+            for shape, r in candidates
+            for x, y in self.offsets
+        ]
+        return np.stack(patches).astype(np.float32)
+
+    def fit(self, coverage: np.ndarray, places: np.ndarray, candidates: tuple[tuple[str, float], ...]) -> Fit:
+        """Least squares over (shape, radius), shared by the frames, and place, a frame's own near `places` [T, 2]."""
+        stack, offsets, reach, patch = self.templates(candidates), self.offsets, self.reach, self.patch
+        margin = patch // 2 + reach
+        padded = np.pad(coverage, ((0, 0), (margin, margin), (margin, margin)))
+        whole = np.clip(np.rint(places).astype(int), 0, self.size)
+        moves = [(x, y) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1)]
+        patches = np.empty((len(coverage), len(moves), patch, patch), np.float32)
+        for t, (x, y) in enumerate(whole):
+            for i, (mx, my) in enumerate(moves):
+                left, top = x + mx + reach, y + my + reach
+                patches[t, i] = padded[t, top : top + patch, left : left + patch]
+        flat = patches.reshape(len(coverage) * len(moves), -1)
+        error = (stack**2).sum(1)[:, None] - 2 * stack @ flat.T + (flat**2).sum(1)
+        error = error.reshape(len(candidates), len(offsets), len(coverage), len(moves))
+        error = error.transpose(0, 2, 1, 3).reshape(len(candidates), len(coverage), -1)
+        best = int(error.min(-1).sum(-1).argmin())
+        offset, move = np.divmod(error[best].argmin(-1), len(moves))
+        shape, radius = candidates[best]
+        centres = whole + np.asarray(moves)[move] + offsets[offset]
+        mask = np.stack([self.render(shape, x, y, radius) for x, y in centres])
+        return Fit(shape, radius, centres, mask)
+
+    def near(self, fit: Fit) -> np.ndarray:
+        """[T, size, size] 1 within two pixels of the object's bounding circle."""
+        return np.stack([self.render("circle", x, y, fit.radius * 1.15 + 1.5) for x, y in fit.centres])
+
+
+_GRID = Grid(shape_mask, SIZE, patch=26)
 
 
 def _fit(coverage: np.ndarray, places: np.ndarray, shapes: tuple[str, ...], radii: tuple[float, ...]) -> Fit:
-    """Least squares over shape and radius (shared by the frames) and place (a frame's own, near `places`)."""
-    stack, offsets = _templates(shapes, radii)
-    margin = _PATCH // 2 + _REACH
-    padded = np.pad(coverage, ((0, 0), (margin, margin), (margin, margin)))
-    whole = np.clip(np.rint(places).astype(int), 0, SIZE)
-    moves = [(x, y) for y in range(-_REACH, _REACH + 1) for x in range(-_REACH, _REACH + 1)]
-    patches = np.empty((len(coverage), len(moves), _PATCH, _PATCH), np.float32)
-    for t, (x, y) in enumerate(whole):
-        for i, (mx, my) in enumerate(moves):
-            left, top = x + mx + _REACH, y + my + _REACH
-            patches[t, i] = padded[t, top : top + _PATCH, left : left + _PATCH]
-    flat = patches.reshape(len(coverage) * len(moves), -1)
-    error = (stack**2).sum(1)[:, None] - 2 * stack @ flat.T + (flat**2).sum(1)
-    error = error.reshape(len(shapes) * len(radii), len(offsets), len(coverage), len(moves))
-    error = error.transpose(0, 2, 1, 3).reshape(len(shapes) * len(radii), len(coverage), -1)
-    best = int(error.min(-1).sum(-1).argmin())
-    offset, move = np.divmod(error[best].argmin(-1), len(moves))
-    shape, radius = shapes[best // len(radii)], float(radii[best % len(radii)])
-    centres = whole + np.asarray(moves)[move] + offsets[offset]
-    mask = np.stack([shape_mask(shape, x, y, radius) for x, y in centres])
-    return Fit(shape, radius, centres, mask)
-
-
-def _near(fit: Fit) -> np.ndarray:
-    """[T, SIZE, SIZE] 1 within two pixels of the object's bounding circle."""
-    disc = [shape_mask("circle", x, y, fit.radius * 1.15 + 1.5) for x, y in fit.centres]
-    return np.stack(disc)
+    return _GRID.fit(coverage, places, tuple((shape, radius) for shape in shapes for radius in radii))
