@@ -95,7 +95,6 @@ TEXTS = {
     "request has no effect. Choose \"another take\" for the request's own",
     "note.everywhere": "the first step shows a change of nearly the whole picture, so little is reused",
     "note.context_memory": "no selective steps: too little memory is free for the keys and values of what they leave out",
-    "note.look_parts": "no look: two samplers share this schedule, so the run starts from an early state of the match",
     "note.look_start": "no look: sampling starts at sigma {sigma} or from a picture, so the run starts from an early state",
     "note.look_noise": "no look: this sampler or the source's draws noise, so the run starts from an early state",
     "note.look_uncond": "no look: {sampler} needs the estimate without CFG, so the run starts from an early state",

@@ -40,6 +40,10 @@ class Regions:
         """Whether everything is edited, so that a selective step would be a full one."""
         return bool(self.edit.all())
 
+    def cpu(self) -> Regions:
+        """The masks on the CPU."""
+        return Regions(self.base.cpu(), self.edit.cpu(), self.visible.cpu())
+
     @property
     def edited(self) -> float:
         """Share of the tokens whose result may change."""

@@ -11,6 +11,8 @@ import pytest
 import torch
 from sampling.conftest import difference
 from sampling.graphs import GREEN, RED, UNLIKE, Graph, graph, plain
+from sampling.test_hosts import split_in_two
+from sampling.test_regions import masked
 
 from . import odd_nodes
 from .conftest import told
@@ -174,3 +176,28 @@ def test_a_change_of_the_whole_picture_is_said_and_reuses_little(run, cache):
     if float(looks_seen[-1].float().mean()) > 0.9:
         assert "nearly the whole picture" in told(hit)
         assert hit.report["steps_computed"] == 3
+
+
+@pytest.mark.parametrize("at", [7, 10, 18])
+def test_two_samplers_that_share_a_schedule_look_once_and_join_across_the_boundary(run, cache, comfy_host, at):
+    settings = {"cache": cache, "steps": 20}
+    run(looking(RED, **settings))
+
+    def given_a_mask() -> Graph:
+        return masked(looking(mode="read only", **settings), [(32, 32, 64, 64)], comfy_host, visible=0)
+
+    whole = run(given_a_mask())
+    with block_lengths() as lengths:
+        split = run(split_in_two(given_a_mask(), at))
+    assert [result.report["outcome"] for result in (whole, split)] == ["hit", "hit"], told(whole) + told(split)
+    inside = int(looks_seen[-1].sum())
+    assert 0 < inside < TOKENS
+    kinds = "".join("F" if length == TOKENS else "S" for length in lengths[::5])
+    plain_course = "FSSSSFSSSSFSSSSFSFFF"
+    assert kinds == plain_course[:at] + "F" + plain_course[at + 1 :]
+    assert split.report["steps_computed"] == 20
+    assert split.report["looked"] == whole.report["looked"] == pytest.approx(inside / TOKENS, abs=1e-4)
+    shares = [1.0 if kind == "F" else pytest.approx(inside / TOKENS, abs=1e-4) for kind in kinds]
+    assert split.report["token_share"] == shares[split.report["k1"] : split.report["k2"]]
+    # The same model computes both parts, so that only the full step at the boundary makes a difference.
+    assert difference(split.latent, whole.latent) < (1e-4 if kinds == plain_course else 0.06)

@@ -48,9 +48,17 @@ class Report:
 
     def add(self, earlier: Report) -> None:
         """Put the first half of a schedule that two samplers share in front of this one."""
-        for name in ("k1", "k2", "steps", "steps_computed", "step_equivalents", "sampling_s", "chorus_s"):
+        if earlier.looked is not None:
+            # Between the first part's last step that is not a full one and the second's, all are full.
+            partly = self.token_share and [1.0] * (earlier.steps - earlier.k2 + self.k1) + self.token_share
+            self.token_share = earlier.token_share + partly
+            self.k1, self.k2 = earlier.k1, earlier.k1 + len(self.token_share)
+            self.looked = earlier.looked
+        else:
+            self.token_share = earlier.token_share + self.token_share
+            self.k1, self.k2 = earlier.k1 + self.k1, earlier.k2 + self.k2
+        for name in ("steps", "steps_computed", "step_equivalents", "sampling_s", "chorus_s"):
             setattr(self, name, getattr(self, name) + getattr(earlier, name))
-        self.token_share = earlier.token_share + self.token_share
         self.notes = earlier.notes + [note for note in self.notes if note not in earlier.notes]
         if self.outcome == "miss" and earlier.outcome == "hit":
             self.outcome, self.reason = earlier.outcome, earlier.reason
@@ -128,6 +136,7 @@ class FinishedRun:
     def bytes(self) -> int:
         """Of the tensors it holds."""
         held = [self.final, self.noise, self.tokens, *self.results.values()]
+        held += [part for result in self.results.values() for part in getattr(result, "__dict__", {}).values()]
         if self.recording is not None:
             held += [self.recording.attention, *self.recording.states.values()]
         return sum(t.numel() * t.element_size() for t in held if isinstance(t, torch.Tensor))

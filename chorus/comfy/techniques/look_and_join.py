@@ -8,6 +8,7 @@ computed in full. Every step keeps its place on the model's own σ, and the samp
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,12 +22,23 @@ from ...reuse.schedule import ANSWERED, FULL, SELECTIVE, Schedule
 from ..caches import load_trajectory, open_cache
 from ..content import tensor_digest
 from ..networks import Context, ModelCall
+from ..sampling.finished import FinishedRun
 from . import resume, selective
 from .base import NOTHING, CallWork, Decision, Refused, Technique
 from .source import states_for, unfit
 
 NAME = "look_and_join"
 MEMORY = 0.4  # of the free memory of the model's device, for keys and values of tokens that are left out
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What the second of two samplers goes on with. final: the source's picture in model space, [B, C, T, H, W]."""
+
+    kinds: str
+    joined: bool
+    regions: Regions
+    final: torch.Tensor
 
 
 class LookAndJoin(Technique):
@@ -42,7 +54,8 @@ class LookAndJoin(Technique):
     cells: torch.Tensor | None = None  # the edit mask on the latent's cells, [1, 1, T, H, W]
     places: torch.Tensor | None = None  # positions of the tokens that selective steps compute
     context: Context | None = None
-    kinds: str | None = None  # decided after the look
+    kinds: str | None = None  # of this sampler's steps, decided after the look
+    whole_kinds: str = ""  # of all steps of the schedule, of which this sampler's may be the first part
 
     # -- before sampling ---------------------------------------------------------------------------------------
 
@@ -51,6 +64,8 @@ class LookAndJoin(Technique):
         settings = plan.stages.get(resume.NAME)
         if plan.source is None or settings is None or not settings.looks or plan.another_take:
             return None
+        if request.before is not None:
+            return self._go_on(schedule, request.before)
         if (why := unfit(request)) is not None:
             return Refused(why, miss=True)
         if (why := self._refusal(schedule)) is not None:
@@ -60,20 +75,41 @@ class LookAndJoin(Technique):
                 return Refused(why)
         except CacheError as error:
             return Refused(say("lookup.unreadable", error=said_by(error)), miss=True)
-        if request.network.selective_refusal(request.options) is None and not self._leaves_out_nothing():
-            self.context = Context(int(MEMORY * request.free_memory()))
+        self.context = self._new_context()
         self.active = True
         kept = plan.source.entry.settings
         notes = () if kept["noise"] == request.noise_digest else (say("note.composition", seed=str(kept["seed"])),)
-        planned = course.skipping(schedule.steps, min(2, schedule.steps - 1), 1)
-        return Decision(schedule.looking(planned), plan.source.entry.id, notes)
+        return Decision(schedule.looking(FULL * schedule.steps), plan.source.entry.id, notes)
+
+    def _go_on(self, schedule: Schedule, before: FinishedRun) -> Decision | None:
+        """Go on after the first of two samplers that share a schedule, which has looked."""
+        begun: _Begun | None = before.results.get(NAME)
+        if begun is None:
+            return None
+        rest = begun.kinds[before.report.steps + 1 :] + FULL * schedule.steps
+        self.kinds = (FULL + rest)[: schedule.steps]  # another model may compute from here on, so its first step is full
+        self.active, self.joined = set(self.kinds) != {FULL}, begun.joined
+        if self.active:
+            self._use(begun.regions)
+            self.final = begun.final
+            self.context = self._new_context()
+        return Decision(schedule.looking(self.kinds))
+
+    def _new_context(self) -> Context | None:
+        """Where selective steps keep what they leave out; None where they are impossible."""
+        request = self.request
+        if request.network.selective_refusal(request.options) is not None or self._leaves_out_nothing():
+            return None
+        return Context(int(MEMORY * request.free_memory()))
+
+    def _use(self, regions: Regions) -> None:
+        self.regions, self.places = regions, regions.indices()
+        self.cells = self.request.network.cells(regions.edit, self.request.shape)[None, None]
 
     def _refusal(self, schedule: Schedule) -> Message | None:
         """Why there is no look, so that the run starts from an early state instead; None where there is one."""
         request = self.request
         assert request.plan.source is not None
-        if request.before is not None or not schedule.complete:
-            return say("note.look_parts")
         if schedule.asked[0] < 1.0 - 1e-3 or request.plan.start_latent:
             return say("note.look_start", sigma=schedule.asked[0])
         if request.sampler.draws_noise or request.plan.source.entry.settings["noise_drawn"]:
@@ -83,8 +119,8 @@ class LookAndJoin(Technique):
         kept = request.plan.source.entry.settings.get("cfg", request.cfg)
         if abs(kept - request.cfg) > 1e-6:
             return say("note.look_cfg", here=request.cfg, there=kept)
-        if schedule.steps < 3:
-            return say("note.look_steps", steps=schedule.steps)
+        if request.whole_steps < 3:
+            return say("note.look_steps", steps=request.whole_steps)
         return None
 
     def _leaves_out_nothing(self) -> bool:
@@ -159,12 +195,11 @@ class LookAndJoin(Technique):
         apart = difference(x0, self.first, channel_spread(self.final), size)
         # x0 = u + CFG · (c − u), and u is the same in both: so much larger is the difference of the guided estimates.
         apart = apart / max(1.0, request.cfg)
-        self.regions = self._regions(looks.cut(apart), looks.grow)
+        self._use(regions := self._regions(looks.cut(apart), looks.grow))
         self.first = self.noise = None
-        self.joined = float(self.regions.edit.float().mean()) <= looks.cut.everywhere
-        self.kinds = self._course(schedule, float(self.regions.visible.float().mean()))
-        self.places = self.regions.indices()
-        self.cells = request.network.cells(self.regions.edit, request.shape)[None, None]
+        self.joined = regions.edited <= looks.cut.everywhere
+        self.whole_kinds = self._course(request.whole_steps, float(regions.visible.float().mean()))
+        self.kinds = self.whole_kinds[: schedule.steps]
 
     def _regions(self, base: torch.Tensor, grow: int) -> Regions:
         """The masks, with what the mask node knew before; a MASK counts alone."""
@@ -178,8 +213,8 @@ class LookAndJoin(Technique):
             base = base | known.base.to(base.device)
         return build(base, given.edit_radius, given.visible_radius)
 
-    def _course(self, schedule: Schedule, share: float) -> str:
-        steps, length = schedule.steps, course.calibrated().course(schedule.steps)
+    def _course(self, steps: int, share: float) -> str:
+        length = course.calibrated().course(steps)
         if not self.joined:
             return course.thinned(steps, length.thinned)
         skipping = course.skipping(steps, min(length.k1, steps - 1), length.looks)
@@ -201,6 +236,12 @@ class LookAndJoin(Technique):
 
     def end(self) -> Mapping[str, Any]:
         return {"looked": self.regions}
+
+    def result(self, schedule: Schedule) -> _Begun | None:
+        if not self.active or self.regions is None or schedule.complete:
+            return None
+        assert self.final is not None
+        return _Begun(self.whole_kinds, self.joined, self.regions.cpu(), self.final.cpu())
 
     def drop(self) -> None:
         self.known = self.final = self.first = self.noise = self.cells = self.places = None
