@@ -19,6 +19,7 @@ from .samples import KEPT, Bench
 from .server import RealWan, Server
 
 TABLES = (
+    "hits",
     "can_tell",
     "tuning",
     "equal_cost",

@@ -22,38 +22,38 @@ LEAST_DEVIATION = 1e-3  # of a feature; what hardly varies in the reference must
 _CHANNELS = 12
 
 
-def small(video: np.ndarray) -> np.ndarray:
-    """The video SIDE pixels high, by averaging areas."""
+def small(video: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """The video `side` pixels high, by averaging areas."""
     frames = torch.from_numpy(np.asarray(video, np.float32)).permute(0, 3, 1, 2)
-    size = (SIDE, round(SIDE * frames.shape[-1] / frames.shape[-2]))
+    size = (side, round(side * frames.shape[-1] / frames.shape[-2]))
     return F.interpolate(frames, size, mode="area").permute(0, 2, 3, 1).numpy()
 
 
-def sharpness(video: np.ndarray) -> float:
+def sharpness(video: np.ndarray, side: int = SIDE) -> float:
     """Mean absolute Laplacian of the brightness, in units of full range; blur lowers it, noise and seams raise it."""
-    gray = small(video).mean(-1)
+    gray = small(video, side).mean(-1)
     laplacian = np.abs(
         4 * gray[:, 1:-1, 1:-1] - gray[:, :-2, 1:-1] - gray[:, 2:, 1:-1] - gray[:, 1:-1, :-2] - gray[:, 1:-1, 2:]
     )
     return float(laplacian.mean())
 
 
-def flicker(video: np.ndarray) -> float:
+def flicker(video: np.ndarray, side: int = SIDE) -> float:
     """Mean absolute change a frame of the calmer half of the pixels, in units of full range; 0 for a still picture.
 
     The moving objects are in the other half, so this is temporal consistency of what should stand still.
     """
-    change = np.abs(np.diff(small(video), axis=0)).mean(-1)
+    change = np.abs(np.diff(small(video, side), axis=0)).mean(-1)
     calm = change.max(0) <= np.median(change.max(0))
     return float(change[:, calm].mean())
 
 
-def seams(video: np.ndarray) -> float:
+def seams(video: np.ndarray, side: int = SIDE) -> float:
     """Brightness step across the borders of tokens, beyond the step between any two pixels, in units of full range.
 
     Where recomputed tokens do not meet reused ones, it rises; the scenes themselves know nothing of tokens.
     """
-    gray = small(video).mean(-1)
+    gray = small(video, side).mean(-1)
     beyond = []
     for axis in (1, 2):
         step = np.abs(np.diff(gray, axis=axis)).mean(tuple(a for a in range(3) if a != axis))
@@ -68,6 +68,13 @@ def details(video: np.ndarray) -> float:
     return count / len(video)
 
 
+def difference(a: np.ndarray, b: np.ndarray, outside: np.ndarray, side: int = SIDE) -> float:
+    """RMS difference of two videos × 100, where `outside` [T, side, side] bool is true; 0 where it is nowhere."""
+    if not outside.any():
+        return 0.0
+    return float(100 * np.sqrt(((small(a, side) - small(b, side))[outside] ** 2).mean()))
+
+
 @cache
 def _filters() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(20260)
@@ -77,15 +84,15 @@ def _filters() -> tuple[torch.Tensor, torch.Tensor]:
     return first / first.flatten(1).norm(dim=1)[:, None, None, None], second / (9 * _CHANNELS) ** 0.5
 
 
-def features(video: np.ndarray) -> np.ndarray:
+def features(video: np.ndarray, side: int = SIDE) -> np.ndarray:
     """A fixed feature map, [38] float32: random filters on the frames, coarser, on their changes; seams; flicker."""
-    frames = torch.from_numpy(small(video)).permute(0, 3, 1, 2)
+    frames = torch.from_numpy(small(video, side)).permute(0, 3, 1, 2)
     first, second = _filters()
     fine = F.conv2d(frames, first).abs()
     coarse = F.conv2d(F.avg_pool2d(fine, 2), second).abs()
     change = F.conv2d(frames.diff(dim=0), first).abs()
     pooled = [part.mean((0, 2, 3)) for part in (fine, coarse, change)]
-    return torch.cat([*pooled, torch.tensor([seams(video), flicker(video)])]).numpy()
+    return torch.cat([*pooled, torch.tensor([seams(video, side), flicker(video, side)])]).numpy()
 
 
 def frechet_distance(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:

@@ -93,7 +93,8 @@ def measured_digest() -> str:
     """Of everything but Chorus that a sample depends on: weights, the model's files, the measures, the templates."""
     model, bench = "tests/small_wan", "benchmarks"
     measures = (f"{bench}/metrics.py", f"{bench}/systems.py", "workflows/api/*")
-    return digest(f"{model}/weights/*", f"{model}/[cjnst]*.py", *measures)
+    wan = "tests/bench_wan"
+    return digest(f"{model}/weights/*", f"{model}/[cjnst]*.py", f"{wan}/weights/*", f"{wan}/*.py", *measures)
 
 
 def code_digest() -> str:
@@ -111,10 +112,18 @@ class Bench:
     """Samples requests under systems. kept: the folder of finished samples."""
 
     def __init__(
-        self, kept: Path = KEPT, subject: Subject | None = None, host: Host | None = None, videos: Path | None = None
+        self,
+        kept: Path = KEPT,
+        subject: Subject | None = None,
+        host: Host | None = None,
+        videos: Path | None = None,
+        frames: Path | None = None,
     ):
-        """videos: a folder where every video that is sampled is written, for eyes and for other tools' measures."""
-        self._videos = videos
+        """videos: a folder where every video that is sampled is written, for eyes and for other tools' measures.
+
+        frames: likewise, in eight bits and else exactly, for measures that compare videos.
+        """
+        self._videos, self._frames = videos, frames
         self.subject: Any = subject or SmallWan()
         self._host = host
         self._kept = kept
@@ -142,12 +151,22 @@ class Bench:
         if self._host is not None:
             self._host.close()
 
+    def of(self, subject: Any) -> Bench:
+        """A bench for another subject on the same host, whose samples lie apart and whose videos are kept."""
+        kept = self._kept / subject.name.replace(" ", "_")
+        return Bench(kept, subject, self.host, frames=kept / "frames")
+
+    def frames(self, sample: dict) -> np.ndarray:
+        """The video of a sample, [T, H, W, 3] in [0, 1], where this bench keeps them."""
+        assert self._frames is not None
+        return np.load(self._frames / f"{sample['id']}.npy").astype(np.float32) / 255
+
     def sample(self, request: Request, system: System = COLD, source: Request | None = None) -> dict:
         """The sample: outcome, cost, alignment and quality of one request. A system that reads needs a source."""
         if system.source_noise and source is not None:
             request = Request(**{**vars(request), "seed": source.seed})
         name = _shaped_by(request, system, source)
-        return self.once(name, lambda: {"system": system.name, **self._sample(request, system, source)})
+        return self.once(name, lambda: {"system": system.name, **self._sample(name, request, system, source)})
 
     def once(self, name: str, make: Callable[[], dict]) -> dict:
         """What `make` gives, kept under `name`: made once, also over several runs of the bench."""
@@ -185,7 +204,7 @@ class Bench:
         found = regions.base
         return float((truth & found).sum() / (truth | found).sum())
 
-    def _sample(self, request: Request, system: System, source: Request | None) -> dict:
+    def _sample(self, name: str, request: Request, system: System, source: Request | None) -> dict:
         if system.reads:
             if source is None:
                 raise ValueError(f"system {system.name!r} reads the cache: give it a source")
@@ -195,6 +214,10 @@ class Bench:
         else:
             frames, report, seconds = self._run(request, system, None, "off")
             report = {"outcome": "cold", "step_equivalents": float(request.steps), "steps_computed": request.steps}
+        if self._frames is not None:
+            self._frames.mkdir(parents=True, exist_ok=True)
+            kept = (metrics.small(frames, self.subject.side) * 255).round().astype(np.uint8)
+            np.save(self._frames / f"{name}.npy", kept)
         if self._videos is not None:
             write_video(frames, self._videos / f"{request.steps} steps" / system.name / f"{_file_name(request)}.mp4")
         return self._told(frames, report, seconds, request)
@@ -221,6 +244,7 @@ class Bench:
         if report is None:
             raise RuntimeError(f"the store node of {request.prompt!r} reported nothing")
         told = ("outcome", "reason", "match_score", "k1", "k2", "step_equivalents", "steps_computed", "token_share")
+        told += ("looked",)
         told += ("sampling_s", "chorus_s", "notes")
         return {
             **{name: report.get(name) for name in told},
@@ -230,7 +254,7 @@ class Bench:
 
     def measured(self, frames: np.ndarray, request: Request) -> dict:
         """Alignment and quality of a video."""
-        return quality(frames) | self.subject.measured(frames, request)
+        return quality(frames, self.subject.side) | self.subject.measured(frames, request)
 
     def _run(self, request: Request, system: System, cache_name: str | None, mode: str):
         return self.host.run(graph(self.subject, request, system, cache=cache_name, mode=mode))
@@ -268,14 +292,14 @@ def write_video(frames: np.ndarray, file: Path, fps: int = 16) -> None:
         video.mux(stream.encode())
 
 
-def quality(frames: np.ndarray) -> dict:
-    """The measures of a video that do not depend on its prompt."""
+def quality(frames: np.ndarray, side: int = metrics.SIDE) -> dict:
+    """The measures of a video that do not depend on its prompt, taken at a height of `side` pixels."""
     return {
-        "sharpness": metrics.sharpness(frames),
-        "flicker": metrics.flicker(frames),
-        "seams": metrics.seams(frames),
+        "sharpness": metrics.sharpness(frames, side),
+        "flicker": metrics.flicker(frames, side),
+        "seams": metrics.seams(frames, side),
         "details": metrics.details(frames),
-        "features": [round(float(x), 6) for x in metrics.features(frames)],
+        "features": [round(float(x), 6) for x in metrics.features(frames, side)],
     }
 
 

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+from bench_wan import judge as bench_judge
+from bench_wan.captions import Caption
 from small_wan import judge, scenes
 from tools import demo_graph
 from tools.demo_graph import Graph, only, write_text
@@ -29,7 +31,7 @@ class Request:
     seed: int
     steps: int = 20
     size: int = 0  # pixels a side, 0: the subject's own
-    caption: scenes.Caption | None = None  # what the prompt names, where a judge can read it back
+    caption: scenes.Caption | Caption | None = None  # what the prompt names, where a judge can read it back
     full_model: bool = False  # few steps of the model that was not distilled
 
 
@@ -51,16 +53,20 @@ class System:
     source_noise: bool = False  # take the source's noise too, which is its state as it was
     calibrated_threshold: bool = False  # otherwise every source counts as a hit
     precision: str | None = None  # in which the source was kept, None: the node's default
+    method: str | None = None  # of stage 1, None: the node's default
+    take: str | None = None  # of the look-up, likewise
     easycache: float | None = None  # reuse threshold of the host's own EasyCache
 
 
 COLD = System("cold", reads=False)
 CHORUS = System("Chorus")
-STAGE_1 = System("stage 1 only", selective=False, strength=0.0)
+STAGE_1 = System("stage 1 only", selective=False, strength=0.0, method="early start")
 
 
 class Subject(Protocol):
     """The model under test: fills the template's loaders, and tells how well a video follows its prompt."""
+
+    side: int
 
     def load(self, graph: Graph, request: Request) -> None: ...
 
@@ -72,6 +78,7 @@ class SmallWan:
 
     name = "small Wan"
     size = demo_graph.SIDE
+    side = 48  # pixels, at which its videos are measured
 
     def load(self, graph: Graph, request: Request) -> None:
         """Put the small Wan's loaders, its size and its CFG in the graph."""
@@ -99,6 +106,36 @@ class SmallWan:
         right = {name: bool(hit) for name, hit in judge.correct(frames, request.caption).items()}
         error = judge.fidelity(frames, request.caption)
         return {"alignment": statistics.mean(right.values()), "right": right, "error": error}
+
+
+class BenchWan(SmallWan):
+    """The small Wan of the bench's scenes, on a finer grid."""
+
+    name = "bench Wan"
+    size = 192
+    side = 96
+    length = 17
+
+    def load(self, graph: Graph, request: Request) -> None:
+        """Put its loaders, its size and its CFG in the graph."""
+        super().load(graph, request)
+        graph[only(graph, "UNETLoader")]["inputs"]["unet_name"] = "bench_wan_t2v.safetensors"
+        graph[only(graph, "SmallWanVAELoader")]["inputs"]["model"] = "bench_wan_t2v"
+        graph[only(graph, "EmptyHunyuanLatentVideo")]["inputs"]["length"] = self.length
+        if distilled(request):
+            graph[only(graph, "LoraLoaderModelOnly")]["inputs"]["lora_name"] = "bench_wan_4step_lora.safetensors"
+
+    def measured(self, frames: np.ndarray, request: Request) -> dict:
+        """What the judge reads back, how often an object is there twice, and the error of the named objects."""
+        caption = request.caption
+        assert isinstance(caption, Caption)
+        right = {name: bool(hit) for name, hit in bench_judge.correct(frames, caption).items()}
+        return {
+            "alignment": statistics.mean(right.values()),
+            "right": right,
+            "error": bench_judge.fidelity(frames, caption),
+            "copies": bench_judge.copies(frames, caption),
+        }
 
 
 def distilled(request: Request) -> bool:
@@ -154,6 +191,10 @@ def _set_stages(made: Graph, request: Request, system: System) -> None:
         made[stage3]["inputs"] |= {"k2": "fixed", "fraction": _fraction(system.k2, request.steps)}
     if system.start is not None:
         made[stage1]["inputs"]["start"] = system.start
+    if system.method is not None:
+        made[stage1]["inputs"]["method"] = system.method
+    if system.take is not None:
+        made[lookup]["inputs"]["take"] = system.take
     for node, name, value in (
         (masks, "edit_dilation", system.edit_dilation),
         (masks, "visible_dilation", system.visible_dilation),

@@ -81,6 +81,16 @@ def thinned(steps: int, saved: int) -> str:
     return "".join(ANSWERED if k in answered else FULL for k in range(steps))
 
 
+def at_most_saved(kinds: str, share: float, most: float) -> str:
+    """The course with as many of its last steps made full as it takes to save no more than `most` of its steps."""
+    steps = len(kinds)
+    for k in reversed(range(steps)):
+        if cost(kinds, share) >= (1.0 - most) * steps - 1e-9:
+            break
+        kinds = kinds[:k] + FULL + kinds[k + 1 :]
+    return kinds
+
+
 def cost(kinds: str, share: float) -> float:
     """In step equivalents, where a selective step computes this share of the tokens."""
     return kinds.count(FULL) + share * kinds.count(SELECTIVE)

@@ -214,7 +214,14 @@ class LookAndJoin(Technique):
         return build(base, given.edit_radius, given.visible_radius)
 
     def _course(self, steps: int, share: float) -> str:
+        settings = self.request.plan.stages[resume.NAME]
+        kinds = self._wanted(steps, share, settings.fixed)
+        return course.at_most_saved(kinds, share, settings.most)
+
+    def _wanted(self, steps: int, share: float, fixed: float | None) -> str:
         length = course.calibrated().course(steps)
+        if fixed is not None:
+            return course.skipping(steps, min(steps - 1, 1 + round(fixed * steps)), 1)
         if not self.joined:
             return course.thinned(steps, length.thinned)
         skipping = course.skipping(steps, min(length.k1, steps - 1), length.looks)

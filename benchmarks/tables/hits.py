@@ -1,0 +1,199 @@
+"""Look and join against its rivals at the cost of each hit, by what the prompt changes: words, details, objects,
+seams, and how much of the source stays.
+
+Details are matched one by one. What a system should keep is its reference: for a hit the source's video, whose
+composition it keeps; for fewer steps the video of the same prompt and seed with all steps. Consistency is the difference
+to the source outside the named objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+
+from bench_wan import details, judge
+
+from .. import metrics, report
+from ..samples import Bench
+from ..scene_pairs import REPORTED, ScenePair, scene_pairs
+from ..systems import COLD, BenchWan, Request, System
+from .equal_cost import nirvana
+
+FULL = {4: 165, 20: 99, 50: 55}
+QUICK = {4: 22, 20: 11}
+HIT = System("look and join", selective=False, strength=0.0)
+EARLY = System("early start", selective=False, strength=0.0, method="early start")
+TAKE = System("another take", selective=False, strength=0.0, take="another take")
+RIM = 2  # pixels around an object that count as part of it
+MEASURES = ("alignment", "details", "error", "seams", "flicker", "difference", "copies")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair at one number of steps, with what is sampled for every system."""
+
+    of: ScenePair
+    source: Request
+    target: Request
+
+    @property
+    def target_on_source_noise(self) -> Request:
+        return Request(**{**vars(self.target), "seed": self.source.seed})
+
+
+def measure(bench: Bench, full: bool) -> report.Result:
+    """Rows by steps, system and what the prompt changes."""
+    wan, rows = bench.of(BenchWan()), []
+    keys = ("hit_cost", "alignment_vs_fewer", "details_vs_fewer", "details_loss_over_fewer", "error_ratio_vs_fewer")
+    keys += ("seams_ratio_vs_fewer", "consistency_ratio_own", "consistency_ratio_source", "loss_ratio_vs_nirvana")
+    summary: dict[str, dict] = {key: {} for key in keys}
+    for steps, count in (FULL if full else QUICK).items():
+        pairs = [_pair(pair, steps) for pair in scene_pairs(count, REPORTED)]
+        told = _measured(wan, pairs)
+        for change in ("all", *sorted({p.of.change for p in pairs})):
+            chosen = np.array([change in ("all", p.of.change) for p in pairs])
+            rows += [_row(steps, change, name, {k: v[chosen] for k, v in of.items()}, told, chosen) for name, of in told.items()]
+        for key, value in _summary(steps, told).items():
+            summary[key][str(steps)] = value
+    return report.Result(
+        name="hits",
+        title="Hits with a look against their rivals at equal cost",
+        columns=list(rows[0]),
+        rows=rows,
+        seeds=[REPORTED],
+        summary=summary,
+    )
+
+
+def _pair(pair: ScenePair, steps: int) -> Pair:
+    return Pair(
+        pair,
+        Request(pair.source.text, pair.source_seed, steps, caption=pair.source),
+        Request(pair.target.text, pair.target_seed, steps, caption=pair.target),
+    )
+
+
+Told = dict[str, dict[str, np.ndarray]]
+
+
+def _measured(wan: Bench, pairs: Sequence[Pair]) -> Told:
+    """By system, by measure: [N]. Rivals are taken at the cost of each pair's hit."""
+    told: dict[str, list[dict]] = {}
+    for pair in pairs:
+        hit = wan.sample(pair.target, HIT, pair.source)
+        cost, steps = hit["step_equivalents"], pair.target.steps
+        cold, source = wan.sample(pair.target), wan.sample(pair.source)
+        on_source = wan.sample(pair.target_on_source_noise)
+        compare = _Comparison(wan, pair, wan.frames(source))
+        found = {
+            "cold": compare(cold, cold),
+            "look and join": compare(hit, source),
+            "early start": compare(wan.sample(pair.target, EARLY, pair.source), cold),
+            "another take": compare(wan.sample(pair.target, TAKE, pair.source), cold),
+            "fewer steps": _between(cost, steps, lambda n: compare(wan.sample(_shorter(pair.target, n)), cold)),
+            "fewer steps, source's seed": _between(
+                cost, steps, lambda n: compare(wan.sample(_shorter(pair.target_on_source_noise, n)), on_source)
+            ),
+            "NIRVANA": _between(
+                cost,
+                steps,
+                lambda n: compare(
+                    wan.sample(pair.target, nirvana(steps - n), pair.source) if n < steps else on_source, source
+                ),
+            ),
+        }
+        for name, measures in found.items():
+            told.setdefault(name, []).append(measures)
+    return {name: {k: np.array([m[k] for m in of], float) for k in of[0]} for name, of in told.items()}
+
+
+def _shorter(request: Request, steps: int) -> Request:
+    """The same model in fewer steps: one that is distilled stays so."""
+    return Request(**{**vars(request), "steps": steps, "full_model": request.steps > 4})
+
+
+def _between(cost: float, steps: int, sampled: Callable[[int], dict]) -> dict:
+    """Measures at a fractional number of steps, between those of the two whole numbers around it."""
+    low = max(1, min(steps, int(np.floor(cost))))
+    weight = min(1.0, max(0.0, cost - low)) if low < steps else 0.0
+    below = sampled(low)
+    above = sampled(low + 1) if weight else below
+    return {name: (1 - weight) * below[name] + weight * above[name] for name in below}
+
+
+class _Comparison:
+    """Measures of a sample for one pair."""
+
+    def __init__(self, wan: Bench, pair: Pair, source: np.ndarray):
+        self.wan, self.pair, self.source = wan, pair, source
+        self.taken = judge.object_masks(source, pair.of.source)
+
+    def __call__(self, sample: dict, reference: dict) -> dict[str, float]:
+        """reference: whose details the sample should keep."""
+        frames, wanted = self.wan.frames(sample), self.wan.frames(reference)
+        kept = details.visible(details.find(wanted), frames)
+        objects = np.maximum(self.taken, judge.object_masks(frames, self.pair.of.target)) > 0.1
+        outside = ~scipy.ndimage.binary_dilation(objects, np.ones((1, 2 * RIM + 1, 2 * RIM + 1)))
+        return {
+            **{name: float(sample[name]) for name in ("alignment", "error", "seams", "flicker", "copies")},
+            "cost": float(sample["step_equivalents"]),
+            "wanted": len(kept),
+            "kept": details.matched(kept, details.find(frames)),
+            "difference": metrics.difference(frames, self.source, outside, BenchWan.side),
+        }
+
+
+def _row(steps: int, change: str, system: str, of: dict, told: Told, chosen: np.ndarray) -> dict:
+    cold = told["cold"]["alignment"][chosen]
+    return {
+        "steps": steps,
+        "change": change,
+        "system": system,
+        "n": int(chosen.sum()),
+        "cost": report.estimate(of["cost"] / steps),
+        "alignment loss": report.estimate(cold - of["alignment"]),
+        "details kept": report.combined(_share, of["kept"], of["wanted"]),
+        "object error": report.estimate(of["error"]),
+        "seams": report.estimate(of["seams"]),
+        "flicker": report.estimate(of["flicker"]),
+        "copies": report.estimate(of["copies"]),
+        "difference to the source": report.estimate(of["difference"]),
+    }
+
+
+def _share(kept: np.ndarray, wanted: np.ndarray) -> float:
+    return float(kept.sum() / max(1.0, wanted.sum()))
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> float:
+    return float(above.mean() / below.mean()) if below.mean() > 0 else float("nan")
+
+
+def _summary(steps: int, told: Told) -> dict[str, dict]:
+    hit, fewer, own = told["look and join"], told["fewer steps"], told["fewer steps, source's seed"]
+    cold = told["cold"]["alignment"]
+
+    def kept_more(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> float:
+        return _share(a, b) - _share(c, d)
+
+    def loss_ratio(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> float:
+        lost = 1.0 - _share(c, d)
+        return (1.0 - _share(a, b)) / lost if lost > 0 else float("nan")
+
+    details_of = (hit["kept"], hit["wanted"], fewer["kept"], fewer["wanted"])
+    return {
+        "hit_cost": report.estimate(hit["cost"] / steps),
+        "alignment_vs_fewer": report.estimate(hit["alignment"] - fewer["alignment"]),
+        "details_vs_fewer": report.combined(kept_more, *details_of),
+        "details_loss_over_fewer": report.combined(loss_ratio, *details_of),
+        "error_ratio_vs_fewer": report.combined(_ratio, hit["error"], fewer["error"]),
+        "seams_ratio_vs_fewer": report.combined(_ratio, hit["seams"], fewer["seams"]),
+        "consistency_ratio_own": report.combined(_ratio, fewer["difference"], hit["difference"]),
+        "consistency_ratio_source": report.combined(_ratio, own["difference"], hit["difference"]),
+        "loss_ratio_vs_nirvana": report.combined(
+            _ratio, cold - hit["alignment"], cold - told["NIRVANA"]["alignment"]
+        ),
+    }
