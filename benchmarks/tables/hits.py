@@ -19,7 +19,7 @@ from bench_wan import details, judge
 from .. import metrics, report
 from ..samples import Bench
 from ..scene_pairs import REPORTED, ScenePair, scene_pairs
-from ..systems import COLD, BenchWan, Request, System
+from ..systems import BenchWan, Request, System
 from .equal_cost import nirvana
 
 FULL = {4: 165, 20: 99, 50: 55}
@@ -55,7 +55,10 @@ def measure(bench: Bench, full: bool) -> report.Result:
         told = _measured(wan, pairs)
         for change in ("all", *sorted({p.of.change for p in pairs})):
             chosen = np.array([change in ("all", p.of.change) for p in pairs])
-            rows += [_row(steps, change, name, {k: v[chosen] for k, v in of.items()}, told, chosen) for name, of in told.items()]
+            rows += [
+                _row(steps, change, name, {k: v[chosen] for k, v in of.items()}, told, chosen)
+                for name, of in told.items()
+            ]
         for key, value in _summary(steps, told).items():
             summary[key][str(steps)] = value
     return report.Result(
@@ -193,7 +196,5 @@ def _summary(steps: int, told: Told) -> dict[str, dict]:
         "seams_ratio_vs_fewer": report.combined(_ratio, hit["seams"], fewer["seams"]),
         "consistency_ratio_own": report.combined(_ratio, fewer["difference"], hit["difference"]),
         "consistency_ratio_source": report.combined(_ratio, own["difference"], hit["difference"]),
-        "loss_ratio_vs_nirvana": report.combined(
-            _ratio, cold - hit["alignment"], cold - told["NIRVANA"]["alignment"]
-        ),
+        "loss_ratio_vs_nirvana": report.combined(_ratio, cold - hit["alignment"], cold - told["NIRVANA"]["alignment"]),
     }

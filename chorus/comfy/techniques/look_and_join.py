@@ -87,7 +87,9 @@ class LookAndJoin(Technique):
         if begun is None:
             return None
         rest = begun.kinds[before.report.steps + 1 :] + FULL * schedule.steps
-        self.kinds = (FULL + rest)[: schedule.steps]  # another model may compute from here on, so its first step is full
+        self.kinds = (FULL + rest)[
+            : schedule.steps
+        ]  # another model may compute from here on, so its first step is full
         self.active, self.joined = set(self.kinds) != {FULL}, begun.joined
         if self.active:
             self._use(begun.regions)
