@@ -2,8 +2,8 @@
 seams, and how much of the source stays.
 
 Details are matched one by one. What a system should keep is its reference: for a hit the source's video, whose
-composition it keeps; for fewer steps the video of the same prompt and seed with all steps. Consistency is the difference
-to the source outside the named objects.
+composition it keeps; for fewer steps the video of the same prompt and seed with all steps. Consistency is the
+difference to the source outside the named objects.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ HIT = System("look and join", selective=False, strength=0.0)
 EARLY = System("early start", selective=False, strength=0.0, method="early start")
 TAKE = System("another take", selective=False, strength=0.0, take="another take")
 RIM = 2  # pixels around an object that count as part of it
-MEASURES = ("alignment", "details", "error", "seams", "flicker", "difference", "copies")
 
 
 @dataclass(frozen=True)
@@ -86,55 +85,57 @@ def _measured(wan: Bench, pairs: Sequence[Pair]) -> Told:
     """By system, by measure: [N]. Rivals are taken at the cost of each pair's hit."""
     told: dict[str, list[dict]] = {}
     for pair in pairs:
-        hit = wan.sample(pair.target, HIT, pair.source)
-        cost, steps = hit["step_equivalents"], pair.target.steps
-        cold, source = wan.sample(pair.target), wan.sample(pair.source)
-        on_source = wan.sample(pair.target_on_source_noise)
-        compare = _Comparison(wan, pair, wan.frames(source))
-        found = {
-            "cold": compare(cold, cold),
-            "look and join": compare(hit, source),
-            "early start": compare(wan.sample(pair.target, EARLY, pair.source), cold),
-            "another take": compare(wan.sample(pair.target, TAKE, pair.source), cold),
-            "fewer steps": _between(cost, steps, lambda n: compare(wan.sample(_shorter(pair.target, n)), cold)),
-            "fewer steps, source's seed": _between(
-                cost, steps, lambda n: compare(wan.sample(_shorter(pair.target_on_source_noise, n)), on_source)
-            ),
-            "NIRVANA": _between(
-                cost,
-                steps,
-                lambda n: compare(
-                    wan.sample(pair.target, nirvana(steps - n), pair.source) if n < steps else on_source, source
-                ),
-            ),
-        }
-        for name, measures in found.items():
+        for name, measures in _Systems(wan, pair).measured().items():
             told.setdefault(name, []).append(measures)
     return {name: {k: np.array([m[k] for m in of], float) for k in of[0]} for name, of in told.items()}
 
 
-def _shorter(request: Request, steps: int) -> Request:
-    """The same model in fewer steps: one that is distilled stays so."""
-    return Request(**{**vars(request), "steps": steps, "full_model": request.steps > 4})
+class _Systems:
+    """One pair under every system."""
 
+    def __init__(self, wan: Bench, pair: Pair):
+        self.wan, self.pair, self.steps = wan, pair, pair.target.steps
+        self.cold, self.source = wan.sample(pair.target), wan.sample(pair.source)
+        self.on_source = wan.sample(pair.target_on_source_noise)
+        self.source_frames = wan.frames(self.source)
+        self.taken = judge.object_masks(self.source_frames, pair.of.source)
 
-def _between(cost: float, steps: int, sampled: Callable[[int], dict]) -> dict:
-    """Measures at a fractional number of steps, between those of the two whole numbers around it."""
-    low = max(1, min(steps, int(np.floor(cost))))
-    weight = min(1.0, max(0.0, cost - low)) if low < steps else 0.0
-    below = sampled(low)
-    above = sampled(low + 1) if weight else below
-    return {name: (1 - weight) * below[name] + weight * above[name] for name in below}
+    def measured(self) -> dict[str, dict]:
+        """By system."""
+        hit = self._reads(HIT)
+        cost = hit["step_equivalents"]
+        return {
+            "cold": self._told(self.cold, self.cold),
+            "look and join": self._told(hit, self.source),
+            "early start": self._told(self._reads(EARLY), self.cold),
+            "another take": self._told(self._reads(TAKE), self.cold),
+            "fewer steps": self._between(cost, self._fewer),
+            "fewer steps, source's seed": self._between(cost, self._fewer_on_source),
+            "NIRVANA": self._between(cost, self._nirvana),
+        }
 
+    def _reads(self, system: System) -> dict:
+        return self.wan.sample(self.pair.target, system, self.pair.source)
 
-class _Comparison:
-    """Measures of a sample for one pair."""
+    def _fewer(self, steps: int) -> dict:
+        return self._told(self.wan.sample(_shorter(self.pair.target, steps)), self.cold)
 
-    def __init__(self, wan: Bench, pair: Pair, source: np.ndarray):
-        self.wan, self.pair, self.source = wan, pair, source
-        self.taken = judge.object_masks(source, pair.of.source)
+    def _fewer_on_source(self, steps: int) -> dict:
+        return self._told(self.wan.sample(_shorter(self.pair.target_on_source_noise, steps)), self.on_source)
 
-    def __call__(self, sample: dict, reference: dict) -> dict[str, float]:
+    def _nirvana(self, steps: int) -> dict:
+        sample = self.on_source if steps == self.steps else self._reads(nirvana(self.steps - steps))
+        return self._told(sample, self.source)
+
+    def _between(self, cost: float, sampled: Callable[[int], dict]) -> dict:
+        """Measures at a fractional number of steps, between those of the two whole numbers around it."""
+        low = max(1, min(self.steps, int(np.floor(cost))))
+        weight = min(1.0, max(0.0, cost - low)) if low < self.steps else 0.0
+        below = sampled(low)
+        above = sampled(low + 1) if weight else below
+        return {name: (1 - weight) * below[name] + weight * above[name] for name in below}
+
+    def _told(self, sample: dict, reference: dict) -> dict[str, float]:
         """reference: whose details the sample should keep."""
         frames, wanted = self.wan.frames(sample), self.wan.frames(reference)
         kept = details.visible(details.find(wanted), frames)
@@ -145,8 +146,13 @@ class _Comparison:
             "cost": float(sample["step_equivalents"]),
             "wanted": len(kept),
             "kept": details.matched(kept, details.find(frames)),
-            "difference": metrics.difference(frames, self.source, outside, BenchWan.side),
+            "difference": metrics.difference(frames, self.source_frames, outside, BenchWan.side),
         }
+
+
+def _shorter(request: Request, steps: int) -> Request:
+    """The same model in fewer steps: one that is distilled stays so."""
+    return Request(**{**vars(request), "steps": steps, "full_model": request.steps > 4})
 
 
 def _row(steps: int, change: str, system: str, of: dict, told: Told, chosen: np.ndarray) -> dict:

@@ -1,4 +1,7 @@
-"""The SRD masks of a plan: from the look, recorded attention, a MASK, or segment-anything; and what people see of them."""
+"""The SRD masks of a plan, as far as they are known before sampling, and what people see of them.
+
+They come from recorded attention, a MASK or segment-anything; those from the look are made while sampling.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ The bench itself samples through the host; a test holds that both give the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def sample(
     """[N, 16, T, h, w] from noise `start`; context: [N, L, C]. `seen(step, x)` is told every state but the last."""
     x, levels = start, sigmas(steps).tolist()
     empty = torch.zeros_like(context)
-    for step, (sigma, after) in enumerate(zip(levels, levels[1:], strict=False)):
+    for step, (sigma, after) in enumerate(pairwise(levels)):
         if seen is not None:
             seen(step, x)
         timestep = torch.full((len(x),), sigma * 1000, device=x.device)
