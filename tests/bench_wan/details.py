@@ -212,4 +212,4 @@ def _texture(path: list[_Blob]) -> str | None:
     if longer > 1.5:
         return "bar"
     hole = float(np.median([b.hole for b in path]))
-    return "ring" if hole < 0.75 else "disc"
+    return "ring" if hole < 0.88 else "disc"

@@ -18,7 +18,7 @@ from small_wan.judge import Fit, Grid, centroids, downsized, heading, mixtures, 
 
 from . import scenes
 from .captions import BACKGROUNDS, COLOURS, COUNTS, PANS, PLACES, SHAPES, Caption
-from .scenes import AREA, PAN, SIZE, TINTS, WHITE
+from .scenes import AREA, DOT_RADIUS, PAN, SIZE, TINTS, WHITE
 
 PALETTE = np.asarray([*COLOURS.values(), *TINTS, WHITE], np.float32)
 """Everything a scene paints with: the objects' colours, the details' tints, the dots' white."""
@@ -31,6 +31,7 @@ _TOLERANCE = 0.15  # RGB distance from the mix at which a pixel stops counting
 _AREA = sum(AREA) / 2 * SIZE * SIZE  # pixels of an object in the middle of the range
 _LEAST_AREA = _AREA / 4  # pixels a frame; what is smaller is no object
 _COPY_AREA = _AREA / 3  # pixels; a further area of an object's colour from here on is a copy
+_DOT_AREA = np.pi * (sum(DOT_RADIUS) / 2) ** 2  # pixels
 _ONE_OBJECT = 16.0  # pixels between two areas' centres; nearer than this they are one object, torn in two
 _LEAST_DOT = 20.0  # pixels a frame; the scenes' dots cover 55 to 79
 _AS_FAST = 0.75  # of the fastest object's speed; from here on the named object is the main one
@@ -189,7 +190,9 @@ def count_dots(seen: Seen) -> int:
     counts = []
     for frame in seen.owned[_DOTS]:
         parts, count = scipy.ndimage.label(frame)
-        counts.append(int((np.bincount(parts.ravel(), minlength=count + 1)[1:] >= _LEAST_DOT).sum()))
+        areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+        # Two that touch are one area, of twice the size.
+        counts.append(sum(max(1, int(area / _DOT_AREA + 0.4)) for area in areas if area >= _LEAST_DOT))
     return int(np.median(counts))
 
 
@@ -235,29 +238,30 @@ def copies(video: Video, caption: Caption) -> int:
     """How many objects too many there are of a named colour, in at least two frames.
 
     A further area counts from a third of an object's area on, unless it lies so near that the two are one object torn
-    in two.
+    in two; an area of the size of two objects is two.
     """
     seen = Seen.of(video)
     extra = 0
     for colour in [caption.colour, *((caption.second or ())[:1])]:
-        counts = sorted(_areas(frame) for frame in seen.owned[_NAMES.index(colour)])
+        counts = sorted(_count(frame) for frame in seen.owned[_NAMES.index(colour)])
         extra += max(0, counts[-2] - 1)
     return extra
 
 
-def _areas(owned: np.ndarray) -> int:
+def _count(owned: np.ndarray) -> int:
     """How many objects an owned area [SIZE, SIZE] is."""
     closed = scipy.ndimage.binary_closing(np.pad(owned, 2), np.ones((3, 3)))
     parts, count = scipy.ndimage.label(closed)
-    area = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-    large = np.flatnonzero(area >= _COPY_AREA) + 1
-    if len(large) < 2:
-        return len(large)
+    areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    large = np.flatnonzero(areas >= _COPY_AREA) + 1
     kept: list[np.ndarray] = []
-    for centre in np.asarray(scipy.ndimage.center_of_mass(closed, parts, large)):
+    number = 0
+    for part in large:
+        centre = np.asarray(scipy.ndimage.center_of_mass(closed, parts, part))
         if all(np.hypot(*(centre - other)) >= _ONE_OBJECT for other in kept):
             kept.append(centre)
-    return len(kept)
+            number += max(1, int(areas[part - 1] / _AREA + 0.5))  # two that touch are one area
+    return number
 
 
 def fidelity(video: Video, caption: Caption) -> float:
