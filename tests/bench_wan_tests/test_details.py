@@ -154,8 +154,9 @@ def test_one_damaged_detail_is_one_detail_lost(drawn, found, planted, through_co
     elif damage == "removed":
         parts["detail_radius"][each, which] = -9.0
     else:
-        parts["detail_drift"][each, which] += 5.0 * inwards
-        parts["detail_place"][each, which] -= 2.0 * inwards
+        drift = parts["detail_drift"][each, which]
+        own = drift - torch.stack((layout.pan, torch.zeros(FEW)), 1)
+        parts["detail_drift"][each, which] = drift - scenes.DETAIL_DRIFT * own.sign()
     videos = through_codec(scenes.draw(replace(layout, **parts))[0].numpy())
     reference = [found[i] for i in rows]
     lost = np.array([len(a) - details.matched(a, details.find(v)) for a, v in zip(reference, videos, strict=True)])

@@ -158,13 +158,13 @@ def test_copy_in_one_frame_alone_is_not_counted_but_in_two_it_is(few):
 
 
 def test_torn_object_is_not_two(few):
-    """A gap of the background's colour through the middle of the main object, two pixels wide."""
+    """A gap of the background's colour through the middle of the main object, four pixels wide."""
     captions, layout = few
     videos = scenes.draw(layout)[0].numpy()
     for i, caption in enumerate(captions):
         for t in range(scenes.FRAMES):
             x = int(layout.place[i, 0, 0] + layout.drift[i, 0, 0] * t)
-            videos[i, t, :, x : x + 2] = BACKGROUNDS[caption.background]
+            videos[i, t, :, x - 2 : x + 2] = BACKGROUNDS[caption.background]
     assert sum(judge.copies(v, c) for v, c in zip(videos, captions, strict=True)) == 0
 
 
