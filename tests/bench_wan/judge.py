@@ -18,7 +18,7 @@ from small_wan.judge import Fit, Grid, centroids, downsized, heading, mixtures, 
 
 from . import scenes
 from .captions import BACKGROUNDS, COLOURS, COUNTS, PANS, PLACES, SHAPES, Caption
-from .scenes import AREA, DOT_RADIUS, PAN, SIZE, TINTS, WHITE
+from .scenes import AREA, PAN, SIZE, TINTS, WHITE
 
 PALETTE = np.asarray([*COLOURS.values(), *TINTS, WHITE], np.float32)
 """Everything a scene paints with: the objects' colours, the details' tints, the dots' white."""
@@ -31,9 +31,10 @@ _TOLERANCE = 0.15  # RGB distance from the mix at which a pixel stops counting
 _AREA = sum(AREA) / 2 * SIZE * SIZE  # pixels of an object in the middle of the range
 _LEAST_AREA = _AREA / 4  # pixels a frame; what is smaller is no object
 _COPY_AREA = _AREA / 3  # pixels; a further area of an object's colour from here on is a copy
-_DOT_AREA = np.pi * (sum(DOT_RADIUS) / 2) ** 2  # pixels
 _ONE_OBJECT = 16.0  # pixels between two areas' centres; nearer than this they are one object, torn in two
 _LEAST_DOT = 20.0  # pixels a frame; the scenes' dots cover 55 to 79
+_CORE = (np.hypot(*np.mgrid[-2:3, -2:3]) < 2.3)[None] / 21.0  # a disc of 21 pixels, which a dot must fill
+_FILLED = 0.85  # … up to this share
 _AS_FAST = 0.75  # of the fastest object's speed; from here on the named object is the main one
 _RESTING = PAN / 2  # pixels a frame to either side, from which the camera pans
 _PLAIN = 0.3  # amount of every colour below which a pixel is background
@@ -101,13 +102,18 @@ class Seen:
                 continue
             parts, count = scipy.ndimage.label(self.owned[colour], np.ones((3, 3, 3)))
             volumes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-            largest = int(volumes.argmax()) + 1
-            if volumes[largest - 1] >= _LEAST_AREA * len(self.video):
-                # Other large areas are copies, which must not pull at the object's place; small ones may be its rags.
-                others = [i + 1 for i in np.flatnonzero(volumes >= _COPY_AREA) if i + 1 != largest]
-                covered = self.coverage(colour) * ~np.isin(parts, others)
-                places = centroids(covered * (parts == largest), _LEAST_AREA / 2)
-                found[colour] = Object(colour, covered, places, float(volumes[largest - 1]))
+            if volumes.max() < _LEAST_AREA * len(self.video):
+                continue
+            whole = parts == volumes.argmax() + 1
+            places = centroids(whole.astype(np.float32), _LEAST_AREA / 2)
+            covered = self.coverage(colour)
+            if count > 1:
+                # Parts beside the largest one are its rags, or half of it; what lies further away is a copy.
+                near = np.arange(count + 1) == 0
+                near[1:] = scipy.ndimage.mean(_distances(places), parts, np.arange(1, count + 1)) < _ONE_OBJECT + 3
+                covered = covered * near[parts]
+                whole = near[parts] & (parts > 0)
+            found[colour] = Object(colour, covered, centroids(covered * whole, _LEAST_AREA / 2), float(whole.sum()))
         return found
 
 
@@ -115,9 +121,18 @@ Video = np.ndarray | Seen
 """What every measure takes: a video, or how its pixels are explained, where several measures share that."""
 
 
+def _distances(places: np.ndarray) -> np.ndarray:
+    """[T, SIZE, SIZE] pixels from a place [T, 2] of each frame."""
+    middle = np.arange(SIZE, dtype=np.float32) + 0.5
+    return np.hypot(middle - places[:, :1, None], middle[:, None] - places[:, 1:, None])
+
+
 @dataclass(frozen=True)
 class Object:
-    """covered: [T, SIZE, SIZE] soft coverage by its colour; places: [T, 2] centres; volume: pixels in all frames."""
+    """The largest object of a colour.
+
+    covered: [T, SIZE, SIZE] soft coverage by its colour; places: [T, 2] centres; volume: pixels in all frames.
+    """
 
     colour: int
     covered: np.ndarray
@@ -186,14 +201,9 @@ def _place(away: np.ndarray) -> str:
 
 
 def count_dots(seen: Seen) -> int:
-    """White dots a frame, as most frames have them."""
-    counts = []
-    for frame in seen.owned[_DOTS]:
-        parts, count = scipy.ndimage.label(frame)
-        areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-        # Two that touch are one area, of twice the size.
-        counts.append(sum(max(1, int(area / _DOT_AREA + 0.4)) for area in areas if area >= _LEAST_DOT))
-    return int(np.median(counts))
+    """White dots a frame, as most frames have them. A noisy rim or a hole of a pixel changes nothing."""
+    cores = scipy.ndimage.correlate(seen.owned[_DOTS].astype(np.float32), _CORE, mode="constant") > _FILLED
+    return int(np.median([scipy.ndimage.label(frame, np.ones((3, 3)))[1] for frame in cores]))
 
 
 def _pan(seen: Seen, others: list[Object]) -> str | None:

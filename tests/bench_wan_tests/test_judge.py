@@ -158,14 +158,17 @@ def test_copy_in_one_frame_alone_is_not_counted_but_in_two_it_is(few):
 
 
 def test_torn_object_is_not_two(few):
-    """A gap of the background's colour through the middle of the main object, four pixels wide."""
+    """A gap through the middle of the main object, four pixels wide, that shows the background's colour."""
     captions, layout = few
-    videos = scenes.draw(layout)[0].numpy()
+    videos, seen = (part.numpy() for part in scenes.draw(layout))
     for i, caption in enumerate(captions):
         for t in range(scenes.FRAMES):
             x = int(layout.place[i, 0, 0] + layout.drift[i, 0, 0] * t)
-            videos[i, t, :, x - 2 : x + 2] = BACKGROUNDS[caption.background]
+            gap = seen[i, 0, t] > 0
+            gap[:, : x - 2] = gap[:, x + 2 :] = False
+            videos[i, t][gap] = BACKGROUNDS[caption.background]
     assert sum(judge.copies(v, c) for v, c in zip(videos, captions, strict=True)) == 0
+    assert not any(wrong(videos, captions))
 
 
 def test_recoloured_object_fails_only_its_colour(few, through_codec):
@@ -204,6 +207,14 @@ def test_reversed_video_moves_the_other_way(few, decoded):
         assert "direction" in wrong([video[::-1]], [caption])[0]
 
 
+def test_resting_object_of_the_named_colour_is_not_the_main_one(drawn, decoded):
+    """The colours of main and second object exchanged in the caption."""
+    for video, caption in zip(decoded, drawn.captions, strict=True):
+        if caption.second:
+            other = replace(caption, colour=caption.second[0], second=(caption.colour, *caption.second[1:]))
+            assert {"colour", "second colour"} <= wrong([video], [other])[0]
+
+
 def test_second_object_in_another_place_fails(drawn, decoded):
     """The same video under a caption that names the place across."""
     across = {name: next(n for n, q in PLACES.items() if q == (-p[0], -p[1])) for name, p in PLACES.items()}
@@ -222,7 +233,11 @@ def test_one_dot_too_many_or_too_few_fails_only_the_dots(drawn, through_codec):
 
     added, seen = scenes.draw(replace(layout, dots=layout.dots + 1))
     whole = (seen[:, 3].sum((1, 2, 3)) - true) > 0.98 * true / layout.dots
-    rows = (whole & (layout.dots < scenes.MOST_DOTS)).nonzero()[:, 0].tolist()
+    new = layout.dots.clamp(max=scenes.MOST_DOTS - 1)
+    away = (layout.dot_place - layout.dot_place[torch.arange(len(new)), new][:, None]).norm(dim=2)
+    away[torch.arange(scenes.MOST_DOTS) >= new[:, None]] = np.inf
+    apart = away.amin(1) >= 2 * layout.dot_radius + 3.0
+    rows = (whole & apart & (layout.dots < scenes.MOST_DOTS)).nonzero()[:, 0].tolist()
     assert len(rows) >= 5
     videos = through_codec(added.numpy()[rows])
     assert wrong(videos, [captions[i] for i in rows]) == [{"dots"}] * len(rows)
