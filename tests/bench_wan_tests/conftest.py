@@ -27,8 +27,8 @@ class Scenes:
 def coded(videos: np.ndarray) -> np.ndarray:
     """Videos [..., T, H, W, 3] through the codec, as every sample comes out of it."""
     codec = latents.codec()
-    latent = latents.encode(torch.from_numpy(np.ascontiguousarray(videos, np.float32)), codec)
-    return latents.decode(latent, codec).numpy()
+    latent = codec.encode(torch.from_numpy(np.ascontiguousarray(videos, np.float32)))
+    return codec.decode(latent).numpy()
 
 
 @pytest.fixture(scope="session")
