@@ -121,7 +121,7 @@ class LookAndJoin(Technique):
             return None
         if request.network.selective_refusal(request.options) is not None:
             return None
-        return Context(int(MEMORY * request.free_memory()))
+        return Context(lambda: int(MEMORY * request.free_memory()))
 
     def start(self, schedule: Schedule) -> torch.Tensor | Refused | None:
         """The source's noise."""
@@ -150,7 +150,8 @@ class LookAndJoin(Technique):
             return x0
         if self.joined:
             assert self.cells is not None and self.outside is not None
-            x0 = torch.where(self.cells, x0, self.outside.to(x0))
+            self.cells, self.outside = self.cells.to(x0.device), self.outside.to(x0)  # copied once
+            x0 = torch.where(self.cells, x0, self.outside)
         self.known = x0
         return x0
 
