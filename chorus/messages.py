@@ -93,6 +93,7 @@ TEXTS = {
     "note.attention": "no selective steps: another node replaces the attention",
     "note.composition": "the match's composition is kept: the noise is that of its seed {seed}, so the seed of this "
     'request has no effect. Choose "another take" for the request\'s own',
+    "note.mask_later": "the first step of the run shows where it differs; the mask appears then",
     "note.everywhere": "the first step shows a change of nearly the whole picture, so little is reused",
     "note.context_memory": "no selective steps: too little memory is free for the keys and values of what they leave out",
     "note.look_start": "no look: sampling starts at sigma {sigma} or from a picture, so the run starts from an early state",

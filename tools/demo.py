@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def run(output: Path, console: Console) -> None:
     for name, content in (
         (files["side_by_side"], "the similar prompt, sampled cold and from the cache"),
         (files["contact_sheet"], "the same as a still"),
-        ("srd_mask.webp", "what the selective steps recomputed"),
+        ("srd_mask.webp", "the source, and where the look saw that the new prompt changes it"),
         ("report.json", "every figure, explained in docs/demo.md"),
         ("cache", "what was kept: python -m chorus.cache ls demo_output/cache"),
     ):
@@ -105,14 +106,16 @@ def write_pictures(output: Path, four: Sequence[Video], target_cold: Video) -> d
     for video in (*four, target_cold):
         video.files["video"] = f"{video.request.name}.webp"
         demo_pictures.write_video(output / video.files["video"], video.frames)
-    if target.figures["outcome"] == "hit":
+    shown = target.frames
+    if target.masks is not None:
         target.files["srd_mask"] = "srd_mask.webp"
-        demo_pictures.write_video(output / target.files["srd_mask"], target.overlay)
+        demo_pictures.write_video(output / target.files["srd_mask"], demo_pictures.masked(source.frames, target.masks))
+        shown = demo_pictures.outlined(target.frames, target.masks)
     new = frozenset(target.request.caption.text.split()) - frozenset(source.request.caption.text.split())
     panels = [
         panel("Source, sampled cold", source, frozenset()),
         panel("Similar prompt, sampled cold", target_cold, new),
-        panel("Similar prompt, from the cache", target, new),
+        replace(panel("Similar prompt, from the cache", target, new), frames=shown),
     ]
     files = {"side_by_side": "side_by_side.webp", "contact_sheet": "side_by_side.png"}
     demo_pictures.write_side_by_side(output / files["side_by_side"], panels)
@@ -152,6 +155,7 @@ def _cells(video: Video) -> dict[str, str]:
         "why": escape(figures["reason"]),
         "match score": "–" if score is None else f"{score:.2f}",
         "source prompt": figures["source_prompt"] or "–",
+        "differs": "–" if figures["looked"] is None else f"{figures['looked']:.0%} of the picture",
         "K1, K2": f"{figures['k1']}, {figures['k2']}",
         "steps computed": f"{figures['steps_computed']} of {figures['steps']}",
         "step equivalents": f"{figures['step_equivalents']:.1f}",

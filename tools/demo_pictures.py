@@ -5,12 +5,14 @@ Frames everywhere: uint8 [T, H, W, 3].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 FRAME_MS = 250
 ENLARGE = 4
@@ -36,6 +38,35 @@ class Panel:
     work: str
     saving: bool
     frames: np.ndarray
+
+
+def masked(frames: np.ndarray, masks: Mapping[str, Any]) -> np.ndarray:
+    """Frames with the edit mask tinted and all else dimmed. masks: as ChorusCacheStore reports them."""
+    edit = _edit_mask(masks, frames.shape[:3])[..., None]
+    tint = np.array(ImageColor.getrgb(_ACCENT), np.float32)
+    return np.where(edit, 0.6 * frames + 0.4 * tint, 0.4 * frames).round().astype(np.uint8)
+
+
+def outlined(frames: np.ndarray, masks: Mapping[str, Any]) -> np.ndarray:
+    """Frames with a thin line around the edit mask."""
+    edit = _edit_mask(masks, frames.shape[:3])
+    inner = edit.copy()
+    for axis in (1, 2):
+        for shift in (-1, 1):
+            inner &= np.roll(edit, shift, axis)
+    line = (edit & ~inner)[..., None]
+    tint = np.array(ImageColor.getrgb(_ACCENT), np.float32)
+    return np.where(line, 0.4 * frames + 0.6 * tint, frames).round().astype(np.uint8)
+
+
+def _edit_mask(masks: Mapping[str, Any], size: Sequence[int]) -> np.ndarray:
+    """The edit mask in the size of the frames, [T, H, W] bool."""
+    grid = masks["grid"]
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(masks["edit"]), np.uint8), count=int(np.prod(grid)))
+    edit = bits.reshape(grid).astype(bool)
+    for axis, (cells, pixels) in enumerate(zip(grid, size, strict=True)):
+        edit = edit.take(np.arange(pixels) * cells // pixels, axis)
+    return edit
 
 
 def write_video(file: Path, frames: np.ndarray) -> None:

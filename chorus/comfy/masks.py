@@ -35,7 +35,7 @@ def with_regions(
 ) -> Plan:
     """The plan with its masks, or with a note why its middle steps are full ones."""
     began = time.perf_counter()
-    regions, note = None, None
+    regions, note = None, say("note.mask_later") if plan.source is not None and way == "look" else None
     if plan.source is not None and way != "look":
         base, note = _base(plan, way, mask, checkpoint)
         if base is not None:

@@ -30,8 +30,16 @@ class Cut:
     everywhere: float
 
     def __call__(self, difference: torch.Tensor) -> torch.Tensor:
-        """The tokens [T, H, W] bool at which the difference is above the cut."""
-        return difference > min(self.highest, max(self.lowest, self.scale * otsu(difference)))
+        """The tokens [T, H, W] bool at which the difference is above the cut.
+
+        Where that would be nearly all, Otsu's threshold itself decides: a weak difference everywhere is no reason to
+        keep nothing of the source.
+        """
+        threshold = otsu(difference)
+        changed = difference > min(self.highest, max(self.lowest, self.scale * threshold))
+        if float(changed.float().mean()) > self.everywhere:
+            changed = difference > min(self.highest, max(self.lowest, threshold))
+        return changed
 
 
 def channel_spread(latent: torch.Tensor) -> torch.Tensor:

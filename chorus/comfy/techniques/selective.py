@@ -77,7 +77,7 @@ class Selective(Technique):
             return None
         regions = regions_of(request.plan)
         if regions is None:
-            note = request.plan.stages[NAME].note
+            note = None if request.plan.stages[NAME].way == "look" else request.plan.stages[NAME].note
             return Refused(note) if note is not None else None
         if regions.whole or regions.empty:
             return None  # everything differs, or nothing does: the steps are full ones
