@@ -30,7 +30,7 @@ from .text import Encoder
 from .train import save
 from .twin import Twin
 
-TEACHER_STEPS, STEPS = 20, 4
+TEACHER_STEPS, STEPS = 20, sampling.DISTILLED_STEPS
 PEAK_RATE = 2e-3
 LORA_PREFIX = "diffusion_model."
 
@@ -45,16 +45,10 @@ def teacher_states(model: Twin, work: Path, count: int, batch: int, seed: int, d
         texts += captions
         file = work / f"states_{index:04d}.safetensors"
         if not file.exists():
-            path: list[Tensor] = []
-
-            def keep(step: int, x: Tensor, path: list[Tensor] = path) -> None:
-                if step % stride == 0:
-                    path.append(x)
-
             start = sampling.noise([seed * 1_000_000 + index * batch + i for i in range(batch)]).to(device)
-            last = sampling.sample(model, encoder(captions), start, TEACHER_STEPS, seen=keep)
+            path = sampling.path(model, encoder(captions), start, TEACHER_STEPS)
             part = file.with_suffix(".part")
-            save_file({"states": torch.stack([*path, last], 1).half().cpu()}, part)
+            save_file({"states": torch.stack(path[::stride], 1).half().cpu()}, part)
             os.replace(part, file)
             print(f"teacher batch {index + 1} of {count // batch}", flush=True)
         states.append(load_file(file)["states"])

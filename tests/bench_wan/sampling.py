@@ -5,7 +5,7 @@ The bench itself samples through the host; a test holds that both give the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ from . import scenes
 from .train import SHIFT
 
 CFG = 3.0
+DISTILLED_STEPS = 4
 LATENT = (16, scenes.FRAMES, scenes.SIZE // 4, scenes.SIZE // 4)
 
 
@@ -34,27 +35,23 @@ def noise(seeds: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def sample(
-    model: Any,
-    context: Tensor,
-    start: Tensor,
-    steps: int,
-    cfg: float = CFG,
-    seen: Callable[[int, Tensor], None] | None = None,
-) -> Tensor:
-    """[N, 16, T, h, w] from noise `start`; context: [N, L, C]. `seen(step, x)` is told every state but the last."""
-    x, levels = start, sigmas(steps).tolist()
-    empty = torch.zeros_like(context)
-    for step, (sigma, after) in enumerate(pairwise(levels)):
-        if seen is not None:
-            seen(step, x)
-        timestep = torch.full((len(x),), sigma * 1000, device=x.device)
-        v = _velocity(model, x, timestep, context)
-        if cfg != 1.0:
-            without = _velocity(model, x, timestep, empty)
-            v = without + cfg * (v - without)
-        x = x + (after - sigma) * v
-    return x
+def estimate(model: Any, context: Tensor, x: Tensor, sigma: float, cfg: float = CFG) -> Tensor:
+    """x0 [N, 16, T, h, w] at x; context: [N, L, C]."""
+    timestep = torch.full((len(x),), sigma * 1000, device=x.device)
+    v = _velocity(model, x, timestep, context)
+    if cfg != 1.0:
+        without = _velocity(model, x, timestep, torch.zeros_like(context))
+        v = without + cfg * (v - without)
+    return x - sigma * v
+
+
+def path(model: Any, context: Tensor, start: Tensor, steps: int, cfg: float = CFG) -> list[Tensor]:
+    """x at σ_0 … σ_N, each [N, 16, T, h, w]; start: the noise; context: [N, L, C]."""
+    states = [start]
+    for sigma, after in pairwise(sigmas(steps).tolist()):
+        x = states[-1]
+        states.append(x + (x - estimate(model, context, x, sigma, cfg)) / sigma * (after - sigma))
+    return states
 
 
 def _velocity(model: Any, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
