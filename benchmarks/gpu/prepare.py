@@ -114,9 +114,9 @@ def export(checkpoint: Path, file: Path) -> None:
     """The averaged weights of a training's checkpoint.pt, which the training goes on from on the other machine."""
     import torch
 
-    from bench_wan.train import write_average
+    from bench_wan.export import write_model
 
-    write_average(torch.load(checkpoint, map_location="cpu")["average"], file)
+    write_model(torch.load(checkpoint, map_location="cpu")["average"], file)
 
 
 def main(arguments: Sequence[str]) -> int:
