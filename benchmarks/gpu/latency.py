@@ -253,7 +253,8 @@ class Bench:
         settings = lookup.LookupSettings(f"the {name} prompt", 0.0, mode, cache, "conditioning")
         plan = lookup.look_up([self.patcher], {"samples": self.blank}, settings, conditioning=self.prompts[name])
         if case.method:
-            plan = stages.reuse(plan, "fixed", schedule.reuse, 1.0, 0.0, case.method)
+            choice = "auto" if case.method == LOOK else "fixed"  # a fixed K1 leaves no tokens out after a look
+            plan = stages.reuse(plan, choice, schedule.reuse, 1.0, 0.0, case.method)
         if case.share is not None:
             plan = masks.with_regions(plan, "mask", self.frames[case.share], DILATION, DILATION, "none")
         if case.amplified:
@@ -467,10 +468,9 @@ class Measurement:
 
         def sample() -> None:
             measured = self.bench.request(row.case, row.schedule)
-            if fault := self.bench.fault(row.case, row.schedule, measured):
-                row.close("fault", fault)
-                return
             row.keep(measured)
+            if fault := self.bench.fault(row.case, row.schedule, measured):
+                row.close("fault", fault)  # its figures are kept
             if measured.report is not None and measured.report.match_score is not None:
                 self.match_score = measured.report.match_score
             if not row.case.chorus:
@@ -553,7 +553,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, choices=SCHEDULES, default=FEW.steps)
     parser.add_argument("--small", action="store_true", help="scaled down, on the CPU")
     parser.add_argument("--seconds", type=float, default=420.0, help="begin nothing that would end later")
-    parser.add_argument("--repeats", type=int, choices=range(1, MOST_REPEATS + 1), default=MOST_REPEATS, metavar="N")
+    parser.add_argument("--repeats", type=int, choices=range(MOST_REPEATS + 1), default=MOST_REPEATS, metavar="N")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
     options = parser.parse_args(arguments)
     models.import_comfyui(cpu=options.small)

@@ -104,7 +104,11 @@ def import_comfyui(cpu: bool) -> None:
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = cpu
-    # No server runs here, so no page can be told anything. Its module needs packages that sampling does not.
+    # No server and no graph run here. Their modules need packages that sampling does not, so they are not imported:
+    # the state of progress is made before anything asks for it, and there is no page to tell anything.
+    import comfy_execution.progress
+
+    comfy_execution.progress.reset_progress_state("", None)
     none = types.ModuleType("server")
     none.PromptServer = None  # type: ignore[attr-defined]
     sys.modules.setdefault("server", none)

@@ -31,9 +31,9 @@ PACKAGES = ("blake3", "comfy-aimdo", "comfy-kitchen", "torchsde", "zstandard")
 UNPINNED = ("trampoline",)
 # 135 MB of kernels for AMD's GPUs would travel for nothing.
 LEFT_OUT = ("comfy_kitchen/backends/hip/*.so",)
-# Of ComfyUI only Python files and small tables travel, and none of these folders.
+# Of ComfyUI only Python files and small tables travel, and none of these folders at its top.
 HOST_LEFT_OUT = {"api_server", "blueprints", "comfy_api_nodes", "custom_nodes", "models", "script_examples", "tests"}
-HOST_LEFT_OUT |= {"tests-unit", "input", "output", "__pycache__", ".git", ".github", ".ci"}
+HOST_LEFT_OUT |= {"tests-unit", "input", "output", ".git", ".github", ".ci"}
 HOST_LARGEST = 200_000  # bytes of a file: vocabularies of text encoders are larger
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17)] + ["manylinux2014_x86_64"]
 LARGEST = 64 * 2**20  # bytes that the checkout and what is packed may have together
@@ -97,10 +97,8 @@ def _host_files(host: Path) -> Iterator[Path]:
         if path.name in HOST_LEFT_OUT:
             continue
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            inside = file.relative_to(host).parts
-            if file.suffix in (".py", ".json") and not HOST_LEFT_OUT & set(inside):
-                if file.is_file() and file.stat().st_size <= HOST_LARGEST:
-                    yield file
+            if file.suffix in (".py", ".json") and file.is_file() and file.stat().st_size <= HOST_LARGEST:
+                yield file
 
 
 def checkout_bytes() -> int:
