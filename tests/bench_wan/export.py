@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,14 +20,19 @@ LORA_FILE = WEIGHTS / "bench_wan_4step_lora.safetensors"
 METADATA = {"config": json.dumps({"transformer": {k: CONFIG[k] for k in ("text_dim", "num_heads")}})}
 
 
+def write_model(average: Mapping[str, torch.Tensor], file: Path) -> None:
+    """The averaged weights in fp16, without what only training needs. By atomic rename."""
+    shipped = {name: value.cpu() for name, value in average.items() if not name.startswith("marks.")}
+    write(shipped, file, METADATA)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="the training's work folder")
     parser.add_argument("--model", type=Path, default=MODEL_FILE, help="where to write the model")
     args = parser.parse_args()
     state = torch.load(args.work / "checkpoint.pt", map_location="cpu")
-    shipped = {name: value for name, value in state["average"].items() if not name.startswith("marks.")}
-    write(shipped, args.model, METADATA)
+    write_model(state["average"], args.model)
     print(f"{args.model}: after {state['samples']} samples, {args.model.stat().st_size / 1e6:.1f} MB")
 
 
