@@ -230,12 +230,39 @@ def share_gradients(model: torch.nn.Module) -> None:
         g.copy_(part.view_as(g))
 
 
-def losses(model: Any, x0: Tensor, sigma: Tensor, context: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
-    """(of the velocity, of what the tokens show)."""
+def losses(
+    model: Any, x0: Tensor, sigma: Tensor, context: Tensor, marks: Tensor, given: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(of the velocity, of what the tokens show). given: further channels of the input."""
     noise, s = torch.randn_like(x0), sigma.view(-1, 1, 1, 1, 1)
-    v, guessed = model(s * noise + (1 - s) * x0, sigma * 1000, context)
+    x = s * noise + (1 - s) * x0
+    v, guessed = model(x if given is None else torch.cat((x, given), 1), sigma * 1000, context)
     told = F.binary_cross_entropy_with_logits(guessed.float(), marks, reduction="none").sum(-1).mean()
     return F.mse_loss(v.float(), noise - x0), told
+
+
+def first_frame(x0: Tensor) -> Tensor:
+    """The 20 channels in which the host gives a model the first frame, [B, 20, T, h, w].
+
+    Four say which latent frames are given; in the others are these frames, and gray where none is.
+    """
+    gray = torch.full((1, x0.shape[2], scenes.SIZE, scenes.SIZE, 3), 0.5, device=x0.device)
+    image = latents.codec(x0.device).encode(gray).to(x0).repeat(len(x0), 1, 1, 1, 1)
+    image[:, :, 0] = x0[:, :, 0]
+    told = torch.zeros_like(x0[:, :4])
+    told[:, :, 0] = 1.0
+    return torch.cat((told, image), 1)
+
+
+def begun_with(model: Twin, file: Path) -> None:
+    """Load weights to begin with. Inputs that the model has beyond them count for nothing at first."""
+    from safetensors.torch import load_file
+
+    weights = {name: value.float() for name, value in load_file(file).items()}
+    name = "patch_embedding.weight"
+    more = model.state_dict()[name].shape[1] - weights[name].shape[1]
+    weights[name] = F.pad(weights[name], (0, 0, 0, 0, 0, 0, 0, more))
+    model.load_state_dict(weights, strict=False)
 
 
 def save(file: Path, **state: Any) -> None:
@@ -248,8 +275,8 @@ def save(file: Path, **state: Any) -> None:
 class Step:
     """One step's gradients: compiled, or eager where nothing can be compiled here."""
 
-    def __init__(self, model: Twin, device: torch.device):
-        self.model, self.device = model, device
+    def __init__(self, model: Twin, device: torch.device, from_image: bool):
+        self.model, self.device, self.from_image = model, device, from_image
         self._network: Any = torch.compile(model)
         self._tried = False
 
@@ -269,9 +296,10 @@ class Step:
         self._tried = True
         return told
 
-    def _gradients(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradients(self, x0: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        given = first_frame(x0) if self.from_image else None
         with torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext():
-            flow, shown = losses(self._network, *batch)
+            flow, shown = losses(self._network, x0, *rest, given=given)
         (flow + MARKS_WEIGHT * shown).backward()
         return flow.detach(), shown.detach()
 
@@ -304,10 +332,13 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="train so long instead, all before the first step included")
     parser.add_argument("--weights", type=Path, help="with --minutes: where to write the averaged weights")
     parser.add_argument("--every", type=float, default=60.0, help="with --minutes: write them after so many seconds")
+    parser.add_argument("--from-image", action="store_true", help="train the model that is given the first frame")
     parser.add_argument("--frames", type=int, default=scenes.FRAMES, help="train on the first frames alone")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=PEAK_RATE, help="of learning, at its peak")
-    parser.add_argument("--pool", type=int, default=24_000, help="scenes drawn; captions, where scenes are drawn as it goes")
+    parser.add_argument(
+        "--pool", type=int, default=24_000, help="scenes drawn; captions, where scenes are drawn as it goes"
+    )
     parser.add_argument("--draw", action="store_true", help="draw scenes as it goes on the CPU, too")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args(given)
@@ -344,11 +375,9 @@ def main(given: Sequence[str] | None = None, told: Callable[[dict], None] = lamb
     if device.type == "cpu":
         fp32_muon()
     torch.manual_seed(args.seed)
-    model = Twin(MARKS).initialise()
+    model = Twin(MARKS, in_dim=36 if args.from_image else 16).initialise()
     if args.from_weights is not None:
-        from safetensors.torch import load_file
-
-        model.load_state_dict({k: v.float() for k, v in load_file(args.from_weights).items()}, strict=False)
+        begun_with(model, args.from_weights)
     model.to(device)
     average = {k: v.clone() for k, v in model.state_dict().items()}
     optims = optimisers(model, args.rate)
@@ -359,7 +388,11 @@ def main(given: Sequence[str] | None = None, told: Callable[[dict], None] = lamb
             optim.load_state_dict(saved)
     torch.manual_seed(args.seed + seen + 1_000_003 * process)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, from sample {seen}", flush=True)
-    clock, gradients, step = Clock(args.samples, args.until, args.minutes, spent), Step(model, device), 0
+    clock, gradients, step = (
+        Clock(args.samples, args.until, args.minutes, spent),
+        Step(model, device, args.from_image),
+        0,
+    )
     if args.minutes is not None:
         clock.began = began
     lost: list[tuple[Tensor, Tensor]] = []
@@ -377,9 +410,10 @@ def main(given: Sequence[str] | None = None, told: Callable[[dict], None] = lamb
         for optim in optims:
             optim.step()
             optim.zero_grad(set_to_none=True)
+        steps = seen // (args.batch * processes)  # those before a resumption, too
         with torch.no_grad():
             for name, value in model.state_dict().items():
-                average[name].lerp_(value, 1 - min(AVERAGE, (step + 1) / (step + 10)))
+                average[name].lerp_(value, 1 - min(AVERAGE, (steps + 1) / (steps + 10)))
         seen, step = seen + args.batch * processes, step + 1
         over = clock.over(seen)
         if process > 0:
