@@ -73,8 +73,6 @@ class ChorusStage1Reuse(io.ComfyNode):
 
     @classmethod
     @never_lost(stage_left_out)
-    def execute(
-        cls, model, chorus, k1, fraction, maximum, start=0.0, method=stages.METHODS[0]
-    ) -> io.NodeOutput:
+    def execute(cls, model, chorus, k1, fraction, maximum, start=0.0, method=stages.METHODS[0]) -> io.NodeOutput:
         plan = stages.reuse(chorus, k1, fraction, maximum, start, method)
         return io.NodeOutput(stages.on_model(model, plan), plan)

@@ -1,4 +1,4 @@
-"""The SRD masks of a plan: from the look, recorded attention, a MASK, or segment-anything; and what people see of them."""
+"""The SRD masks of a plan: from the look, attention, a MASK or segment-anything; and what people see of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def with_regions(
         base, note = _base(plan, way, mask, checkpoint)
         if base is not None:
             regions = build(base, edit_radius, visible_radius)
-    return plan.with_stage(selective.NAME, selective.Masks(regions, note, way, edit_radius, visible_radius), time.perf_counter() - began)
+    return plan.with_stage(
+        selective.NAME, selective.Masks(regions, note, way, edit_radius, visible_radius), time.perf_counter() - began
+    )
 
 
 def _base(
