@@ -86,7 +86,7 @@ def run(output: Path, console: Console) -> None:
     for name, content in (
         (files["side_by_side"], "the similar prompt, sampled cold and from the cache"),
         (files["contact_sheet"], "the same as a still"),
-        ("srd_mask.webp", "what the selective steps recomputed"),
+        ("srd_mask.webp", "where the similar prompt changes the source, as its first step showed"),
         ("report.json", "every figure, explained in docs/demo.md"),
         ("cache", "what was kept: python -m chorus.cache ls demo_output/cache"),
     ):
@@ -105,9 +105,9 @@ def write_pictures(output: Path, four: Sequence[Video], target_cold: Video) -> d
     for video in (*four, target_cold):
         video.files["video"] = f"{video.request.name}.webp"
         demo_pictures.write_video(output / video.files["video"], video.frames)
-    if target.figures["outcome"] == "hit":
+    if target.masks is not None:
         target.files["srd_mask"] = "srd_mask.webp"
-        demo_pictures.write_video(output / target.files["srd_mask"], target.overlay)
+        demo_pictures.write_video(output / target.files["srd_mask"], demo_pictures.marked(source.frames, target.masks))
     new = frozenset(target.request.caption.text.split()) - frozenset(source.request.caption.text.split())
     panels = [
         panel("Source, sampled cold", source, frozenset()),
@@ -152,6 +152,7 @@ def _cells(video: Video) -> dict[str, str]:
         "why": escape(figures["reason"]),
         "match score": "–" if score is None else f"{score:.2f}",
         "source prompt": figures["source_prompt"] or "–",
+        "picture that differs": "–" if figures["looked"] is None else f"{figures['looked']:.0%}",
         "K1, K2": f"{figures['k1']}, {figures['k2']}",
         "steps computed": f"{figures['steps_computed']} of {figures['steps']}",
         "step equivalents": f"{figures['step_equivalents']:.1f}",

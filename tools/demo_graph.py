@@ -21,8 +21,7 @@ CFG = 3.0
 Graph = dict[str, dict[str, Any]]
 
 _REPLACED = {"CLIPLoader": "SmallWanTextEncoderLoader", "VAELoader": "SmallWanVAELoader"}
-_OVERLAY_OUTPUT = 2  # of ChorusSRDMask
-_FRAMES, _OVERLAY = "demo frames", "demo overlay"
+_FRAMES = "demo frames"
 
 
 class TemplateFailure(RuntimeError):
@@ -38,7 +37,6 @@ class DemoGraph:
     store: str
     steps: int
     frames: str = _FRAMES
-    overlay: str = _OVERLAY
 
 
 def load_template(file: Path = TEMPLATE) -> Graph:
@@ -75,13 +73,8 @@ def build(template: Graph, prompt: str, seed: int, *, use_chorus: bool = True) -
     if not use_chorus:
         graph[lookup]["inputs"]["mode"] = "off"
 
-    graph[_FRAMES] = _preview([only(graph, "VAEDecode"), 0])
-    graph[_OVERLAY] = _preview([only(graph, "ChorusSRDMask"), _OVERLAY_OUTPUT])
+    graph[_FRAMES] = {"class_type": "PreviewImage", "inputs": {"images": [only(graph, "VAEDecode"), 0]}}
     return DemoGraph(graph, sampler, only(graph, "ChorusCacheStore"), int(graph[sampler]["inputs"]["steps"]))
-
-
-def _preview(images: list[Any]) -> dict[str, Any]:
-    return {"class_type": "PreviewImage", "inputs": {"images": images}}
 
 
 def only(graph: Graph, class_type: str) -> str:

@@ -5,9 +5,11 @@ Frames everywhere: uint8 [T, H, W, 3].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -21,6 +23,7 @@ _TEXT = "#e8eaed"
 _MUTED = "#9aa0a6"
 _ACCENT = "#ffb454"
 _GOOD = "#7fd88f"
+_TINT = (255, 64, 38)
 _GAP, _PADDING = 16, 14
 _LINE = 135  # line height in percent of the font size
 _SHEET_CAPTION = 280
@@ -41,6 +44,24 @@ class Panel:
 def write_video(file: Path, frames: np.ndarray) -> None:
     """Write frames enlarged, exact to the pixel, as a looping animation."""
     _write_animation(file, [_enlarged(frame, ENLARGE) for frame in frames])
+
+
+def marked(frames: np.ndarray, masks: Mapping[str, Any]) -> np.ndarray:
+    """The frames with masks over them: the edit mask tinted, everything outside the visible mask dimmed.
+
+    masks: `grid` [T, H, W] of tokens, and the bits of `edit` and `visible` on it, base64, eight tokens a byte.
+    """
+    grid = tuple(masks["grid"])
+    # The token under each pixel, along each axis.
+    under = np.ix_(*(np.arange(size) * tokens // size for size, tokens in zip(frames.shape, grid, strict=False)))
+    edit, visible = (
+        np.unpackbits(np.frombuffer(base64.b64decode(masks[name]), np.uint8))[: np.prod(grid)].reshape(grid)[under][
+            ..., None
+        ]
+        for name in ("edit", "visible")
+    )
+    lit = frames * (0.35 + 0.65 * visible)
+    return np.where(edit, 0.55 * lit + 0.45 * np.array(_TINT), lit).astype(np.uint8)
 
 
 def write_side_by_side(file: Path, panels: Sequence[Panel]) -> None:

@@ -35,6 +35,7 @@ _FIGURES = (
     "reason",
     "match_score",
     "source_prompt",
+    "looked",
     "k1",
     "k2",
     "steps",
@@ -73,12 +74,14 @@ WARM_UP = Request("warm_up", UNLIKE, None)
 
 @dataclass
 class Video:
-    """What came of a request. `frames`, `overlay`: uint8 [T, H, W, 3]; `files`: kind to file name."""
+    """What came of a request. `frames`: uint8 [T, H, W, 3]; `masks`: as ChorusCacheStore shows them (docs/routes.md),
+    None without; `files`: kind to file name.
+    """
 
     request: Request
     figures: dict[str, Any]
     frames: np.ndarray
-    overlay: np.ndarray
+    masks: dict[str, Any] | None = None
     files: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -157,6 +160,7 @@ def _sample(
     graph = demo_graph.build(template, request.caption.text, SEED, use_chorus=request.expected is not None)
     watch = SamplerWatch(graph.sampler)
     outputs = client.queue(graph.nodes, on_progress, on_event=watch.on_event)["outputs"]
+    masks = None
     if request.expected is None:
         figures = {
             "steps": graph.steps,
@@ -170,8 +174,8 @@ def _sample(
         except KeyError:
             said = outputs.get(graph.store, {}).get("text")
             raise DemoFailure(f"request '{request.name}': ChorusCacheStore gave no figures, it says {said}") from None
-        figures = {name: report[name] for name in _FIGURES}
-    return Video(request, figures, _images(client, outputs[graph.frames]), _images(client, outputs[graph.overlay]))
+        figures, masks = {name: report[name] for name in _FIGURES}, report["masks"]
+    return Video(request, figures, _images(client, outputs[graph.frames]), masks)
 
 
 def _images(client: ComfyClient, output: Mapping[str, Any]) -> np.ndarray:
