@@ -1,19 +1,22 @@
 """Pairs of a request and the earlier one that it reuses, by what the new prompt changes.
 
-Everything is chosen on TUNED and reported on REPORTED: other prompts, other seeds. The prompts are of the bench's
+Everything is chosen on TUNED and reported on REPORTED: no prompt and no seed is in both. The prompts are of the bench's
 scenes (tests/bench_wan); their main attributes are combined as no training scene combines them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from bench_wan.captions import BACKGROUNDS, COLOURS, COUNTS, DIRECTIONS, PANS, PLACES, SHAPES, Caption, sample_caption
 
 TUNED, REPORTED = 7, 8
+_Value = TypeVar("_Value", str, str | None)
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,12 @@ class ScenePair:
     target_seed: int
 
 
-def _other(rng: np.random.Generator, values: object, *but: str | None) -> str:
-    return str(rng.choice([value for value in values if value not in but]))  # type: ignore[attr-defined]
+def _other(rng: np.random.Generator, values: Iterable[_Value], *but: str | None) -> _Value:
+    left = [value for value in values if value not in but]
+    return left[int(rng.integers(len(left)))]
 
 
-def _second(part: int, values: object) -> Callable[[Caption, np.random.Generator], Caption | None]:
+def _second(part: int, values: Iterable[str]) -> Callable[[Caption, np.random.Generator], Caption | None]:
     def change(caption: Caption, rng: np.random.Generator) -> Caption | None:
         if caption.second is None:
             return None
@@ -73,6 +77,11 @@ CHANGES: dict[str, Callable[[Caption, np.random.Generator], Caption | None]] = {
 """By name: one change of a caption, None where the caption has nothing to change so."""
 
 
+def _is_of(half: int, caption: Caption) -> bool:
+    """Whether a prompt belongs to a half: each prompt to one of the two, so that they share none."""
+    return zlib.crc32(caption.text.encode()) % 2 == half % 2
+
+
 def scene_pairs(count: int, half: int) -> list[ScenePair]:
     """`count` pairs with changes in turn. half: TUNED or REPORTED."""
     rng = np.random.default_rng(half)
@@ -83,8 +92,8 @@ def scene_pairs(count: int, half: int) -> list[ScenePair]:
         target = CHANGES[change](source, rng)
         if target is None or not target.possible or not target.held_out:
             continue
-        if target.pan is not None and str(target.pan) == "None":
-            target = replace(target, pan=None)
+        if not _is_of(half, source) or not _is_of(half, target):
+            continue
         seed = 20_000 * half + 2 * len(pairs)
         pairs.append(ScenePair(source, target, change, seed, seed + 1))
     return pairs

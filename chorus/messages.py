@@ -76,7 +76,7 @@ TEXTS = {
     "text.open_clip": "embedding 'open_clip' cannot be used: {reason}",
     "text.empty": "the positive conditioning holds no text",
     # what the masks need
-    "masks.connect": "masks from 'mask': connect a MASK to ChorusSRDMask, or choose 'attention'",
+    "masks.connect": "masks from 'mask': connect a MASK to ChorusSRDMask, or choose 'look'",
     "masks.way": "masks from '{way}': expected one of {ways}",
     "masks.not_installed": "segment anything is not installed: pip install segment-anything",
     "masks.checkpoint": "SAM checkpoint '{checkpoint}': put sam_vit_h, sam_vit_l or sam_vit_b weights in models/sams",
@@ -91,19 +91,23 @@ TEXTS = {
     "note.first_expert_skipped": "all steps of the first expert are taken from the source, so it is not run",
     "note.reads_uncond": "no selective steps: {sampler} needs the estimate without CFG for the whole picture",
     "note.attention": "no selective steps: another node replaces the attention",
-    "note.composition": "the match's composition is kept: the noise is that of its seed {seed}, so the seed of this "
-    'request has no effect. Choose "another take" for the request\'s own',
+    "note.composition": "the composition of the match is kept: the noise is that of its seed {seed}, and the seed of "
+    "this request has no effect. To use this request's own seed, set take to 'another take'",
     "note.mask_later": "the first step of the run shows where it differs; the mask appears then",
-    "note.everywhere": "the first step shows a change of nearly the whole picture, so little is reused",
-    "note.context_memory": "no selective steps: too little memory is free for the keys and values of what they leave out",
-    "note.look_start": "no look: sampling starts at sigma {sigma} or from a picture, so the run starts from an early state",
-    "note.look_noise": "no look: this sampler or the source's draws noise, so the run starts from an early state",
-    "note.look_uncond": "no look: {sampler} needs the estimate without CFG, so the run starts from an early state",
-    "note.look_cfg": "no look: the match was made with CFG {there}, not {here}, so the run starts from an early state",
-    "note.look_steps": "no look: with {steps} steps there is none to save after it",
-    "note.look_seed": "no look: the noise of the match cannot be drawn again from its seed, so the run starts from an "
-    "early state",
-    "note.look_states": "no look: the match keeps no state of its first step, so the run starts from an early state",
+    "note.everywhere": "the first step shows that nearly the whole picture changes, so little is reused",
+    "note.context_memory": "no selective steps: too little memory is free for the keys and values of the tokens that "
+    "they leave out",
+    "note.look_start": "early start instead of look and join: sampling does not begin with pure noise (first sigma "
+    "{sigma}, or a start latent)",
+    "note.look_noise": "early start instead of look and join: the sampler of this run or of the match draws noise",
+    "note.look_uncond": "early start instead of look and join: {sampler} needs the estimate without CFG",
+    "note.look_cfg": "early start instead of look and join: the match was made with CFG {there}, this run has CFG "
+    "{here}",
+    "note.look_steps": "early start instead of look and join: with {steps} steps none can be skipped after the look",
+    "note.look_seed": "early start instead of look and join: the noise of the match cannot be drawn again from its "
+    "seed",
+    "note.look_states": "early start instead of look and join: the match keeps no state of its first step",
+    "note.look_masks": "no selective steps: masks from 'look' need the method look and join",
     "note.not_looked": "identical requests were not looked for: {error}",
     "note.k1_lowered": "K1 lowered from {wanted} to {k1}: the source's sampler draws noise, so a run can only start "
     "at the sigma of a kept state",

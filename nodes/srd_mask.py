@@ -36,14 +36,14 @@ class ChorusSRDMask(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "edit_dilation",
-                    default=1,
+                    default=0,
                     min=0,
                     max=64,
                     tooltip="By how many tokens the edit mask reaches beyond the difference.",
                 ),
                 io.Int.Input(
                     "visible_dilation",
-                    default=1,
+                    default=0,
                     min=0,
                     max=64,
                     tooltip="By how many tokens the visible mask reaches beyond the edit mask.",

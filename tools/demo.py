@@ -87,7 +87,7 @@ def run(output: Path, console: Console) -> None:
     for name, content in (
         (files["side_by_side"], "the similar prompt, sampled cold and from the cache"),
         (files["contact_sheet"], "the same as a still"),
-        ("srd_mask.webp", "the source, and where the look saw that the new prompt changes it"),
+        ("srd_mask.webp", "where the similar prompt changes the source, as its first step showed"),
         ("report.json", "every figure, explained in docs/demo.md"),
         ("cache", "what was kept: python -m chorus.cache ls demo_output/cache"),
     ):
@@ -109,7 +109,7 @@ def write_pictures(output: Path, four: Sequence[Video], target_cold: Video) -> d
     shown = target.frames
     if target.masks is not None:
         target.files["srd_mask"] = "srd_mask.webp"
-        demo_pictures.write_video(output / target.files["srd_mask"], demo_pictures.masked(source.frames, target.masks))
+        demo_pictures.write_video(output / target.files["srd_mask"], demo_pictures.marked(source.frames, target.masks))
         shown = demo_pictures.outlined(target.frames, target.masks)
     new = frozenset(target.request.caption.text.split()) - frozenset(source.request.caption.text.split())
     panels = [
@@ -155,7 +155,7 @@ def _cells(video: Video) -> dict[str, str]:
         "why": escape(figures["reason"]),
         "match score": "–" if score is None else f"{score:.2f}",
         "source prompt": figures["source_prompt"] or "–",
-        "differs": "–" if figures["looked"] is None else f"{figures['looked']:.0%} of the picture",
+        "picture that differs": "–" if figures["looked"] is None else f"{figures['looked']:.0%}",
         "K1, K2": f"{figures['k1']}, {figures['k2']}",
         "steps computed": f"{figures['steps_computed']} of {figures['steps']}",
         "step equivalents": f"{figures['step_equivalents']:.1f}",

@@ -73,12 +73,8 @@ def build(template: Graph, prompt: str, seed: int, *, use_chorus: bool = True) -
     if not use_chorus:
         graph[lookup]["inputs"]["mode"] = "off"
 
-    graph[_FRAMES] = _preview([only(graph, "VAEDecode"), 0])
+    graph[_FRAMES] = {"class_type": "PreviewImage", "inputs": {"images": [only(graph, "VAEDecode"), 0]}}
     return DemoGraph(graph, sampler, only(graph, "ChorusCacheStore"), int(graph[sampler]["inputs"]["steps"]))
-
-
-def _preview(images: list[Any]) -> dict[str, Any]:
-    return {"class_type": "PreviewImage", "inputs": {"images": images}}
 
 
 def only(graph: Graph, class_type: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 FRAME_MS = 250
 ENLARGE = 4
@@ -23,6 +23,7 @@ _TEXT = "#e8eaed"
 _MUTED = "#9aa0a6"
 _ACCENT = "#ffb454"
 _GOOD = "#7fd88f"
+_TINT = (255, 64, 38)
 _GAP, _PADDING = 16, 14
 _LINE = 135  # line height in percent of the font size
 _SHEET_CAPTION = 280
@@ -40,38 +41,40 @@ class Panel:
     frames: np.ndarray
 
 
-def masked(frames: np.ndarray, masks: Mapping[str, Any]) -> np.ndarray:
-    """Frames with the edit mask tinted and all else dimmed. masks: as ChorusCacheStore reports them."""
-    edit = _edit_mask(masks, frames.shape[:3])[..., None]
-    tint = np.array(ImageColor.getrgb(_ACCENT), np.float32)
-    return np.where(edit, 0.6 * frames + 0.4 * tint, 0.4 * frames).round().astype(np.uint8)
-
-
 def outlined(frames: np.ndarray, masks: Mapping[str, Any]) -> np.ndarray:
     """Frames with a thin line around the edit mask."""
-    edit = _edit_mask(masks, frames.shape[:3])
+    edit = _mask(masks, "edit", frames.shape[:3])
     inner = edit.copy()
     for axis in (1, 2):
         for shift in (-1, 1):
             inner &= np.roll(edit, shift, axis)
     line = (edit & ~inner)[..., None]
-    tint = np.array(ImageColor.getrgb(_ACCENT), np.float32)
-    return np.where(line, 0.4 * frames + 0.6 * tint, frames).round().astype(np.uint8)
+    return np.where(line, 0.4 * frames + 0.6 * np.array(_TINT), frames).round().astype(np.uint8)
 
 
-def _edit_mask(masks: Mapping[str, Any], size: Sequence[int]) -> np.ndarray:
-    """The edit mask in the size of the frames, [T, H, W] bool."""
+def _mask(masks: Mapping[str, Any], name: str, size: Sequence[int]) -> np.ndarray:
+    """A mask in the size of the frames, [T, H, W] bool.
+
+    masks: `grid` [T, H, W] of tokens, and the bits of `edit` and `visible` on it, base64, eight tokens a byte.
+    """
     grid = masks["grid"]
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(masks["edit"]), np.uint8), count=int(np.prod(grid)))
-    edit = bits.reshape(grid).astype(bool)
-    for axis, (cells, pixels) in enumerate(zip(grid, size, strict=True)):
-        edit = edit.take(np.arange(pixels) * cells // pixels, axis)
-    return edit
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(masks[name]), np.uint8), count=int(np.prod(grid)))
+    mask = bits.reshape(grid).astype(bool)
+    for axis, (tokens, pixels) in enumerate(zip(grid, size, strict=True)):
+        mask = mask.take(np.arange(pixels) * tokens // pixels, axis)
+    return mask
 
 
 def write_video(file: Path, frames: np.ndarray) -> None:
     """Write frames enlarged, exact to the pixel, as a looping animation."""
     _write_animation(file, [_enlarged(frame, ENLARGE) for frame in frames])
+
+
+def marked(frames: np.ndarray, masks: Mapping[str, Any]) -> np.ndarray:
+    """The frames with masks over them: the edit mask tinted, everything outside the visible mask dimmed."""
+    edit, visible = (_mask(masks, name, frames.shape[:3])[..., None] for name in ("edit", "visible"))
+    lit = frames * (0.35 + 0.65 * visible)
+    return np.where(edit, 0.55 * lit + 0.45 * np.array(_TINT), lit).astype(np.uint8)
 
 
 def write_side_by_side(file: Path, panels: Sequence[Panel]) -> None:

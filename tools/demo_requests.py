@@ -35,13 +35,13 @@ _FIGURES = (
     "reason",
     "match_score",
     "source_prompt",
+    "looked",
     "k1",
     "k2",
     "steps",
     "steps_computed",
     "step_equivalents",
     "token_share",
-    "looked",
     "sampling_s",
     "chorus_s",
 )
@@ -74,8 +74,8 @@ WARM_UP = Request("warm_up", UNLIKE, None)
 
 @dataclass
 class Video:
-    """What came of a request. `frames`: uint8 [T, H, W, 3]; `masks`: as the report has them; `files`: kind to file
-    name.
+    """What came of a request. `frames`: uint8 [T, H, W, 3]; `masks`: as ChorusCacheStore shows them (docs/routes.md),
+    None without; `files`: kind to file name.
     """
 
     request: Request

@@ -88,8 +88,11 @@ def skipping(steps: int, k1: int, again: int) -> str:
 
 
 def thinned(steps: int, saved: int) -> str:
-    """So many steps answered, spread over the whole schedule: what is left are longer steps on the model's own σ."""
-    answered = {1 + (2 * i + 1) * (steps - 1) // (2 * saved) for i in range(min(saved, steps - 1))}
+    """So many steps answered, spread between the first and the last one, which are full: what is left are longer steps
+    on the model's own σ.
+    """
+    saved = min(saved, steps - 2)
+    answered = {1 + (2 * i + 1) * (steps - 2) // (2 * saved) for i in range(saved)}
     return "".join(ANSWERED if k in answered else FULL for k in range(steps))
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .regions import otsu
+
 _BINS = 128  # of Otsu's histogram
 _LEAST_SPREAD = 1e-3  # of a channel; one that hardly varies must not outweigh the others
 
@@ -35,7 +37,7 @@ class Cut:
         Where that would be nearly all, Otsu's threshold itself decides: a weak difference everywhere is no reason to
         keep nothing of the source.
         """
-        threshold = otsu(difference)
+        threshold = otsu(difference, _BINS)
         changed = difference > min(self.highest, max(self.lowest, self.scale * threshold))
         if float(changed.float().mean()) > self.everywhere:
             changed = difference > min(self.highest, max(self.lowest, threshold))
@@ -56,21 +58,3 @@ def difference(
     """
     apart = ((target.float() - source.to(target.device).float()) / spread.to(target.device)).pow(2).mean(1).sqrt()
     return F.avg_pool3d(apart[:, None], patch, ceil_mode=True, count_include_pad=False)[:, 0].amax(0)
-
-
-def otsu(values: torch.Tensor) -> float:
-    """Otsu's threshold: the one that parts the values into two classes with the largest variance between them.
-
-    N. Otsu, "A threshold selection method from gray-level histograms", 1979.
-    """
-    flat = values.flatten().float().cpu()
-    low, high = float(flat.min()), float(flat.max())
-    if high <= low:
-        return high
-    counts = torch.histc(flat, _BINS, low, high)
-    centres = low + (torch.arange(_BINS) + 0.5) * (high - low) / _BINS
-    below, mass = counts.cumsum(0), (counts * centres).cumsum(0)
-    above = below[-1] - below
-    between = (mass * below[-1] - mass[-1] * below) ** 2 / (below * above).clamp(min=1e-9)
-    between[above == 0] = -1.0
-    return float(low + (int(between.argmax()) + 1) * (high - low) / _BINS)

@@ -49,6 +49,16 @@ class Regions:
         """Share of the tokens whose result may change."""
         return float(self.edit.float().mean())
 
+    def on_grid(self, grid: tuple[int, int, int]) -> Regions:
+        """The masks on another grid [T, H, W]: a token counts if any token counts that covers a part of it."""
+        if grid == self.grid:
+            return self
+        base, edit, visible = (
+            F.adaptive_max_pool3d(mask.float()[None, None], grid)[0, 0] > 0
+            for mask in (self.base, self.edit, self.visible)
+        )
+        return Regions(base, edit, visible)
+
     def indices(self) -> torch.Tensor:
         """Positions of the visible tokens in the frame-major sequence, [V] int64 ascending."""
         return self.visible.flatten().nonzero().squeeze(1)

@@ -21,6 +21,7 @@ REQUEST_KEYS = {
     "reason",
     "match_score",
     "source_prompt",
+    "looked",
     "k1",
     "k2",
     "steps",
@@ -78,6 +79,7 @@ def test_four_requests_end_as_promised(requests):
 def test_similar_prompt_saves_a_quarter_of_the_work(requests):
     hit = requests["hit"]
     assert hit["source_prompt"] == requests["cold"]["prompt"]
+    assert 0 < hit["looked"] < 1
     assert 0 < hit["k1"] <= hit["k2"] < hit["steps"]
     assert len(hit["token_share"]) == hit["k2"] - hit["k1"]
     assert hit["step_equivalents"] <= 0.75 * hit["steps"]

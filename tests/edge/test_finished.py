@@ -33,6 +33,7 @@ def make(finished):
             "carried": "",
             "text_digest": "t",
             "sampler": "euler",
+            "cfg": 1.0,
             "tokens": None,
             "parent": None,
         }

@@ -81,6 +81,25 @@ def test_indices_are_frame_major():
     assert Regions(visible, visible, visible).indices().tolist() == [5, 6]
 
 
+@given(masks(), GRIDS)
+def test_masks_on_another_grid_cover_what_they_covered(base, grid):
+    regions = build(base, 0, 1).on_grid(grid)
+    assert regions.grid == grid
+    assert bool(regions.edit.any()) == bool(base.any()) and bool(regions.edit.all()) >= bool(base.all())
+    for t, h, w in base.nonzero().tolist():
+        place = (
+            slice(at * size // length, -(-(at + 1) * size // length))
+            for at, size, length in zip((t, h, w), grid, base.shape, strict=True)
+        )
+        assert bool(regions.edit[tuple(place)].any())
+
+
+def test_masks_on_a_grid_twice_as_fine_lie_where_they_lay():
+    base = box((2, 3, 4), slice(1, 2), slice(0, 2))
+    fine = build(base, 0, 0).on_grid((2, 6, 8))
+    assert torch.equal(fine.edit, on_cells(base, (1, 2, 2), (2, 6, 8)))
+
+
 # -- growing ----------------------------------------------------------------------------------------------------
 
 

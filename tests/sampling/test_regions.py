@@ -78,8 +78,9 @@ def test_outside_the_edit_mask_the_estimate_of_the_first_full_step_stands_until_
     leave = runs.after_evaluation
 
     def watched(self, x0):
-        estimates.append(leave(self, x0))
-        return estimates[-1]
+        left = leave(self, x0)
+        estimates.append(left[0])
+        return left
 
     runs.after_evaluation = watched
     try:

@@ -76,8 +76,9 @@ def test_second_similar_prompt_is_a_hit(name: str, comfy_host: ComfyHost, second
     graph = small(name, SIMILAR, name, second_expert)
     hit = report(graph, comfy_host.execute(graph))
     assert hit["outcome"] == "hit" and hit["source_prompt"] == FIRST
-    assert hit["k1"] >= 1 and hit["steps_computed"] == STEPS - hit["k1"]
-    assert hit["step_equivalents"] <= hit["steps_computed"]
+    assert 0 < hit["looked"] < 1
+    # At least one step is saved, or computed for what differs only.
+    assert 2 <= hit["step_equivalents"] <= STEPS - 1 + hit["looked"] + 1e-3
 
 
 @pytest.mark.parametrize("name", templates.names())

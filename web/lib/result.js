@@ -36,7 +36,7 @@ export class Result {
     this.timeline = new Timeline(run)
     const headline = this.headline(run.outcome, run.match_score, t("result.sampling"))
     this.replace(headline, this.timeline.element, legend(run))
-    this.progress(run.k1)
+    this.progress((run.looked ?? null) === null ? run.k1 : 0)
   }
 
   /** `done` steps of the schedule have been computed or skipped. */
@@ -124,6 +124,7 @@ export class Result {
   }
 
   reuse(figures) {
+    if (figures.looking) return t("result.looking")
     if ((figures.looked ?? null) !== null) {
       return t("result.looked", { share: percent(figures.looked), cost: number(costOf(figures), 1), steps: figures.steps })
     }

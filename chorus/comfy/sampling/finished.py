@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -49,9 +49,10 @@ class Report:
     def add(self, earlier: Report) -> None:
         """Put the first half of a schedule that two samplers share in front of this one."""
         if earlier.looked is not None:
-            # Between the first part's last step that is not a full one and the second's, all are full.
-            partly = self.token_share and [1.0] * (earlier.steps - earlier.k2 + self.k1) + self.token_share
-            self.token_share = earlier.token_share + partly
+            # Full steps up to the boundary and the first one behind it; those behind that, up to K1, are answered.
+            between = [1.0] * (earlier.steps - earlier.k2 + 1) + [0.0] * (self.k1 - 1)
+            partly = self.k1 > 1 or self.token_share
+            self.token_share = earlier.token_share + (between + self.token_share if partly else [])
             self.k1, self.k2 = earlier.k1, earlier.k1 + len(self.token_share)
             self.looked = earlier.looked
         else:
@@ -89,15 +90,26 @@ class Recording:
     """What other requests need to start from a run.
 
     states: σ → the clean component, or x itself where the sampler draws noise; fp32 on the CPU.
-    estimates: σ → the model's estimate x0 there, after CFG; fp32 on the CPU.
     attention: [L, T', H', W'] how strongly each place attended to each token, mean over the recorded steps; None if
         nothing was recorded.
     """
 
     states: dict[float, torch.Tensor] = field(default_factory=dict)
-    estimates: dict[float, torch.Tensor] = field(default_factory=dict)
     attention: torch.Tensor | None = None
     looks: int = 0
+
+
+def _tensors(held: Any) -> Iterator[torch.Tensor]:
+    """All tensors in lists, mappings and dataclasses within each other."""
+    if isinstance(held, torch.Tensor):
+        yield held
+    elif isinstance(held, list | tuple):
+        for one in held:
+            yield from _tensors(one)
+    elif isinstance(held, Mapping):
+        yield from _tensors(list(held.values()))
+    elif is_dataclass(held):
+        yield from _tensors(list(vars(held).values()))
 
 
 @dataclass
@@ -137,11 +149,7 @@ class FinishedRun:
     @property
     def bytes(self) -> int:
         """Of the tensors it holds."""
-        held = [self.final, self.noise, self.tokens, *self.results.values()]
-        held += [part for result in self.results.values() for part in getattr(result, "__dict__", {}).values()]
-        if self.recording is not None:
-            held += [self.recording.attention, *self.recording.states.values(), *self.recording.estimates.values()]
-        return sum(t.numel() * t.element_size() for t in held if isinstance(t, torch.Tensor))
+        return sum(t.numel() * t.element_size() for t in _tensors([self.final, self.noise, self.tokens, self.results]))
 
 
 class FinishedRuns:

@@ -92,7 +92,7 @@ class Run:
 
     def reused_whole(self) -> torch.Tensor | None:
         """x0 of a run all of whose steps are the source's, [B, C, T, H, W] in model space; None for any other."""
-        if self.schedule.k1 < self.schedule.steps or self.start is None:
+        if self.schedule.first < self.schedule.steps or self.start is None:
             return None
         return self.start / (1.0 - self.schedule.asked[-1])
 
@@ -100,7 +100,8 @@ class Run:
         """What the open pages are told when sampling begins, and again when a look has decided how it goes on."""
         schedule = self.schedule
         looked = next((found for t in self.techniques.values() if (found := t.end().get("looked"))), None)
-        selective = range(schedule.k1, schedule.k2)
+        all_full = bool(schedule.kinds) and looked is None
+        k1, k2 = (0, 0) if all_full else (schedule.k1, schedule.k2)
         techniques = self.techniques.values()
         return plan_figures(self.plan) | {
             "outcome": self.report.outcome,
@@ -108,11 +109,12 @@ class Run:
             "said": {"reason": self.report.reason.to_json()},
             "match_score": self.report.match_score,
             "steps": schedule.steps,
-            "k1": schedule.k1,
-            "k2": schedule.k2,
+            "k1": k1,
+            "k2": k2,
+            "looking": all_full and self.request.before is None,
             "looked": None if looked is None else looked.edited,
             "masks": packed_masks(looked),
-            "token_share": [min(t.expected_share(schedule, step) for t in techniques) for step in selective],
+            "token_share": [min(t.expected_share(schedule, step) for t in techniques) for step in range(k1, k2)],
         }
 
     # -- around an evaluation and inside a model call -----------------------------------------------------------

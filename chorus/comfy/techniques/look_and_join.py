@@ -62,6 +62,8 @@ class LookAndJoin(Technique):
         settings = plan.stages.get(resume.NAME)
         if plan.source is None or settings is None or not settings.looks or plan.another_take:
             return None
+        if settings.saves_nothing(request.whole_steps):
+            return None
         if request.before is not None:
             return self._go_on(schedule, request.before)
         if (why := unfit(request)) is not None:
@@ -80,8 +82,10 @@ class LookAndJoin(Technique):
         self.context = self._new_context()
         self.active = True
         kept = plan.source.entry.settings
-        notes = () if kept["noise"] == request.noise_digest else (say("note.composition", seed=str(kept["seed"])),)
-        return Decision(schedule.looking(FULL * schedule.steps), plan.source.entry.id, notes)
+        notes = [] if kept["noise"] == request.noise_digest else [say("note.composition", seed=str(kept["seed"]))]
+        if selective.NAME in plan.stages and (why := selective.refusal(request)) is not None:
+            notes.append(why)
+        return Decision(schedule.looking(FULL * schedule.steps), plan.source.entry.id, tuple(notes))
 
     def _go_on(self, schedule: Schedule, before: FinishedRun) -> Decision | None:
         """Go on after the first of two samplers that share a schedule, which has looked."""
@@ -100,9 +104,10 @@ class LookAndJoin(Technique):
         """Why there is no look, so that the run starts from an early state instead; None where there is one."""
         request = self.request
         assert request.plan.source is not None
-        kept = request.plan.source.entry.settings
-        if schedule.asked[0] < 1.0 - 1e-3 or request.plan.start_latent:
-            return say("note.look_start", sigma=schedule.asked[0])
+        entry = request.plan.source.entry
+        kept, sigma = entry.settings, min(schedule.asked[0], entry.sigmas[0])
+        if sigma < 1.0 - 1e-3 or request.plan.start_latent:
+            return say("note.look_start", sigma=sigma)
         if request.sampler.draws_noise or kept["noise_drawn"]:
             return say("note.look_noise")
         if request.sampler.reads_uncond:
@@ -116,12 +121,7 @@ class LookAndJoin(Technique):
     def _new_context(self) -> Context | None:
         """Where selective steps keep what they leave out; None where no token can be left out."""
         request = self.request
-        patched = any(place.startswith("object diffusion_model") for place in request.foreign)
-        if request.windows or patched or "easycache" in request.options:
-            return None
-        if request.network.selective_refusal(request.options) is not None:
-            return None
-        return Context(lambda: int(MEMORY * request.free_memory()))
+        return Context(lambda: int(MEMORY * request.free_memory())) if selective.refusal(request) is None else None
 
     def start(self, schedule: Schedule) -> torch.Tensor | Refused | None:
         """The source's noise."""
@@ -195,8 +195,8 @@ class LookAndJoin(Technique):
         given = self.request.plan.stages.get(selective.NAME)
         if given is None:
             return build(base, grow, 0)
-        known = given.regions
-        if known is not None and known.grid == tuple(base.shape):
+        if given.regions is not None:
+            known = given.regions.on_grid((base.shape[0], base.shape[1], base.shape[2]))
             if given.way == "mask":
                 return Regions(*(mask.to(base.device) for mask in (known.base, known.edit, known.visible)))
             base = base | known.base.to(base.device)
@@ -231,7 +231,7 @@ class LookAndJoin(Technique):
     # -- afterwards -----------------------------------------------------------------------------------------------
 
     def end(self) -> Mapping[str, Any]:
-        return {"looked": self.regions}
+        return {"looked": None if self.regions is None else self.regions.cpu()}
 
     def result(self, schedule: Schedule) -> _Begun | None:
         if not self.active or self.regions is None or schedule.complete:

@@ -40,6 +40,10 @@ class Reuse:
         """Whether the run begins with a look."""
         return self.method == METHODS[0] and not self.start
 
+    def saves_nothing(self, steps: int) -> bool:
+        """Whether no step may be skipped, by what was set by hand."""
+        return self.most == 0.0 or (self.fixed is not None and round(self.fixed * steps) == 0)
+
     def share(self, plan: Plan) -> Share:
         """K1 / N by the number of steps."""
         if self.fixed is not None:

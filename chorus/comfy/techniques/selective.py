@@ -13,7 +13,7 @@ from ...reuse.regions import Regions
 from ...reuse.schedule import Schedule, steps_reached
 from ..networks import ModelCall
 from . import resume
-from .base import NOTHING, CallWork, Decision, Refused, Technique
+from .base import NOTHING, CallWork, Decision, Refused, Request, Technique
 from .resume import fraction_of_steps
 
 NAME, FULL = "regions", "refine"
@@ -61,6 +61,19 @@ def regions_of(plan: Plan) -> Regions | None:
     return masks.regions if masks is not None else None
 
 
+def refusal(request: Request) -> Message | None:
+    """Why no step of a request can compute a part of the tokens only; None where it can."""
+    if request.windows:
+        return say("note.windows")
+    if any(place.startswith("object diffusion_model") for place in request.foreign):
+        return say("note.patched")
+    if request.sampler.reads_uncond:
+        return say("note.reads_uncond", sampler=request.sampler.name)
+    if "easycache" in request.options:
+        return say("note.easycache")
+    return request.network.selective_refusal(request.options)
+
+
 class Selective(Technique):
     """Outside the edit mask the run's own latest estimate is kept. The source's state would contradict what the full
     first step has made of the target.
@@ -77,7 +90,8 @@ class Selective(Technique):
             return None
         regions = regions_of(request.plan)
         if regions is None:
-            note = None if request.plan.stages[NAME].way == "look" else request.plan.stages[NAME].note
+            masks = request.plan.stages[NAME]
+            note = say("note.look_masks") if masks.way == "look" else masks.note
             return Refused(note) if note is not None else None
         if regions.whole or regions.empty:
             return None  # everything differs, or nothing does: the steps are full ones
@@ -97,15 +111,7 @@ class Selective(Technique):
 
     def _refusal(self, regions: Regions) -> Message | None:
         request = self.request
-        if request.windows:
-            return say("note.windows")
-        if any(place.startswith("object diffusion_model") for place in request.foreign):
-            return say("note.patched")
-        if request.sampler.reads_uncond:
-            return say("note.reads_uncond", sampler=request.sampler.name)
-        if "easycache" in request.options:
-            return say("note.easycache")
-        if (why := request.network.selective_refusal(request.options)) is not None:
+        if (why := refusal(request)) is not None:
             return why
         if regions.grid != request.network.token_grid(request.shape):
             return say("note.grid", grid=str(regions.grid))

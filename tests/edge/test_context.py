@@ -1,0 +1,97 @@
+"""Keys and values that stand for tokens which later steps leave out: within a limit, apart for each kind of call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+BLOCKS, TOKENS, CHANNELS = 3, 10, 4
+BYTES = 2 * 2 * BLOCKS * TOKENS * CHANNELS  # keys and values of all blocks in half precision
+
+
+@pytest.fixture
+def make(networks):
+    return networks.Context
+
+
+def keys_and_values(seed: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    both = torch.randn(2, 1, TOKENS, CHANNELS, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return both[0], both[1]
+
+
+def keep(context, key, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+    for block in range(BLOCKS):
+        context.keep(key, block, BLOCKS, *keys_and_values(seed + block, dtype))
+
+
+def test_what_is_kept_comes_back_at_the_places_asked_for(make):
+    context = make(BYTES)
+    keep(context, "a")
+    places = torch.tensor([7, 2, 2])
+    for block in range(BLOCKS):
+        k, v = keys_and_values(block)
+        got_k, got_v = context.at("a", block, places)
+        assert torch.equal(got_k, k[:, places].half()) and torch.equal(got_v, v[:, places].half())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_two_bytes_a_number_are_kept_and_never_the_models_own_tensor(make, dtype):
+    context = make(BYTES)
+    k, v = keys_and_values(1, dtype)
+    context.keep("a", 0, 1, k, v)
+    before = k.clone()
+    k.zero_()
+    assert torch.equal(
+        context.at("a", 0, torch.arange(TOKENS))[0].float(), before.to(torch.float32).half().float()
+    ) or (dtype == torch.bfloat16 and torch.equal(context.at("a", 0, torch.arange(TOKENS))[0], before))
+    assert context.bytes == 2 * 2 * TOKENS * CHANNELS
+
+
+def test_exactly_the_limit_is_kept(make):
+    context = make(BYTES)
+    keep(context, "a")
+    assert not context.full and context.has("a") and context.bytes == BYTES
+
+
+def test_a_byte_too_much_keeps_nothing_at_all(make):
+    context = make(BYTES - 1)
+    for block in range(BLOCKS):
+        context.keep("a", block, BLOCKS, *keys_and_values(block))
+        assert context.bytes == 0, "nothing is kept that would have to be dropped again"
+    assert context.full and not context.has("a")
+
+
+def test_the_limit_counts_all_kinds_of_calls_together_and_says_so_for_good(make):
+    context = make(2 * BYTES - 1)
+    keep(context, "conditional")
+    keep(context, "unconditional")
+    assert context.full and context.bytes == 0
+    keep(context, "conditional")
+    assert context.full and not context.has("conditional")
+
+
+def test_a_later_full_step_replaces_what_was_kept_of_its_kind_of_calls_only(make):
+    context = make(2 * BYTES)
+    keep(context, "a", seed=0)
+    keep(context, "b", seed=10)
+    keep(context, "a", seed=20)
+    assert not context.full and context.bytes == 2 * BYTES
+    places = torch.arange(TOKENS)
+    assert torch.equal(context.at("a", 1, places)[0], keys_and_values(21)[0].half())
+    assert torch.equal(context.at("b", 1, places)[0], keys_and_values(11)[0].half())
+
+
+def test_nothing_is_kept_after_it_is_dropped(make):
+    context = make(BYTES)
+    keep(context, "a")
+    context.drop()
+    assert context.bytes == 0 and not context.has("a")
+
+
+def test_calls_of_other_conditionings_another_order_or_another_shape_are_kept_apart(networks, make):
+    def key(uuids, shape=(2, 16, 4, 12, 12)):
+        return make.key(networks.ModelCall(shape, None, 0, torch.ones(shape[0], dtype=torch.bool), {"uuids": uuids}))
+
+    assert key(["p", "n"]) == key(["p", "n"])
+    others = [key(["p"]), key(["n", "p"]), key([]), key(["p", "n"], (2, 16, 4, 12, 14))]
+    assert len({key(["p", "n"]), *others}) == 5

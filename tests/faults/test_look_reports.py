@@ -1,0 +1,164 @@
+"""What is said and shown of a hit with a look, and which masks it goes by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from sampling.conftest import difference
+from sampling.graphs import GREEN, RED, UNLIKE, Graph, node
+from sampling.test_hosts import split_in_two
+from sampling.test_regions import masked
+
+from .conftest import told
+from .sampling_reference import block_lengths
+from .test_look_and_join import TOKENS, looking, looks_seen, watched, without_context  # noqa: F401 - a fixture
+
+
+def cost_shown(report: dict[str, Any]) -> float:
+    """The cost that the pages show, by the steps of the report (web/lib/timeline.js)."""
+    k1, k2 = report["k1"], report["k2"]
+    assert len(report["token_share"]) == k2 - k1
+    return 1 + sum(report["token_share"]) + report["steps"] - max(k2, 1)
+
+
+def masks_of(g: Graph, way: str, edit: int = 0) -> Graph:
+    g["srd"] = node("ChorusSRDMask", chorus=["lookup", 0], masks_from=way, edit_dilation=edit, visible_dilation=0)
+    g["stage1"]["inputs"]["chorus"] = ["srd", 0]
+    return g
+
+
+# -- two samplers -----------------------------------------------------------------------------------------------
+
+
+def test_a_first_sampler_of_one_step_is_sampled(run, cache):
+    run(looking(RED, cache=cache))
+    whole = run(looking(cache=cache, mode="read only"))
+    with block_lengths() as lengths:
+        split = run(split_in_two(looking(cache=cache, mode="read only"), 1))
+    assert split.report["outcome"] == "hit", told(split)
+    assert lengths[:10] == [TOKENS] * 10, "the look, and the first step behind the boundary"
+    assert difference(split.latent, whole.latent) < 0.1
+
+
+@pytest.mark.parametrize("selective", [True, False])
+@pytest.mark.parametrize("at", [1, 3, 5, 11])
+def test_the_figures_of_two_samplers_add_up(run, cache, at, selective):
+    def request(prompt: str) -> Graph:
+        g = looking(prompt, cache=cache, steps=20)
+        return g if selective else without_context(g)
+
+    run(request(RED))
+    split = run(split_in_two(request(GREEN), at))
+    assert split.report["outcome"] == "hit", told(split)
+    assert cost_shown(split.report) == pytest.approx(split.report["step_equivalents"], abs=1e-3)
+    assert (
+        split.report["steps_computed"] == 1 + sum(s > 0 for s in split.report["token_share"]) + 20 - split.report["k2"]
+    )
+
+
+# -- what a hit is told to be -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{"k1": "fixed", "fraction": 0.0}, {"maximum": 0.0}])
+def test_where_nothing_may_be_skipped_a_match_is_a_miss(run, cache, settings):
+    run(looking(RED, cache=cache, steps=4))
+    g = looking(cache=cache, steps=4)
+    g["stage1"]["inputs"] |= settings
+    result = run(g)
+    assert (result.report["outcome"], result.report["steps_computed"]) == ("miss", 4)
+    assert "nothing can be skipped" in told(result)
+
+
+def test_a_run_without_selective_steps_says_why(run, cache):
+    run(without_context(looking(RED, cache=cache, steps=4)))
+    hit = run(without_context(masks_of(looking(cache=cache, steps=4), "look")))
+    assert hit.report["outcome"] == "hit"
+    assert "another node replaces the attention" in told(hit)
+
+
+def test_masks_from_the_look_are_missed_in_an_early_start(run, cache):
+    run(looking(RED, cache=cache, steps=4))
+    g = masks_of(looking(cache=cache, steps=4), "look")
+    g["stage1"]["inputs"]["method"] = "early start"
+    hit = run(g)
+    assert (hit.report["outcome"], hit.report["looked"]) == ("hit", None)
+    assert "masks from 'look' need the method look and join" in told(hit)
+
+
+def test_a_match_that_did_not_begin_with_pure_noise_is_not_compared_with(run, cache):
+    red = looking(RED, cache=cache)
+    red["sample"]["inputs"]["denoise"] = 0.6
+    assert run(red).report["outcome"] == "miss"
+    hit = run(looking(cache=cache, seed=7))
+    assert hit.report["looked"] is None
+    assert "does not begin with pure noise" in told(hit)
+
+
+def test_pages_are_told_of_a_run_when_it_begins_and_again_when_the_look_is_done(run, cache, pack_module, monkeypatch):
+    wrappers, told_of = pack_module("chorus.comfy.sampling.wrappers"), []
+    announce = wrappers.run_started
+    monkeypatch.setattr(wrappers, "run_started", lambda figures: (told_of.append(figures), announce(figures))[1])
+    run(looking(RED, cache=cache, steps=4))
+    assert [figures["looking"] for figures in told_of] == [False]
+    told_of.clear()
+    hit = run(looking(cache=cache, steps=4))
+    first, then = told_of
+    assert (first["outcome"], first["looking"], first["looked"], first["masks"]) == ("hit", True, None, None)
+    assert (first["k1"], first["k2"], first["token_share"]) == (0, 0, []), "until the look is done all steps are full"
+    assert (then["looking"], then["looked"]) == (False, pytest.approx(hit.report["looked"], abs=1e-4))
+    assert (then["k1"], then["k2"]) == (hit.report["k1"], hit.report["k2"])
+    assert then["token_share"] == pytest.approx(hit.report["token_share"], abs=1e-4)
+    assert then["masks"] == hit.report["masks"] and then["masks"]["grid"] == [4, 6, 6]
+
+
+# -- masks that were known before -------------------------------------------------------------------------------
+
+
+def test_a_mask_counts_alone(run, cache, comfy_host):
+    run(looking(RED, cache=cache, steps=4))
+    hit = run(masked(looking(cache=cache, steps=4), [(0, 0, 32, 48)], comfy_host))
+    assert hit.report["outcome"] == "hit"
+    box = torch.zeros(4, 6, 6, dtype=torch.bool)
+    box[:, :2, :3] = True
+    assert torch.equal(looks_seen[-1], box)
+    assert hit.report["looked"] == pytest.approx(6 / 36, abs=1e-4)
+
+
+def test_what_attention_knows_is_added_to_the_look(run, cache, comfy_host):
+    run(looking(RED, cache=cache, steps=4))
+    run(masks_of(looking(cache=cache, steps=4), "look"))
+    run(masks_of(looking(cache=cache, steps=4), "attention"))
+    plan = comfy_host.output("srd")[0][0]
+    attended = plan.stages["regions"].regions.base
+    look, both = looks_seen
+    assert bool(attended.any()) and bool((attended & ~look).any()), "attention knows no other place here"
+    assert torch.equal(both, look | attended)
+
+
+def test_the_look_is_dilated_as_the_mask_node_says(run, cache, pack_module):
+    dilate = pack_module("chorus.reuse.regions").dilate
+    run(looking(RED, cache=cache, steps=4))
+    run(masks_of(looking(cache=cache, steps=4), "look"))
+    run(masks_of(looking(cache=cache, steps=4), "look", edit=1))
+    plain, grown = looks_seen
+    assert torch.equal(grown, dilate(plain, 1)) and not torch.equal(grown, plain)
+
+
+def test_a_whole_change_says_so_and_shows_its_cost(run, cache):
+    run(looking(RED, cache=cache, steps=4))
+    g = masked_whole(looking(UNLIKE, cache=cache, steps=4))
+    hit = run(g)
+    assert hit.report["outcome"] == "hit"
+    assert hit.report["looked"] == 1.0 and "nearly the whole picture" in told(hit)
+    assert cost_shown(hit.report) == hit.report["step_equivalents"] == 3
+
+
+def masked_whole(g: Graph) -> Graph:
+    """With the whole picture given as the mask, and a match whatever the score."""
+    g["lookup"]["inputs"]["threshold"] = 0.01
+    g["all"] = node("SolidMask", value=1.0, width=96, height=96)
+    g = masks_of(g, "mask")
+    g["srd"]["inputs"]["mask"] = ["all", 0]
+    return g

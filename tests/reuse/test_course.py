@@ -1,0 +1,103 @@
+"""What each step is after a look, as a string with a letter a step."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chorus.reuse import course
+from chorus.reuse.schedule import Schedule
+
+SHARES = st.floats(0.0, 1.0)
+STEPS = st.integers(3, 100)
+
+
+@st.composite
+def courses(draw) -> str:
+    """Every course that can be made for a schedule of three steps or more."""
+    steps = draw(STEPS)
+    made = draw(st.sampled_from(["selective", "skipping", "thinned"]))
+    if made == "selective":
+        return course.selective(steps, draw(st.integers(1, steps)), draw(st.integers(1, steps)))
+    if made == "skipping":
+        k1 = draw(st.integers(1, steps - 1))
+        return course.skipping(steps, k1, draw(st.integers(1, k1)))
+    return course.thinned(steps, draw(st.integers(1, 2 * steps)))
+
+
+@given(courses())
+def test_every_course_begins_with_a_full_step_and_ends_with_one(kinds):
+    assert kinds[0] == kinds[-1] == "F"
+    assert set(kinds) <= set("FSA")
+    Schedule(tuple(1.0 - k / len(kinds) for k in range(len(kinds) + 1))).looking(kinds)  # which checks it
+
+
+@given(STEPS, st.integers(1, 100))
+def test_thinning_answers_as_many_steps_as_it_is_told(steps, saved):
+    kinds = course.thinned(steps, saved)
+    assert len(kinds) == steps and kinds.count("A") == min(saved, steps - 2)
+    if saved <= (steps - 1) // 2:
+        assert "AA" not in kinds, "so few steps can be spread without two of them in a row"
+
+
+@given(STEPS, st.data())
+def test_skipping_looks_as_often_as_it_is_told_before_k1(steps, data):
+    k1 = data.draw(st.integers(1, steps - 1))
+    looks = data.draw(st.integers(1, k1))
+    kinds = course.skipping(steps, k1, looks)
+    assert len(kinds) == steps
+    assert kinds[:k1].count("F") == looks and kinds[k1:] == "F" * (steps - k1)
+
+
+@given(STEPS, st.data())
+def test_selective_steps_lie_between_full_ones(steps, data):
+    every, last = data.draw(st.integers(1, steps)), data.draw(st.integers(1, steps))
+    kinds = course.selective(steps, every, last)
+    assert len(kinds) == steps and kinds.endswith("F" * last)
+    assert all(kinds[k] == "F" for k in range(0, steps, every))
+    assert kinds.count("F") == len({*range(0, steps, every), *range(steps - last, steps)})
+
+
+@given(courses(), SHARES)
+def test_the_cost_counts_full_steps_whole_and_selective_ones_by_their_share(kinds, share):
+    each = {"F": 1.0, "S": share, "A": 0.0}
+    assert course.cost(kinds, share) == pytest.approx(sum(each[kind] for kind in kinds))
+
+
+@given(courses(), SHARES, st.floats(0.0, 1.0))
+def test_no_more_is_saved_than_allowed_and_only_as_much_is_given_up_as_that_takes(kinds, share, most):
+    steps = len(kinds)
+    limited = course.at_most_saved(kinds, share, most)
+    assert len(limited) == steps
+    assert course.cost(limited, share) >= (1.0 - most) * steps - 1e-6
+    made_full = [k for k in range(steps) if limited[k] != kinds[k]]
+    assert all(limited[k] == "F" for k in made_full)
+    if not made_full:
+        assert course.cost(kinds, share) >= (1.0 - most) * steps - 1e-6 or kinds == "F" * steps
+        return
+    assert limited[made_full[0] :] == "F" * (steps - made_full[0]), "it is the last steps that become full"
+    again = limited[: made_full[0]] + kinds[made_full[0]] + limited[made_full[0] + 1 :]
+    assert course.cost(again, share) < (1.0 - most) * steps, "one step more than needed was made full"
+
+
+@pytest.mark.parametrize("most", [0.0, 1.0])
+def test_at_its_ends_the_limit_allows_nothing_or_everything(most):
+    assert course.at_most_saved("FSSF", 0.2, most) == ("FFFF" if most == 0.0 else "FSSF")
+
+
+@given(STEPS)
+def test_the_calibrated_courses_fit_schedules_of_every_length(steps):
+    length = course.calibrated().course(steps)
+    assert all(value >= 1 for value in vars(length).values())
+    k1 = min(length.k1, steps - 1)
+    kinds = [course.selective(steps, length.every, length.last), course.skipping(steps, k1, length.looks)]
+    for made in [*kinds, course.thinned(steps, length.thinned)]:
+        assert len(made) == steps and made[0] == made[-1] == "F"
+        assert course.cost(made, 0.0) < steps, "nothing would be saved"
+
+
+def test_a_calibrated_length_has_its_own_course():
+    looks = course.calibrated()
+    for steps, length in looks.courses.items():
+        assert looks.course(steps) == length
