@@ -122,7 +122,7 @@ class LookAndJoin(Technique):
         if request.sampler.reads_uncond:
             return say("note.look_uncond", sampler=request.sampler.name)
         kept = request.plan.source.entry.settings.get("cfg", request.cfg)
-        if abs(kept - request.cfg) > 1e-6:
+        if not isinstance(kept, int | float) or abs(kept - request.cfg) > 1e-6:
             return say("note.look_cfg", here=request.cfg, there=kept)
         if request.whole_steps < 3:
             return say("note.look_steps", steps=request.whole_steps)
@@ -135,8 +135,8 @@ class LookAndJoin(Technique):
         entry = plan.source.entry
         noise = request.noise
         if entry.settings["noise"] != request.noise_digest:
-            seed = entry.settings["seed"]
-            noise = request.noise_of(seed) if isinstance(seed, int) else noise
+            seed = entry.settings.get("seed")
+            noise = request.noise_of(seed) if isinstance(seed, int) and 0 <= seed < 2**64 else noise
             if tensor_digest(noise) != entry.settings["noise"]:
                 return say("note.look_seed")
         early, last = entry.sigmas[1], states_for(request, 0.0)
