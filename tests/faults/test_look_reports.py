@@ -101,6 +101,38 @@ def test_a_match_that_did_not_begin_with_pure_noise_is_not_compared_with(run, ca
     assert "does not begin with pure noise" in told(hit)
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seed": None}, "cannot be drawn again from its seed"),
+        ({"seed": -1}, "cannot be drawn again from its seed"),
+        ({"seed": 2}, "cannot be drawn again from its seed"),
+        ({"cfg": "high"}, "made with CFG high"),
+        ({"cfg": 2.0}, "made with CFG 2"),
+    ],
+)
+def test_an_entry_whose_settings_do_not_allow_a_look_serves_an_early_start(
+    run, cache, pack_module, monkeypatch, changed, said
+):
+    """As an entry of somebody else's bundle may be, of which only the settings in docs/format.md are sure."""
+    kind = pack_module("chorus.comfy.techniques.look_and_join").LookAndJoin
+    begin = kind.begin
+
+    def changed_first(self, schedule):
+        if self.request.plan.source is not None:
+            settings = self.request.plan.source.entry.settings
+            settings |= {name: value for name, value in changed.items() if value is not None}
+            for name in [name for name, value in changed.items() if value is None]:
+                del settings[name]
+        return begin(self, schedule)
+
+    run(looking(RED, cache=cache, steps=4))
+    monkeypatch.setattr(kind, "begin", changed_first)
+    hit = run(looking(cache=cache, steps=4, seed=7))
+    assert (hit.report["outcome"], hit.report["looked"]) == ("hit", None), told(hit)
+    assert said in told(hit)
+
+
 def test_pages_are_told_of_a_run_when_it_begins_and_again_when_the_look_is_done(run, cache, pack_module, monkeypatch):
     wrappers, told_of = pack_module("chorus.comfy.sampling.wrappers"), []
     announce = wrappers.run_started

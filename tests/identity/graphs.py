@@ -79,6 +79,7 @@ def request(
         embedding="conditioning",
         clip=["clip", 0],
         positive=["positive", 0],
+        take="keep the match's composition",
     )
     g["stage1"] = node(
         "ChorusStage1Reuse",
@@ -88,6 +89,7 @@ def request(
         fraction=k1,
         maximum=1.0,
         start=1.0,
+        method="look and join",
     )
     g["stage3"] = node("ChorusStage3Refine", model=["stage1", 0], chorus=["stage1", 1], k2="fixed", fraction=k1)
     g["sample"] = node(
@@ -164,6 +166,8 @@ _OTHER_CHOICE: dict[str, Any] = {
     "multiply": "default",
     "keys": "outputs",
     "read and write": "read only",
+    "keep the match's composition": "another take",
+    "look and join": "early start",
 }
 
 
@@ -239,9 +243,9 @@ def changes() -> Iterator[Change]:
 # -- the cases ----------------------------------------------------------------------------------------------------
 
 SHIFT = node("ModelSamplingSD3", shift=5.0)
-OURS = frozenset({"lookup.threshold", "lookup.mode", "lookup.embedding", "lookup.prompt"})
+OURS = frozenset({"lookup.threshold", "lookup.mode", "lookup.embedding", "lookup.prompt", "lookup.take"})
 STAGES = frozenset(
-    {"stage1.k1", "stage1.fraction", "stage1.maximum", "stage1.start", "stage3.k2", "stage3.fraction"},
+    {f"stage1.{name}" for name in ("k1", "fraction", "maximum", "start", "method")} | {"stage3.k2", "stage3.fraction"}
 )
 
 

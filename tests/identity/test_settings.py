@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from .conftest import assert_same, new_cache
-from .graphs import GREEN, RED, in_cache, is_link, node, request
+from .graphs import GREEN, RED, Graph, in_cache, is_link, node, request
 
 CHANGES = {
     "lookup.threshold": 0.9999,
@@ -20,11 +21,39 @@ CHANGES = {
 }
 
 
-def test_a_hit_asked_again_is_identical(run, cache):
-    run(in_cache(request(prompt=RED), cache))
-    hit = run(in_cache(request(prompt=GREEN), cache))
+CHANGES_OF_A_LOOK = {
+    "lookup.take": "another take",
+    "stage1.method": "early start",
+    "stage1.start": 0.25,
+    "stage1.fraction": 0.25,
+    "stage1.maximum": 0.25,
+    "stage1.k1": "auto",
+    "masks.masks_from": "attention",
+    "masks.edit_dilation": 1,
+}
+
+
+def looking(prompt: str) -> Graph:
+    """A request whose hits begin with a look, and have a mask node."""
+    g = request(prompt=prompt)
+    g["stage1"]["inputs"] |= {"start": 0.0, "chorus": ["masks", 0]}
+    g["masks"] = node(
+        "ChorusSRDMask",
+        chorus=["lookup", 0],
+        masks_from="look",
+        edit_dilation=0,
+        visible_dilation=0,
+        sam_checkpoint="none",
+    )
+    return g
+
+
+@pytest.mark.parametrize("made", [lambda prompt: request(prompt=prompt), looking], ids=["early start", "look"])
+def test_a_hit_asked_again_is_identical(run, cache, made):
+    run(in_cache(made(RED), cache))
+    hit = run(in_cache(made(GREEN), cache))
     assert hit.outcome == "hit" and hit.steps_computed < 4
-    again = run(in_cache(request(prompt=GREEN), cache))
+    again = run(in_cache(made(GREEN), cache))
     assert (again.outcome, again.steps_computed) == ("identical", 0)
     assert_same(again.latent, hit.latent, "the stored result")
 
@@ -40,6 +69,22 @@ def test_a_stored_hit_answers_no_other_settings(run, cache, place):
         assert run(in_cache(request(prompt=RED), each)).outcome == "miss"
     expected = run(in_cache(changed, alone))
     assert run(in_cache(request(prompt=GREEN), cache)).outcome == "hit"
+    answer = run(in_cache(changed, cache))
+    assert_same(answer.latent, expected.latent, f"the answer '{answer.outcome}'")
+
+
+@pytest.mark.parametrize("place", CHANGES_OF_A_LOOK)
+def test_a_stored_hit_with_a_look_answers_no_other_settings(run, cache, place):
+    name, _, key = place.partition(".")
+    changed = looking(GREEN)
+    changed[name]["inputs"][key] = CHANGES_OF_A_LOOK[place]
+    alone = new_cache()
+    for each in (cache, alone):
+        assert run(in_cache(looking(RED), each)).outcome == "miss"
+    expected = run(in_cache(changed, alone))
+    hit = run(in_cache(looking(GREEN), cache))
+    assert (hit.outcome, expected.outcome) == ("hit", "hit")
+    assert not torch.equal(expected.latent, hit.latent), "the change does not test what it is meant to"
     answer = run(in_cache(changed, cache))
     assert_same(answer.latent, expected.latent, f"the answer '{answer.outcome}'")
 

@@ -112,8 +112,9 @@ class LookAndJoin(Technique):
             return say("note.look_noise")
         if request.sampler.reads_uncond:
             return say("note.look_uncond", sampler=request.sampler.name)
-        if abs(kept.get("cfg", request.cfg) - request.cfg) > 1e-6:
-            return say("note.look_cfg", here=request.cfg, there=kept["cfg"])
+        cfg = kept.get("cfg", request.cfg)
+        if not isinstance(cfg, int | float) or abs(cfg - request.cfg) > 1e-6:
+            return say("note.look_cfg", here=request.cfg, there=cfg)
         if request.whole_steps < 3:
             return say("note.look_steps", steps=request.whole_steps)
         return None

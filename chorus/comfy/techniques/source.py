@@ -82,6 +82,6 @@ def _noise(request: Request, entry: Entry) -> torch.Tensor | None:
     """The noise of the source, drawn again from its seed; None where that gives another one."""
     if entry.settings["noise"] == request.noise_digest:
         return request.noise
-    seed = entry.settings["seed"]
-    noise = request.noise_of(seed) if isinstance(seed, int) else None
+    seed = entry.settings.get("seed")
+    noise = request.noise_of(seed) if isinstance(seed, int) and 0 <= seed < 2**64 else None
     return noise if noise is not None and tensor_digest(noise) == entry.settings["noise"] else None
