@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import latents, scenes
-from .captions import COLOURS, DIRECTIONS, SHAPES, Caption, sample_caption
+from .captions import COLOURS, COUNTS, DIRECTIONS, PANS, SHAPES, Caption, sample_caption
 from .export import MODEL_FILE, write_model
 from .text import Encoder
 from .twin import Twin
@@ -41,7 +41,7 @@ PEAK_RATE = 1e-3
 CHUNK = 200  # scenes drawn at once
 DRAWN_AT_ONCE = 2048  # the same on a GPU
 KINDS = 5  # main, second and third object, dots, details
-MARKS = KINDS + 2 * (len(COLOURS) + len(SHAPES)) + len(DIRECTIONS)
+MARKS = KINDS + 2 * (len(COLOURS) + len(SHAPES)) + len(DIRECTIONS) + len(COUNTS) + len(PANS)
 MARKS_WEIGHT = 0.05  # of the loss of what a token shows, summed over the marks
 
 
@@ -64,14 +64,20 @@ def token_marks(shown: Tensor, named: Tensor) -> Tensor:
     shown: [B, KINDS, T, h/2, w/2] in 1/255; named: `attribute_marks` of the captions.
     """
     shown = (shown.float() / 255).flatten(2).transpose(1, 2)
-    named = named[:, None]
-    half = len(COLOURS) + len(SHAPES) + len(DIRECTIONS)
-    main, second = shown[..., :1] * named[..., :half], shown[..., 1:2] * named[..., half:]
-    return torch.cat((shown, main, second), -1)
+    ground = (1 - shown.sum(-1, keepdim=True)).clamp(min=0.0)
+    main, second, dots, pan = named[:, None].split(list(_NAMED), -1)
+    parts = (shown, shown[..., :1] * main, shown[..., 1:2] * second, shown[..., 3:4] * dots, ground * pan)
+    return torch.cat(parts, -1)
+
+
+# What is named of the main object, of the second one, of the dots and of the camera.
+_NAMED = (len(COLOURS) + len(SHAPES) + len(DIRECTIONS), len(COLOURS) + len(SHAPES), len(COUNTS), len(PANS))
 
 
 def attribute_marks(captions: Sequence[Caption]) -> Tensor:
-    """[N, …] one-hot: colour, shape and direction of the main object, colour and shape of a second one."""
+    """[N, …] one-hot: colour, shape and direction of the main object, colour and shape of a second one, how many dots
+    there are, where the camera pans to.
+    """
 
     def one_hot(names: Sequence[str], value: str | None) -> list[float]:
         return [float(name == value) for name in names]
@@ -80,7 +86,8 @@ def attribute_marks(captions: Sequence[Caption]) -> Tensor:
     for c in captions:
         colour, shape = (c.second[0], c.second[1]) if c.second else (None, None)
         main = one_hot(list(COLOURS), c.colour) + one_hot(SHAPES, c.shape) + one_hot(list(DIRECTIONS), c.direction)
-        rows.append(main + one_hot(list(COLOURS), colour) + one_hot(SHAPES, shape))
+        second = one_hot(list(COLOURS), colour) + one_hot(SHAPES, shape)
+        rows.append(main + second + one_hot(list(COUNTS), c.dots) + one_hot(list(PANS), c.pan))
     return torch.tensor(rows)
 
 

@@ -100,7 +100,8 @@ def test_nothing_is_kept_after_it_is_dropped(make):
 
 def test_calls_of_other_conditionings_another_order_or_another_shape_are_kept_apart(networks):
     def key(uuids, shape=(2, 16, 4, 12, 12)):
-        return networks.Context.key(networks.ModelCall(shape, None, 0, torch.ones(shape[0], dtype=torch.bool), {"uuids": uuids}))
+        rows = torch.ones(shape[0], dtype=torch.bool)
+        return networks.Context.key(networks.ModelCall(shape, None, 0, rows, {"uuids": uuids}))
 
     assert key(["p", "n"]) == key(["p", "n"])
     others = [key(["p"]), key(["n", "p"]), key([]), key(["p", "n"], (2, 16, 4, 12, 14))]
