@@ -1,13 +1,15 @@
 """Look and join against its rivals at the cost of each hit, by what the prompt changes: words, details, objects,
 seams, and how much of the source stays.
 
-Details are matched one by one. What a system should keep is its reference: for a hit the source's video, whose
-composition it keeps; for fewer steps the video of the same prompt and seed with all steps. Consistency is the
+Details are matched one by one with those that a system should show. Fewer steps should show those of the same prompt
+and seed with all steps; so should all that take the request's own noise. A hit with a look should show the source's
+outside its edit mask, and inside it those of the target with all steps under the source's noise. Consistency is the
 difference to the source outside the named objects.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -106,7 +108,7 @@ class _Systems:
         cost = hit["step_equivalents"]
         return {
             "cold": self._told(self.cold, self.cold),
-            "look and join": self._told(hit, self.source),
+            "look and join": self._told(hit, self.source, inside=self.on_source),
             "early start": self._told(self._reads(EARLY), self.cold),
             "another take": self._told(self._reads(TAKE), self.cold),
             "fewer steps": self._between(cost, self._fewer),
@@ -135,10 +137,15 @@ class _Systems:
         above = sampled(low + 1) if weight else below
         return {name: (1 - weight) * below[name] + weight * above[name] for name in below}
 
-    def _told(self, sample: dict, reference: dict) -> dict[str, float]:
-        """reference: whose details the sample should keep."""
-        frames, wanted = self.wan.frames(sample), self.wan.frames(reference)
-        kept = details.visible(details.find(wanted), frames)
+    def _told(self, sample: dict, reference: dict, inside: dict | None = None) -> dict[str, float]:
+        """reference: whose details the sample should show; inside: whose within its edit mask, None for the same."""
+        frames = self.wan.frames(sample)
+        wanted = details.find(self.wan.frames(reference))
+        if inside is not None and sample["masks"] is not None:
+            edit = _edit_mask(sample["masks"], frames.shape[:3])
+            wanted = [one for one in wanted if not _lies_in(one, edit)]
+            wanted += [one for one in details.find(self.wan.frames(inside)) if _lies_in(one, edit)]
+        kept = details.visible(wanted, frames)
         objects = np.maximum(self.taken, judge.object_masks(frames, self.pair.of.target)) > 0.1
         outside = ~scipy.ndimage.binary_dilation(objects, np.ones((1, 2 * RIM + 1, 2 * RIM + 1)))
         return {
@@ -148,6 +155,22 @@ class _Systems:
             "kept": details.matched(kept, details.find(frames)),
             "difference": metrics.difference(frames, self.source_frames, outside, BenchWan.side),
         }
+
+
+def _edit_mask(masks: dict, size: Sequence[int]) -> np.ndarray:
+    """The edit mask of a report in the size of the frames, [T, H, W] bool."""
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(masks["edit"]), np.uint8), count=int(np.prod(masks["grid"])))
+    mask = bits.reshape(masks["grid"]).astype(bool)
+    for axis, pixels in enumerate(size):
+        mask = mask.take(np.arange(pixels) * mask.shape[axis] // pixels, axis)
+    return mask
+
+
+def _lies_in(detail: details.Detail, mask: np.ndarray) -> bool:
+    """Whether a detail lies in a mask in most of the frames that show it."""
+    frames = detail.seen.nonzero()[0]
+    x, y = np.clip(detail.places[frames].astype(int), 0, mask.shape[1] - 1).T
+    return bool(mask[frames, y, x].mean() > 0.5)
 
 
 def _shorter(request: Request, steps: int) -> Request:
