@@ -14,8 +14,8 @@ class ChorusStage1Reuse(io.ComfyNode):
             node_id="ChorusStage1Reuse",
             display_name="Chorus Stage 1: Reuse",
             category=CATEGORY,
-            description="On a hit, sampling starts from an early state of the matched video and skips the first K1 "
-            "steps.",
+            description="On a hit, the first step shows where the new prompt changes the picture. Elsewhere the matched "
+            "video is kept, and fewer steps are computed.",
             search_aliases=["skip steps", "reuse latents", "k1", "nirvana", "speed up"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that is sampled."),
@@ -24,7 +24,7 @@ class ChorusStage1Reuse(io.ComfyNode):
                     "k1",
                     options=list(stages.CHOICES),
                     default="auto",
-                    tooltip="auto: the better the match, the more steps are skipped. fixed: the fraction below.",
+                    tooltip="auto: what the first step shows decides how much is saved. fixed: the fraction below.",
                 ),
                 io.Float.Input(
                     "fraction",

@@ -222,6 +222,37 @@ def test_reference_tokens_stay_and_do_not_count(as_without_chorus, run, comfy_ho
         assert hit.report["step_equivalents"] == pytest.approx(5 + VISIBLE / TOKENS, abs=0.2)
 
 
+@pytest.mark.parametrize("kind", ["phantom", "fun control", "bernini"])
+def test_reference_tokens_enter_every_step_after_a_look(
+    run, comfy_host, cache, with_reference_tokens, kind, pack_module, monkeypatch
+):
+    """Keys and values stand for the video's tokens that are left out, and for no others."""
+    shared, attended = pack_module("chorus.comfy.networks.wan")._SelfAttention, set()
+    inner = shared.__call__
+
+    def watched(self, block, k, v):
+        keys = inner(self, block, k, v)
+        attended.add((k.shape[1], keys[0].shape[1], keys[1].shape[1]))
+        return keys
+
+    monkeypatch.setattr(shared, "__call__", watched)
+
+    def g(prompt: str) -> Graph:
+        return _reference(graph(prompt, cache=cache, steps=4, start=0.0), kind, with_reference_tokens)
+
+    run(g(RED))
+    with block_lengths() as lengths:
+        hit = run(masked(g(GREEN), BOX, comfy_host, visible=0))
+    inside, every = 4 * 2 * 2 + 36, TOKENS + 36
+    assert hit.report["outcome"] == "hit" and hit.report["looked"] == pytest.approx(16 / TOKENS, abs=1e-4)
+    assert torch.isfinite(hit.latent).all()
+    if set(lengths) == {every}:
+        assert any("no selective steps" in note for note in hit.report["notes"])
+    else:
+        assert set(lengths) == {every, inside}
+        assert attended == {(every, every, every), (inside, every, every)}
+
+
 # -- the schedule as others see it --------------------------------------------------------------------------------
 
 
@@ -279,7 +310,7 @@ def test_a_context_window_that_depends_on_the_step(run, cache):
     red = g(RED)
     assert torch.equal(run(red).latent, run(plain(red)).latent)
     with evaluations() as seen:
-        hit = run(g(GREEN, k1=0.5, start=0.0))
+        hit = run(g(GREEN, k1=0.5, start=0.0, method="early start"))
     assert (hit.report["outcome"], hit.report["steps_computed"]) == ("hit", 4)
     walked = [sigma for sigma, _ in seen] + [0.0]
     expected = run(resumed(g(GREEN), seen[0][1], walked)).latent

@@ -22,6 +22,7 @@ def graph(
     k1: float | None = None,
     k2: float | None = None,
     start: float = 1.0,
+    method: str = "look and join",
     masks: bool = False,
     tgaa: bool = False,
     mode: str = "read and write",
@@ -29,7 +30,10 @@ def graph(
     batch: int = 1,
     width: int = 96,
 ) -> Graph:
-    """Look-up, the wanted stages, KSampler and store; k1, k2: fractions, None for auto; start 1: K1's own state."""
+    """Look-up, the wanted stages, KSampler and store; k1, k2: fractions, None for auto.
+
+    start: 1 is an early start from K1's own state; 0 with the default method begins with a look.
+    """
     g: Graph = {
         "unet": node("UNETLoader", unet_name="small_wan_t2v.safetensors", weight_dtype="default"),
         "clip": node("SmallWanTextEncoderLoader"),
@@ -57,6 +61,7 @@ def graph(
             fraction=k1 or 0.0,
             maximum=1.0,
             start=start,
+            method=method,
         ),
         "stage3": node(
             "ChorusStage3Refine",
