@@ -36,7 +36,7 @@ from chorus.comfy.techniques import look_and_join, resume
 from chorus.reuse import course
 from chorus.reuse.plan import Plan
 from chorus.reuse.regions import token_grid
-from chorus.reuse.schedule import ANSWERED, FULL, SELECTIVE, steps_reached
+from chorus.reuse.schedule import FULL, SELECTIVE, steps_reached
 
 from . import models
 from .models import DILATION, MODELS, SIZES, Size
@@ -281,9 +281,7 @@ class Bench:
         self.request(COLD, short, plan=plan)
         return seconds
 
-    def request(
-        self, case: Case, schedule: Schedule, *, seed: int | None = None, plan: Plan | None = None
-    ) -> Measured:
+    def request(self, case: Case, schedule: Schedule, *, seed: int | None = None, plan: Plan | None = None) -> Measured:
         """Samples one request. plan: one made before; else the case's is made, in the time that is measured."""
         import comfy.sample
 

@@ -29,7 +29,7 @@ STARTS = (
 )
 WEIGHTS, LORA = "bench_wan_t2v.safetensors", "bench_wan_4step_lora.safetensors"
 RATE = 2e-3  # of learning at its peak, with batches 16 to 32 times those on a CPU
-CLOSING = 8.0  # seconds before the end of the budget at which the training stops
+CLOSING = 4.0  # seconds before the end of the budget at which the training stops
 
 
 def start() -> Path:
@@ -41,7 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu.training", description=__doc__)
     parser.add_argument("--small", action="store_true", help="a few steps, on the CPU")
     parser.add_argument("--seconds", type=float, default=360.0, help="of the whole task, training and its preparation")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the checkpoint, and for what --resume finds")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for the checkpoint, and for what --resume finds"
+    )
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--captions", type=int, default=60_000, help="so many prompts; scenes are never repeated")
     parser.add_argument("--weights", type=Path, help="to begin with; default: the best that are here")
@@ -91,7 +93,9 @@ def distilled(arguments: Sequence[str]) -> int:
     if not trained.exists():
         print(f"{trained} is not there: the training has come to nothing", file=sys.stderr)
         return 1
-    few = ["--teacher", "2", "--steps", "2", "--batch", "2"] if options.small else ["--teacher", "1024", "--batch", "64"]
+    few = (
+        ["--teacher", "2", "--steps", "2", "--batch", "2"] if options.small else ["--teacher", "1024", "--batch", "64"]
+    )
     options.work.mkdir(parents=True, exist_ok=True)
     sys.argv = ["distill", "--work", str(options.work), "--model", str(trained)]
     sys.argv += ["--out", str(options.output.with_name(LORA)), *few]
