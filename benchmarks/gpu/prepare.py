@@ -1,8 +1,8 @@
 """Pack what a machine without network lacks: `python benchmarks/gpu/prepare.py`.
 
 Makes `benchmarks/gpu/travel/`, which git ignores, for the Python of that machine: ComfyUI's Python sources and the
-packages that it and Chorus need for sampling and that a machine with PyTorch may lack. Runs on any Python 3.11 or newer;
-needs pip and the network the first time.
+packages that it and Chorus need for sampling and that a machine with PyTorch may lack. Runs on any Python 3.11 or
+newer; needs pip and the network the first time.
 """
 
 from __future__ import annotations

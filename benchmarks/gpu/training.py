@@ -29,7 +29,7 @@ STARTS = (
 )
 WEIGHTS, LORA = "bench_wan_t2v.safetensors", "bench_wan_4step_lora.safetensors"
 RATE = 2e-3  # of learning at its peak, with batches 16 to 32 times those on a CPU
-CLOSING = 8.0  # seconds before the end of the budget at which the training stops
+CLOSING = 4.0  # seconds before the end of the budget at which the training stops
 
 
 def start() -> Path:

@@ -343,9 +343,7 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=scenes.FRAMES, help="train on the first frames alone")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=PEAK_RATE, help="of learning, at its peak")
-    parser.add_argument(
-        "--pool", type=int, default=24_000, help="scenes drawn; captions, where scenes are drawn as it goes"
-    )
+    parser.add_argument("--pool", type=int, default=24_000, help="scenes; captions, where scenes are drawn as it goes")
     parser.add_argument("--draw", action="store_true", help="draw scenes as it goes on the CPU, too")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args(given)
@@ -404,7 +402,7 @@ def main(given: Sequence[str] | None = None, told: Callable[[dict], None] = lamb
         clock.began = began
     lost: list[tuple[Tensor, Tensor]] = []
     kept = time.monotonic()
-    over = clock.over(seen)
+    over = args.minutes is None and clock.over(seen)  # by time, one step at least
     while not over:
         warm = min(1.0, (step + 1) / 40)
         for optim in optims:
