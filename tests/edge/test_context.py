@@ -25,14 +25,35 @@ def keep(context, key, seed: int = 0, dtype: torch.dtype = torch.float32) -> Non
         context.keep(key, block, BLOCKS, *keys_and_values(seed + block, dtype))
 
 
-def test_what_is_kept_comes_back_at_the_places_asked_for(make):
+def kept_of(context, key, block: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is kept, with nothing new, in the type of the first tokens' values."""
+    nothing = torch.zeros(1, 0, CHANNELS, dtype=torch.float16)
+    return context.completed(key, block, torch.zeros(0, dtype=torch.long), nothing, nothing)
+
+
+def test_new_keys_and_values_take_their_places_among_those_of_the_full_step(make):
     context = make(BYTES)
     keep(context, "a")
-    places = torch.tensor([7, 2, 2])
+    places = torch.tensor([2, 7])
     for block in range(BLOCKS):
-        k, v = keys_and_values(block)
-        got_k, got_v = context.at("a", block, places)
-        assert torch.equal(got_k, k[:, places].half()) and torch.equal(got_v, v[:, places].half())
+        old, new = keys_and_values(block), keys_and_values(50 + block)
+        got = context.completed("a", block, places, *(part[:, places] for part in new))
+        for whole, before, after in zip(got, old, new, strict=True):
+            assert whole.dtype == before.dtype and whole.shape == before.shape
+            wanted = before.half().float()
+            wanted[:, places] = after[:, places].half().float()
+            assert torch.equal(whole, wanted)
+
+
+def test_the_latest_ones_stay_until_the_next_full_step(make):
+    context = make(BYTES)
+    keep(context, "a")
+    first, second = keys_and_values(50), keys_and_values(60)
+    context.completed("a", 0, torch.tensor([1]), first[0][:, :1], first[1][:, :1])
+    k, _ = context.completed("a", 0, torch.tensor([4]), second[0][:, :1], second[1][:, :1])
+    assert torch.equal(k[:, 1], first[0][:, 0].half().float()) and torch.equal(k[:, 4], second[0][:, 0].half().float())
+    keep(context, "a", seed=20)
+    assert torch.equal(kept_of(context, "a")[0], keys_and_values(20)[0].half())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -42,9 +63,9 @@ def test_two_bytes_a_number_are_kept_and_never_the_models_own_tensor(make, dtype
     context.keep("a", 0, 1, k, v)
     before = k.clone()
     k.zero_()
-    assert torch.equal(
-        context.at("a", 0, torch.arange(TOKENS))[0].float(), before.to(torch.float32).half().float()
-    ) or (dtype == torch.bfloat16 and torch.equal(context.at("a", 0, torch.arange(TOKENS))[0], before))
+    nothing = torch.zeros(1, 0, CHANNELS, dtype=dtype)
+    whole, _ = context.completed("a", 0, torch.zeros(0, dtype=torch.long), nothing, nothing)
+    assert torch.equal(whole, before if dtype == torch.bfloat16 else before.half().to(dtype))
     assert context.bytes == 2 * 2 * TOKENS * CHANNELS
 
 
@@ -77,9 +98,8 @@ def test_a_later_full_step_replaces_what_was_kept_of_its_kind_of_calls_only(make
     keep(context, "b", seed=10)
     keep(context, "a", seed=20)
     assert not context.full and context.bytes == 2 * BYTES
-    places = torch.arange(TOKENS)
-    assert torch.equal(context.at("a", 1, places)[0], keys_and_values(21)[0].half())
-    assert torch.equal(context.at("b", 1, places)[0], keys_and_values(11)[0].half())
+    assert torch.equal(kept_of(context, "a", 1)[0], keys_and_values(21)[0].half())
+    assert torch.equal(kept_of(context, "b", 1)[0], keys_and_values(11)[0].half())
 
 
 def test_how_much_room_there_is_is_asked_once_when_something_is_to_be_kept(networks):

@@ -79,10 +79,18 @@ class Context:
         """Whether something is kept for such calls."""
         return (key, 0) in self._kept
 
-    def at(self, key: Any, block: int, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values at some positions of the sequence, [B, len(places), C] each."""
-        k, v = self._kept[key, block]
-        return k.index_select(1, places), v.index_select(1, places)
+    def completed(
+        self, key: Any, block: int, places: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the whole sequence, [B, L, C] each, with the new ones k, v at their `places`.
+
+        k, v: [B, len(places), C]. They stay there: they are later than those of the full step.
+        """
+        whole = tuple(
+            kept.index_copy_(1, places, new.to(kept)).to(new)
+            for kept, new in zip(self._kept[key, block], (k, v), strict=True)
+        )
+        return whole[0], whole[1]
 
     def drop(self) -> None:
         """Let go of all of them."""

@@ -105,7 +105,6 @@ class _Tokens:
     seen: Callable[[float], None] | None
     whole: torch.Tensor | None = None  # the first block's input, into which the last block's output is put back
     places: torch.Tensor | None = None
-    left_out: torch.Tensor | None = None  # positions in the sequence that the blocks do not get
     shorter: dict[str, torch.Tensor] = field(default_factory=dict)  # what every block gets, gathered once
 
     def patch(self, options: Options) -> Options:
@@ -139,9 +138,6 @@ class _Tokens:
             outside = torch.arange(image.shape[1], device=image.device)
             kept = self.kept.to(image.device) + self.in_front
             self.places = torch.cat([outside[: self.in_front], kept, outside[behind:]])
-            taken = torch.zeros(image.shape[1], dtype=torch.bool, device=image.device)
-            taken[self.places] = True
-            self.left_out = (~taken).nonzero()[:, 0]
             self.shorter = {"pe": args["pe"].index_select(1, self.places)}
             modulation = args["vec"]
             rows = modulation.shape[1]
@@ -161,7 +157,7 @@ class _Tokens:
 
 @dataclass
 class _SelfAttention:
-    """Keeps the keys and values of all tokens in one model call, or gives those of the tokens that it leaves out."""
+    """Keeps the keys and values of all tokens in one model call, or completes those of a call that leaves some out."""
 
     context: Context
     key: Any
@@ -172,9 +168,8 @@ class _SelfAttention:
         if self.tokens.kept is None:
             self.context.keep(self.key, block, self.blocks, k, v)
             return k, v
-        assert self.tokens.left_out is not None
-        more_k, more_v = self.context.at(self.key, block, self.tokens.left_out)
-        return torch.cat((k, more_k.to(k)), 1), torch.cat((v, more_v.to(v)), 1)
+        assert self.tokens.places is not None
+        return self.context.completed(self.key, block, self.tokens.places, k, v)
 
 
 def _with_attention(
