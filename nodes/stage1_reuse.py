@@ -14,8 +14,8 @@ class ChorusStage1Reuse(io.ComfyNode):
             node_id="ChorusStage1Reuse",
             display_name="Chorus Stage 1: Reuse",
             category=CATEGORY,
-            description="On a hit, the first step shows where the new prompt changes the picture. Elsewhere the matched "
-            "video is kept, and fewer steps are computed.",
+            description="On a hit, the first step shows where the new prompt changes the picture. Elsewhere the "
+            "matched video is kept, and fewer steps are computed.",
             search_aliases=["skip steps", "reuse latents", "k1", "nirvana", "speed up"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that is sampled."),
