@@ -19,6 +19,7 @@ from .samples import KEPT, Bench
 from .server import RealWan, Server
 
 TABLES = (
+    "looks",
     "hits",
     "can_tell",
     "tuning",

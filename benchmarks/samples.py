@@ -244,7 +244,7 @@ class Bench:
         if report is None:
             raise RuntimeError(f"the store node of {request.prompt!r} reported nothing")
         told = ("outcome", "reason", "match_score", "k1", "k2", "step_equivalents", "steps_computed", "token_share")
-        told += ("looked",)
+        told += ("looked", "masks")
         told += ("sampling_s", "chorus_s", "notes")
         return {
             **{name: report.get(name) for name in told},

@@ -93,6 +93,7 @@ TEXTS = {
     "note.attention": "no selective steps: another node replaces the attention",
     "note.composition": "the composition of the match is kept: the noise is that of its seed {seed}, and the seed of "
     "this request has no effect. To use this request's own seed, set take to 'another take'",
+    "note.mask_later": "the first step of the run shows where it differs; the mask appears then",
     "note.everywhere": "the first step shows that nearly the whole picture changes, so little is reused",
     "note.context_memory": "no selective steps: too little memory is free for the keys and values of the tokens that "
     "they leave out",

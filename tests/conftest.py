@@ -1,6 +1,6 @@
 """Fixtures for tests in a plain process, against a ComfyUI server, and inside ComfyUI.
 
-`chorus`, `tools`, `small_wan` and `benchmarks` import by their bare names through a finder, since
+`chorus`, `tools`, `small_wan`, `bench_wan` and `benchmarks` import by their bare names through a finder, since
 the checkout on `sys.path` would hide ComfyUI's `nodes`. When ComfyUI runs in this process it loads
 a second copy of the pack's modules: tests of anything ComfyUI calls use `pack_module`.
 """

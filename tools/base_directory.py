@@ -25,6 +25,7 @@ MODELS = {
     "diffusion_models/small_wan_t2v.safetensors": SMALL_WAN / "weights" / "small_wan_t2v.safetensors",
     "loras/small_wan_4step_lora.safetensors": SMALL_WAN / "weights" / "small_wan_4step_lora.safetensors",
     "diffusion_models/bench_wan_t2v.safetensors": BENCH_WAN / "weights" / "bench_wan_t2v.safetensors",
+    "diffusion_models/bench_wan_i2v.safetensors": BENCH_WAN / "weights" / "bench_wan_i2v.safetensors",
     "loras/bench_wan_4step_lora.safetensors": BENCH_WAN / "weights" / "bench_wan_4step_lora.safetensors",
 }
 """What lies in `models` by default, where the file exists."""

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +106,16 @@ def write_pictures(output: Path, four: Sequence[Video], target_cold: Video) -> d
     for video in (*four, target_cold):
         video.files["video"] = f"{video.request.name}.webp"
         demo_pictures.write_video(output / video.files["video"], video.frames)
+    shown = target.frames
     if target.masks is not None:
         target.files["srd_mask"] = "srd_mask.webp"
         demo_pictures.write_video(output / target.files["srd_mask"], demo_pictures.marked(source.frames, target.masks))
+        shown = demo_pictures.outlined(target.frames, target.masks)
     new = frozenset(target.request.caption.text.split()) - frozenset(source.request.caption.text.split())
     panels = [
         panel("Source, sampled cold", source, frozenset()),
         panel("Similar prompt, sampled cold", target_cold, new),
-        panel("Similar prompt, from the cache", target, new),
+        replace(panel("Similar prompt, from the cache", target, new), frames=shown),
     ]
     files = {"side_by_side": "side_by_side.webp", "contact_sheet": "side_by_side.png"}
     demo_pictures.write_side_by_side(output / files["side_by_side"], panels)

@@ -41,25 +41,38 @@ class Panel:
     frames: np.ndarray
 
 
+def outlined(frames: np.ndarray, masks: Mapping[str, Any]) -> np.ndarray:
+    """Frames with a thin line around the edit mask."""
+    edit = _mask(masks, "edit", frames.shape[:3])
+    inner = edit.copy()
+    for axis in (1, 2):
+        for shift in (-1, 1):
+            inner &= np.roll(edit, shift, axis)
+    line = (edit & ~inner)[..., None]
+    return np.where(line, 0.4 * frames + 0.6 * np.array(_TINT), frames).round().astype(np.uint8)
+
+
+def _mask(masks: Mapping[str, Any], name: str, size: Sequence[int]) -> np.ndarray:
+    """A mask in the size of the frames, [T, H, W] bool.
+
+    masks: `grid` [T, H, W] of tokens, and the bits of `edit` and `visible` on it, base64, eight tokens a byte.
+    """
+    grid = masks["grid"]
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(masks[name]), np.uint8), count=int(np.prod(grid)))
+    mask = bits.reshape(grid).astype(bool)
+    for axis, (tokens, pixels) in enumerate(zip(grid, size, strict=True)):
+        mask = mask.take(np.arange(pixels) * tokens // pixels, axis)
+    return mask
+
+
 def write_video(file: Path, frames: np.ndarray) -> None:
     """Write frames enlarged, exact to the pixel, as a looping animation."""
     _write_animation(file, [_enlarged(frame, ENLARGE) for frame in frames])
 
 
 def marked(frames: np.ndarray, masks: Mapping[str, Any]) -> np.ndarray:
-    """The frames with masks over them: the edit mask tinted, everything outside the visible mask dimmed.
-
-    masks: `grid` [T, H, W] of tokens, and the bits of `edit` and `visible` on it, base64, eight tokens a byte.
-    """
-    grid = tuple(masks["grid"])
-    # The token under each pixel, along each axis.
-    under = np.ix_(*(np.arange(size) * tokens // size for size, tokens in zip(frames.shape, grid, strict=False)))
-    edit, visible = (
-        np.unpackbits(np.frombuffer(base64.b64decode(masks[name]), np.uint8))[: np.prod(grid)].reshape(grid)[under][
-            ..., None
-        ]
-        for name in ("edit", "visible")
-    )
+    """The frames with masks over them: the edit mask tinted, everything outside the visible mask dimmed."""
+    edit, visible = (_mask(masks, name, frames.shape[:3])[..., None] for name in ("edit", "visible"))
     lit = frames * (0.35 + 0.65 * visible)
     return np.where(edit, 0.55 * lit + 0.45 * np.array(_TINT), lit).astype(np.uint8)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 MARKER = ".complete"
 """File written last into a cached folder; without it the folder is an interrupted attempt."""
 
-_PREFIXES = ("env-", "comfyui-")
+_PREFIXES = ("env-", "comfyui-", "travel-")
 
 
 def cache_folder() -> Path:

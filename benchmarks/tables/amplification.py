@@ -40,7 +40,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
             cold = [bench.sample(p.target, COLD) for p in pairs]
             for start, (name, options) in itertools.product(STARTS, designs):
                 k1 = max(1, round(K1_SHARE * steps))
-                system = System(name, k1=k1, start=STARTS[start], selective=False, **options)
+                system = System(name, k1=k1, start=STARTS[start], selective=False, method="early start", **options)
                 samples = [bench.sample(p.target, system, p.source) for p in pairs]
                 rows.append(
                     {

@@ -31,7 +31,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
             pairs.append((request(source, first, STEPS), request(target, first + 1, STEPS)))
         for share in SHARES if full else SHARES[::2]:
             k = round(share * STEPS)
-            system = System("Chorus", k1=k, k2=min(STEPS, k + STEPS // 4))
+            system = System("Chorus", k1=k, k2=min(STEPS, k + STEPS // 4), method="early start")
             samples = [bench.sample(target, system, source) for source, target in pairs]
             kept = [np.mean([hit for n, hit in s["right"].items() if n != name]) for s in samples]
             rows.append(

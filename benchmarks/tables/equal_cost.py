@@ -95,7 +95,7 @@ def _curves(bench: Bench, pairs: list[Pair], steps: int, shares: Sequence[float]
             "NIRVANA": nirvana(k),
             "state taken at K1": replace(AT_K1, k1=k),
             "stage 1 only": replace(STAGE_1, k1=k),
-            "Chorus": System("Chorus", k1=k, k2=min(steps, k + max(1, steps // 5))),
+            "early start": System("early start", k1=k, k2=min(steps, k + max(1, steps // 5)), method="early start"),
         }
         for name, system in systems.items():
             rows.append(_row(steps, name, f"K1 = {k}", [bench.sample(p.target, system, p.source) for p in pairs], cold))
@@ -139,7 +139,7 @@ def _loss_ratio(cold: np.ndarray, ours: np.ndarray, rival: np.ndarray) -> float:
 
 def _draw(axes, rows: list[dict]) -> None:
     colours = {
-        "Chorus": "tab:red",
+        "early start": "tab:red",
         "NIRVANA": "tab:blue",
         "stage 1 only": "tab:orange",
         "state taken at K1": "tab:green",

@@ -1,13 +1,15 @@
 """Look and join against its rivals at the cost of each hit, by what the prompt changes: words, details, objects,
 seams, and how much of the source stays.
 
-Details are matched one by one. What a system should keep is its reference: for a hit the source's video, whose
-composition it keeps; for fewer steps the video of the same prompt and seed with all steps. Consistency is the difference
-to the source outside the named objects.
+Details are matched one by one with those that a system should show. Fewer steps should show those of the same prompt
+and seed with all steps; so should all that take the request's own noise. A hit with a look should show the source's
+outside its edit mask, and inside it those of the target with all steps under the source's noise. Consistency is the
+difference to the source outside the named objects.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +21,7 @@ from bench_wan import details, judge
 from .. import metrics, report
 from ..samples import Bench
 from ..scene_pairs import REPORTED, ScenePair, scene_pairs
-from ..systems import COLD, BenchWan, Request, System
+from ..systems import BenchWan, Request, System
 from .equal_cost import nirvana
 
 FULL = {4: 165, 20: 99, 50: 55}
@@ -28,7 +30,6 @@ HIT = System("look and join", selective=False, strength=0.0)
 EARLY = System("early start", selective=False, strength=0.0, method="early start")
 TAKE = System("another take", selective=False, strength=0.0, take="another take")
 RIM = 2  # pixels around an object that count as part of it
-MEASURES = ("alignment", "details", "error", "seams", "flicker", "difference", "copies")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ def measure(bench: Bench, full: bool) -> report.Result:
         told = _measured(wan, pairs)
         for change in ("all", *sorted({p.of.change for p in pairs})):
             chosen = np.array([change in ("all", p.of.change) for p in pairs])
-            rows += [_row(steps, change, name, {k: v[chosen] for k, v in of.items()}, told, chosen) for name, of in told.items()]
+            rows += [
+                _row(steps, change, name, {k: v[chosen] for k, v in of.items()}, told, chosen)
+                for name, of in told.items()
+            ]
         for key, value in _summary(steps, told).items():
             summary[key][str(steps)] = value
     return report.Result(
@@ -83,58 +87,65 @@ def _measured(wan: Bench, pairs: Sequence[Pair]) -> Told:
     """By system, by measure: [N]. Rivals are taken at the cost of each pair's hit."""
     told: dict[str, list[dict]] = {}
     for pair in pairs:
-        hit = wan.sample(pair.target, HIT, pair.source)
-        cost, steps = hit["step_equivalents"], pair.target.steps
-        cold, source = wan.sample(pair.target), wan.sample(pair.source)
-        on_source = wan.sample(pair.target_on_source_noise)
-        compare = _Comparison(wan, pair, wan.frames(source))
-        found = {
-            "cold": compare(cold, cold),
-            "look and join": compare(hit, source),
-            "early start": compare(wan.sample(pair.target, EARLY, pair.source), cold),
-            "another take": compare(wan.sample(pair.target, TAKE, pair.source), cold),
-            "fewer steps": _between(cost, steps, lambda n: compare(wan.sample(_shorter(pair.target, n)), cold)),
-            "fewer steps, source's seed": _between(
-                cost, steps, lambda n: compare(wan.sample(_shorter(pair.target_on_source_noise, n)), on_source)
-            ),
-            "NIRVANA": _between(
-                cost,
-                steps,
-                lambda n: compare(
-                    wan.sample(pair.target, nirvana(steps - n), pair.source) if n < steps else on_source, source
-                ),
-            ),
-        }
-        for name, measures in found.items():
+        for name, measures in _Systems(wan, pair).measured().items():
             told.setdefault(name, []).append(measures)
     return {name: {k: np.array([m[k] for m in of], float) for k in of[0]} for name, of in told.items()}
 
 
-def _shorter(request: Request, steps: int) -> Request:
-    """The same model in fewer steps: one that is distilled stays so."""
-    return Request(**{**vars(request), "steps": steps, "full_model": request.steps > 4})
+class _Systems:
+    """One pair under every system."""
 
+    def __init__(self, wan: Bench, pair: Pair):
+        self.wan, self.pair, self.steps = wan, pair, pair.target.steps
+        self.cold, self.source = wan.sample(pair.target), wan.sample(pair.source)
+        self.on_source = wan.sample(pair.target_on_source_noise)
+        self.source_frames = wan.frames(self.source)
+        self.taken = judge.object_masks(self.source_frames, pair.of.source)
 
-def _between(cost: float, steps: int, sampled: Callable[[int], dict]) -> dict:
-    """Measures at a fractional number of steps, between those of the two whole numbers around it."""
-    low = max(1, min(steps, int(np.floor(cost))))
-    weight = min(1.0, max(0.0, cost - low)) if low < steps else 0.0
-    below = sampled(low)
-    above = sampled(low + 1) if weight else below
-    return {name: (1 - weight) * below[name] + weight * above[name] for name in below}
+    def measured(self) -> dict[str, dict]:
+        """By system."""
+        hit = self._reads(HIT)
+        cost = hit["step_equivalents"]
+        return {
+            "cold": self._told(self.cold, self.cold),
+            "look and join": self._told(hit, self.source, inside=self.on_source),
+            "early start": self._told(self._reads(EARLY), self.cold),
+            "another take": self._told(self._reads(TAKE), self.cold),
+            "fewer steps": self._between(cost, self._fewer),
+            "fewer steps, source's seed": self._between(cost, self._fewer_on_source),
+            "NIRVANA": self._between(cost, self._nirvana),
+        }
 
+    def _reads(self, system: System) -> dict:
+        return self.wan.sample(self.pair.target, system, self.pair.source)
 
-class _Comparison:
-    """Measures of a sample for one pair."""
+    def _fewer(self, steps: int) -> dict:
+        return self._told(self.wan.sample(_shorter(self.pair.target, steps)), self.cold)
 
-    def __init__(self, wan: Bench, pair: Pair, source: np.ndarray):
-        self.wan, self.pair, self.source = wan, pair, source
-        self.taken = judge.object_masks(source, pair.of.source)
+    def _fewer_on_source(self, steps: int) -> dict:
+        return self._told(self.wan.sample(_shorter(self.pair.target_on_source_noise, steps)), self.on_source)
 
-    def __call__(self, sample: dict, reference: dict) -> dict[str, float]:
-        """reference: whose details the sample should keep."""
-        frames, wanted = self.wan.frames(sample), self.wan.frames(reference)
-        kept = details.visible(details.find(wanted), frames)
+    def _nirvana(self, steps: int) -> dict:
+        sample = self.on_source if steps == self.steps else self._reads(nirvana(self.steps - steps))
+        return self._told(sample, self.source)
+
+    def _between(self, cost: float, sampled: Callable[[int], dict]) -> dict:
+        """Measures at a fractional number of steps, between those of the two whole numbers around it."""
+        low = max(1, min(self.steps, int(np.floor(cost))))
+        weight = min(1.0, max(0.0, cost - low)) if low < self.steps else 0.0
+        below = sampled(low)
+        above = sampled(low + 1) if weight else below
+        return {name: (1 - weight) * below[name] + weight * above[name] for name in below}
+
+    def _told(self, sample: dict, reference: dict, inside: dict | None = None) -> dict[str, float]:
+        """reference: whose details the sample should show; inside: whose within its edit mask, None for the same."""
+        frames = self.wan.frames(sample)
+        wanted = details.find(self.wan.frames(reference))
+        if inside is not None and sample["masks"] is not None:
+            edit = _edit_mask(sample["masks"], frames.shape[:3])
+            wanted = [one for one in wanted if not _lies_in(one, edit)]
+            wanted += [one for one in details.find(self.wan.frames(inside)) if _lies_in(one, edit)]
+        kept = details.visible(wanted, frames)
         objects = np.maximum(self.taken, judge.object_masks(frames, self.pair.of.target)) > 0.1
         outside = ~scipy.ndimage.binary_dilation(objects, np.ones((1, 2 * RIM + 1, 2 * RIM + 1)))
         return {
@@ -142,8 +153,29 @@ class _Comparison:
             "cost": float(sample["step_equivalents"]),
             "wanted": len(kept),
             "kept": details.matched(kept, details.find(frames)),
-            "difference": metrics.difference(frames, self.source, outside, BenchWan.side),
+            "difference": metrics.difference(frames, self.source_frames, outside, BenchWan.side),
         }
+
+
+def _edit_mask(masks: dict, size: Sequence[int]) -> np.ndarray:
+    """The edit mask of a report in the size of the frames, [T, H, W] bool."""
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(masks["edit"]), np.uint8), count=int(np.prod(masks["grid"])))
+    mask = bits.reshape(masks["grid"]).astype(bool)
+    for axis, pixels in enumerate(size):
+        mask = mask.take(np.arange(pixels) * mask.shape[axis] // pixels, axis)
+    return mask
+
+
+def _lies_in(detail: details.Detail, mask: np.ndarray) -> bool:
+    """Whether a detail lies in a mask in most of the frames that show it."""
+    frames = detail.seen.nonzero()[0]
+    x, y = np.clip(detail.places[frames].astype(int), 0, mask.shape[1] - 1).T
+    return bool(mask[frames, y, x].mean() > 0.5)
+
+
+def _shorter(request: Request, steps: int) -> Request:
+    """The same model in fewer steps: one that is distilled stays so."""
+    return Request(**{**vars(request), "steps": steps, "full_model": request.steps > 4})
 
 
 def _row(steps: int, change: str, system: str, of: dict, told: Told, chosen: np.ndarray) -> dict:
@@ -193,7 +225,5 @@ def _summary(steps: int, told: Told) -> dict[str, dict]:
         "seams_ratio_vs_fewer": report.combined(_ratio, hit["seams"], fewer["seams"]),
         "consistency_ratio_own": report.combined(_ratio, fewer["difference"], hit["difference"]),
         "consistency_ratio_source": report.combined(_ratio, own["difference"], hit["difference"]),
-        "loss_ratio_vs_nirvana": report.combined(
-            _ratio, cold - hit["alignment"], cold - told["NIRVANA"]["alignment"]
-        ),
+        "loss_ratio_vs_nirvana": report.combined(_ratio, cold - hit["alignment"], cold - told["NIRVANA"]["alignment"]),
     }

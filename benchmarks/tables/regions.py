@@ -31,10 +31,11 @@ def measure(bench: Bench, full: bool) -> report.Result:
     cold = of([bench.sample(target, COLD) for _, target in pairs], "alignment")
     rows = []
     settings: list[tuple[str, System]] = [
-        (f"none, {k} steps skipped", System("full", k1=k, selective=False)) for k in (K1, K1 + 2, K1 + 4)
+        (f"none, {k} steps skipped", System("full", k1=k, selective=False, method="early start"))
+        for k in (K1, K1 + 2, K1 + 4)
     ]
     for edit, visible in RADII if full else ((0, 0), (1, 1)):
-        system = System("Chorus", k1=K1, k2=K2, edit_dilation=edit, visible_dilation=visible)
+        system = System("Chorus", k1=K1, k2=K2, edit_dilation=edit, visible_dilation=visible, method="early start")
         settings.append((f"({edit}, {visible})", system))
     for name, system in settings:
         samples = [bench.sample(target, system, source) for source, target in pairs]

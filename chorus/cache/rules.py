@@ -46,7 +46,7 @@ MOST_WORKFLOW_PARTS = 2_000_000  # values, about: each takes up to 70 bytes in m
 _PIECE = 2**16  # bytes unpacked at once
 
 _ID = re.compile(r"[0-9a-f]{32}")
-_CHECKPOINT = re.compile(r"checkpoint/[0-9]{1,7}\.[0-9]{6}")
+_AT_SIGMA = re.compile(r"(checkpoint|estimate)/([0-9]{1,7}\.[0-9]{6})")
 _FLOATS = frozenset(("float16", "bfloat16", "float32"))
 _BYTES = frozenset(("uint8",))
 
@@ -93,6 +93,7 @@ class Kind:
 KINDS = {
     "final": Kind(_FLOATS, None, -LATENT, LATENT),
     "checkpoint": Kind(_FLOATS, None, -LATENT, LATENT),
+    "estimate": Kind(_FLOATS, None, -LATENT, LATENT),
     "tokens": Kind(_FLOATS, (2**16, 2**16), -HALF, HALF),
     "attention": Kind(_FLOATS, (2**16, 64, 64, 64), 0.0, HALF),
     "preview": Kind(_BYTES, (64, 512, 512, 3), 0, 255),
@@ -104,8 +105,9 @@ _MOST_STRIP = 16_383  # pixels that the preview's frames are high, one below the
 @lru_cache(1024)
 def kind_of(name: str) -> Kind:
     """What the tensor called `name` may be."""
-    kind = KINDS.get("checkpoint" if _CHECKPOINT.fullmatch(name) else name)
-    if kind is None or name == "checkpoint":
+    at_sigma = _AT_SIGMA.fullmatch(name)
+    kind = KINDS.get(at_sigma[1] if at_sigma else name)
+    if kind is None or name in ("checkpoint", "estimate"):
         raise ValueError(f"no tensor of an entry is called {_shown(name)}")
     return kind
 
@@ -193,7 +195,8 @@ def _check_names(entry: Entry) -> None:
         raise ValueError(f"tensor_names {_shown(names)}: an entry has a final latent")
     for name in names:
         kind_of(name)
-        if name.startswith("checkpoint/") and not 0 < float(name[11:]) <= entry.sigmas[0] + 1e-6:
+        at_sigma = _AT_SIGMA.fullmatch(name)
+        if at_sigma and not 0 < float(at_sigma[2]) <= entry.sigmas[0] + 1e-6:
             raise ValueError(f"tensor {name}: its schedule has no such sigma")
     if entry.shapes and set(entry.shapes) != set(names):
         raise ValueError(f"shapes {_shown(sorted(entry.shapes))}: the tensors are {_shown(names)}")

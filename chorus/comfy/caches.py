@@ -121,6 +121,11 @@ def stored_states(entry: Entry) -> dict[float, str]:
     return {0.0: "final"} | {float(n.split("/", 1)[1]): n for n in entry.tensor_names if n.startswith("checkpoint/")}
 
 
+def stored_estimates(entry: Entry) -> dict[float, str]:
+    """σ → name of the tensors that are estimates of an entry's run."""
+    return {float(n.split("/", 1)[1]): n for n in entry.tensor_names if n.startswith("estimate/")}
+
+
 def load_trajectory(
     cache: Cache,
     entry: Entry,

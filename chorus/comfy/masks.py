@@ -1,4 +1,7 @@
-"""The SRD masks of a plan: from the look, attention, a MASK or segment-anything; and what people see of them."""
+"""The SRD masks of a plan, as far as they are known before sampling, and what people see of them.
+
+They come from recorded attention, a MASK or segment-anything; those from the look are made while sampling.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def with_regions(
 ) -> Plan:
     """The plan with its masks, or with a note why its middle steps are full ones."""
     began = time.perf_counter()
-    regions, note = None, None
+    regions, note = None, say("note.mask_later") if plan.source is not None and way == "look" else None
     if plan.source is not None and way != "look":
         base, note = _base(plan, way, mask, checkpoint)
         if base is not None:

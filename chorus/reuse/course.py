@@ -20,20 +20,26 @@ from .schedule import ANSWERED, FULL, SELECTIVE
 class Course:
     """How a schedule of one length goes on after its look. All are numbers of steps.
 
+    again: the step of a second look, which is compared with the source's estimate there; 0 for none.
     every, last: with selective steps, each `every`-th step is a full one, and so are the `last` ones.
-    k1, looks: without selective steps, so many full steps on the way to step K1, from which on all are full.
+    k1: without selective steps, the steps up to K1 are answered but for the looks; from K1 on all are full.
     thinned: how many steps are answered where everything differs.
     """
 
+    again: int
     every: int
     last: int
     k1: int
-    looks: int
     thinned: int
+
+    @property
+    def kept_estimate(self) -> int:
+        """The step whose estimate a run keeps for the second looks of others; 0 for none."""
+        return self.again
 
     def scaled(self, factor: float) -> Course:
         """For a schedule so many times as long."""
-        return Course(**{name: max(1, round(value * factor)) for name, value in vars(self).items()})
+        return Course(**{name: round(value * factor) if value else 0 for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,21 @@ def calibrated() -> Looks:
     return Looks(Cut(**table["cut"]), table["grow"], table["final"], courses)
 
 
-def selective(steps: int, every: int, last: int) -> str:
-    """Only the changed tokens are computed; each `every`-th step is a full one, and so are the `last` ones."""
-    return "".join(FULL if k % every == 0 or k >= steps - last else SELECTIVE for k in range(steps))
+def selective(steps: int, course: Course) -> str:
+    """The steps before a second look are answered; then only the changed tokens are computed, but for full steps."""
+    every, last = max(1, course.every), max(1, course.last)
+
+    def kind(k: int) -> str:
+        if k < course.again:
+            return ANSWERED if k else FULL
+        return FULL if (k - course.again) % every == 0 or k >= steps - last else SELECTIVE
+
+    return "".join(kind(k) for k in range(steps))
 
 
-def skipping(steps: int, k1: int, looks: int) -> str:
-    """`looks` full steps on the way to step K1, the steps between them answered; from K1 on all steps are full."""
-    looked = {round(i * k1 / looks) for i in range(looks)}
-    return "".join(FULL if k >= k1 or k in looked else ANSWERED for k in range(steps))
+def skipping(steps: int, k1: int, again: int) -> str:
+    """A look at every `again`-th step on the way to step K1, the others answered; from K1 on all steps are full."""
+    return "".join(FULL if k >= k1 or k == 0 or (again and k % again == 0) else ANSWERED for k in range(steps))
 
 
 def thinned(steps: int, saved: int) -> str:

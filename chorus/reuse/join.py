@@ -22,17 +22,26 @@ _LEAST_SPREAD = 1e-3  # of a channel; one that hardly varies must not outweigh t
 class Cut:
     """How a difference becomes a mask. All in channel spreads.
 
-    lowest, highest: the bounds within which Otsu's threshold is taken.
+    scale: of Otsu's threshold. lowest, highest: the bounds within which the product is taken.
     everywhere: the share of changed tokens from which a change counts as a global one.
     """
 
+    scale: float
     lowest: float
     highest: float
     everywhere: float
 
     def __call__(self, difference: torch.Tensor) -> torch.Tensor:
-        """The tokens [T, H, W] bool at which the difference is above the cut."""
-        return difference > min(self.highest, max(self.lowest, otsu(difference, _BINS)))
+        """The tokens [T, H, W] bool at which the difference is above the cut.
+
+        Where that would be nearly all, Otsu's threshold itself decides: a weak difference everywhere is no reason to
+        keep nothing of the source.
+        """
+        threshold = otsu(difference, _BINS)
+        changed = difference > min(self.highest, max(self.lowest, self.scale * threshold))
+        if float(changed.float().mean()) > self.everywhere:
+            changed = difference > min(self.highest, max(self.lowest, threshold))
+        return changed
 
 
 def channel_spread(latent: torch.Tensor) -> torch.Tensor:

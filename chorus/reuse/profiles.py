@@ -21,8 +21,8 @@ class Profile:
     spacing: they lie at even distances raised to this power, which puts more of them early, where hits start.
     state: largest step of a state x in channel spreads, None to keep states as they are. The clean component counts
         1 − σ in x, so its own step is as much larger, up to `coarsest`.
-    first: largest step of the first estimate, which is the clean component after the first step, in its own channel
-        spreads. Looks compare estimates with it, so it must be finer than what counts as a difference.
+    first: largest step of an estimate, in its own channel spreads; the clean component after the first step is the
+        first one. Looks compare estimates with them, so they must be finer than what counts as a difference.
     half: whether states are kept in half precision.
     """
 

@@ -33,6 +33,8 @@ _LEAST_AREA = _AREA / 4  # pixels a frame; what is smaller is no object
 _COPY_AREA = _AREA / 3  # pixels; a further area of an object's colour from here on is a copy
 _ONE_OBJECT = 16.0  # pixels between two areas' centres; nearer than this they are one object, torn in two
 _LEAST_DOT = 20.0  # pixels a frame; the scenes' dots cover 55 to 79
+_CORE = (np.hypot(*np.mgrid[-2:3, -2:3]) < 2.3)[None] / 21.0  # a disc of 21 pixels, which a dot must fill
+_FILLED = 0.85  # … up to this share
 _AS_FAST = 0.75  # of the fastest object's speed; from here on the named object is the main one
 _RESTING = PAN / 2  # pixels a frame to either side, from which the camera pans
 _PLAIN = 0.3  # amount of every colour below which a pixel is background
@@ -100,13 +102,18 @@ class Seen:
                 continue
             parts, count = scipy.ndimage.label(self.owned[colour], np.ones((3, 3, 3)))
             volumes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-            largest = int(volumes.argmax()) + 1
-            if volumes[largest - 1] >= _LEAST_AREA * len(self.video):
-                # Other large areas are copies, which must not pull at the object's place; small ones may be its rags.
-                others = [i + 1 for i in np.flatnonzero(volumes >= _COPY_AREA) if i + 1 != largest]
-                covered = self.coverage(colour) * ~np.isin(parts, others)
-                places = centroids(covered * (parts == largest), _LEAST_AREA / 2)
-                found[colour] = Object(colour, covered, places, float(volumes[largest - 1]))
+            if volumes.max() < _LEAST_AREA * len(self.video):
+                continue
+            whole = parts == volumes.argmax() + 1
+            places = centroids(whole.astype(np.float32), _LEAST_AREA / 2)
+            covered = self.coverage(colour)
+            if count > 1:
+                # Parts beside the largest one are its rags, or half of it; what lies further away is a copy.
+                near = np.arange(count + 1) == 0
+                near[1:] = scipy.ndimage.mean(_distances(places), parts, np.arange(1, count + 1)) < _ONE_OBJECT + 3
+                covered = covered * near[parts]
+                whole = near[parts] & (parts > 0)
+            found[colour] = Object(colour, covered, centroids(covered * whole, _LEAST_AREA / 2), float(whole.sum()))
         return found
 
 
@@ -114,9 +121,18 @@ Video = np.ndarray | Seen
 """What every measure takes: a video, or how its pixels are explained, where several measures share that."""
 
 
+def _distances(places: np.ndarray) -> np.ndarray:
+    """[T, SIZE, SIZE] pixels from a place [T, 2] of each frame."""
+    middle = np.arange(SIZE, dtype=np.float32) + 0.5
+    return np.hypot(middle - places[:, :1, None], middle[:, None] - places[:, 1:, None])
+
+
 @dataclass(frozen=True)
 class Object:
-    """covered: [T, SIZE, SIZE] soft coverage by its colour; places: [T, 2] centres; volume: pixels in all frames."""
+    """The largest object of a colour.
+
+    covered: [T, SIZE, SIZE] soft coverage by its colour; places: [T, 2] centres; volume: pixels in all frames.
+    """
 
     colour: int
     covered: np.ndarray
@@ -185,12 +201,9 @@ def _place(away: np.ndarray) -> str:
 
 
 def count_dots(seen: Seen) -> int:
-    """White dots a frame, as most frames have them."""
-    counts = []
-    for frame in seen.owned[_DOTS]:
-        parts, count = scipy.ndimage.label(frame)
-        counts.append(int((np.bincount(parts.ravel(), minlength=count + 1)[1:] >= _LEAST_DOT).sum()))
-    return int(np.median(counts))
+    """White dots a frame, as most frames have them. A noisy rim or a hole of a pixel changes nothing."""
+    cores = scipy.ndimage.correlate(seen.owned[_DOTS].astype(np.float32), _CORE, mode="constant") > _FILLED
+    return int(np.median([scipy.ndimage.label(frame, np.ones((3, 3)))[1] for frame in cores]))
 
 
 def _pan(seen: Seen, others: list[Object]) -> str | None:
@@ -235,29 +248,30 @@ def copies(video: Video, caption: Caption) -> int:
     """How many objects too many there are of a named colour, in at least two frames.
 
     A further area counts from a third of an object's area on, unless it lies so near that the two are one object torn
-    in two.
+    in two; an area of the size of two objects is two.
     """
     seen = Seen.of(video)
     extra = 0
     for colour in [caption.colour, *((caption.second or ())[:1])]:
-        counts = sorted(_areas(frame) for frame in seen.owned[_NAMES.index(colour)])
+        counts = sorted(_count(frame) for frame in seen.owned[_NAMES.index(colour)])
         extra += max(0, counts[-2] - 1)
     return extra
 
 
-def _areas(owned: np.ndarray) -> int:
+def _count(owned: np.ndarray) -> int:
     """How many objects an owned area [SIZE, SIZE] is."""
     closed = scipy.ndimage.binary_closing(np.pad(owned, 2), np.ones((3, 3)))
     parts, count = scipy.ndimage.label(closed)
-    area = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-    large = np.flatnonzero(area >= _COPY_AREA) + 1
-    if len(large) < 2:
-        return len(large)
+    areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    large = np.flatnonzero(areas >= _COPY_AREA) + 1
     kept: list[np.ndarray] = []
-    for centre in np.asarray(scipy.ndimage.center_of_mass(closed, parts, large)):
+    number = 0
+    for part in large:
+        centre = np.asarray(scipy.ndimage.center_of_mass(closed, parts, part))
         if all(np.hypot(*(centre - other)) >= _ONE_OBJECT for other in kept):
             kept.append(centre)
-    return len(kept)
+            number += max(1, int(areas[part - 1] / _AREA + 0.5))  # two that touch are one area
+    return number
 
 
 def fidelity(video: Video, caption: Caption) -> float:

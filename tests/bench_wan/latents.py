@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from small_wan.codec import Codec
 
 CODEC_FILE = Path(__file__).parents[1] / "small_wan" / "weights" / "codec.safetensors"

@@ -17,11 +17,16 @@ class Encoder:
         self._device = device
         self._index: dict[str, int] = {"": 0}
         self._words = torch.zeros(1, text_encoder.DIM, device=device)
+        self._turned = {o: text_encoder._shuffle(o).to(device) for o in text_encoder._CONTEXT}
         places = [text_encoder._vector(f"#{i}") for i in range(text_encoder.LENGTH)]
         self._places = text_encoder._POSITION * torch.stack(places).to(device)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Prompts → [B, LENGTH, DIM]."""
+        return self.encode(self.indices(texts))
+
+    def indices(self, texts: Sequence[str]) -> Tensor:
+        """Prompts → [B, LENGTH] positions in the tables, 0 beyond the last word; they stay valid."""
         tokens = [text_encoder.words(text) for text in texts]
         new = sorted({word for words in tokens for word in words} - self._index.keys())
         if new:
@@ -30,7 +35,10 @@ class Encoder:
             self._words = torch.cat((self._words, vectors))
         length = text_encoder.LENGTH
         padded = [[self._index[w] for w in words] + [0] * (length - len(words)) for words in tokens]
-        index = torch.tensor(padded, device=self._device)
+        return torch.tensor(padded, device=self._device)
+
+    def encode(self, index: Tensor) -> Tensor:
+        """What `indices` gave → [B, LENGTH, DIM]."""
         rows = self._words[index] + self._places
         for offset, weight in text_encoder._CONTEXT.items():
             near = torch.zeros_like(index)
@@ -38,5 +46,5 @@ class Encoder:
                 near[:, :-offset] = index[:, offset:]
             else:
                 near[:, -offset:] = index[:, :offset]
-            rows = rows + weight * self._words[near][..., text_encoder._shuffle(offset).to(self._device)]
+            rows = rows + weight * self._words[near][..., self._turned[offset]]
         return torch.where((index > 0)[..., None], rows / rows.std(-1, keepdim=True), 0.0)

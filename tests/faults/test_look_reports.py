@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,11 +33,15 @@ def masks_of(g: Graph, way: str, edit: int = 0) -> Graph:
 # -- two samplers -----------------------------------------------------------------------------------------------
 
 
-def test_a_first_sampler_of_one_step_is_sampled(run, cache):
+def test_a_first_sampler_of_one_step_is_sampled(run, cache, comfy_host):
     run(looking(RED, cache=cache))
-    whole = run(looking(cache=cache, mode="read only"))
+
+    def given_a_mask() -> Graph:
+        return masked(looking(cache=cache, mode="read only"), [(32, 32, 64, 64)], comfy_host, visible=0)
+
+    whole = run(given_a_mask())
     with block_lengths() as lengths:
-        split = run(split_in_two(looking(cache=cache, mode="read only"), 1))
+        split = run(split_in_two(given_a_mask(), 1))
     assert split.report["outcome"] == "hit", told(split)
     assert lengths[:10] == [TOKENS] * 10, "the look, and the first step behind the boundary"
     assert difference(split.latent, whole.latent) < 0.1
@@ -158,7 +163,11 @@ def test_a_mask_counts_alone(run, cache, comfy_host):
     assert hit.report["looked"] == pytest.approx(6 / 36, abs=1e-4)
 
 
-def test_what_attention_knows_is_added_to_the_look(run, cache, comfy_host):
+def test_what_attention_knows_is_added_to_the_look(run, cache, comfy_host, pack_module, monkeypatch):
+    course = pack_module("chorus.reuse.course")
+    looks = course.calibrated()
+    short_sighted = replace(looks, cut=replace(looks.cut, lowest=0.5, highest=0.5))
+    monkeypatch.setattr(course, "calibrated", lambda: short_sighted)
     run(looking(RED, cache=cache, steps=4))
     run(masks_of(looking(cache=cache, steps=4), "look"))
     run(masks_of(looking(cache=cache, steps=4), "attention"))

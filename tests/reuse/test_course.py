@@ -14,15 +14,20 @@ STEPS = st.integers(3, 100)
 
 
 @st.composite
+def lengths(draw, steps: int) -> course.Course:
+    again = draw(st.integers(0, steps - 1))
+    return course.Course(again, draw(st.integers(1, steps)), draw(st.integers(1, steps)), 1, 1)
+
+
+@st.composite
 def courses(draw) -> str:
     """Every course that can be made for a schedule of three steps or more."""
     steps = draw(STEPS)
     made = draw(st.sampled_from(["selective", "skipping", "thinned"]))
     if made == "selective":
-        return course.selective(steps, draw(st.integers(1, steps)), draw(st.integers(1, steps)))
+        return course.selective(steps, draw(lengths(steps)))
     if made == "skipping":
-        k1 = draw(st.integers(1, steps - 1))
-        return course.skipping(steps, k1, draw(st.integers(1, k1)))
+        return course.skipping(steps, draw(st.integers(1, steps - 1)), draw(st.integers(0, steps - 1)))
     return course.thinned(steps, draw(st.integers(1, 2 * steps)))
 
 
@@ -42,21 +47,24 @@ def test_thinning_answers_as_many_steps_as_it_is_told(steps, saved):
 
 
 @given(STEPS, st.data())
-def test_skipping_looks_as_often_as_it_is_told_before_k1(steps, data):
-    k1 = data.draw(st.integers(1, steps - 1))
-    looks = data.draw(st.integers(1, k1))
-    kinds = course.skipping(steps, k1, looks)
+def test_skipping_looks_at_every_so_many_steps_before_k1(steps, data):
+    k1, again = data.draw(st.integers(1, steps - 1)), data.draw(st.integers(0, steps - 1))
+    kinds = course.skipping(steps, k1, again)
     assert len(kinds) == steps
-    assert kinds[:k1].count("F") == looks and kinds[k1:] == "F" * (steps - k1)
+    looks = range(0, k1, again) if again else [0]
+    assert [k for k in range(k1) if kinds[k] == "F"] == list(looks) and kinds[k1:] == "F" * (steps - k1)
 
 
 @given(STEPS, st.data())
-def test_selective_steps_lie_between_full_ones(steps, data):
-    every, last = data.draw(st.integers(1, steps)), data.draw(st.integers(1, steps))
-    kinds = course.selective(steps, every, last)
-    assert len(kinds) == steps and kinds.endswith("F" * last)
-    assert all(kinds[k] == "F" for k in range(0, steps, every))
-    assert kinds.count("F") == len({*range(0, steps, every), *range(steps - last, steps)})
+def test_selective_steps_lie_between_full_ones_behind_the_looks(steps, data):
+    length = data.draw(lengths(steps))
+    kinds = course.selective(steps, length)
+    again = length.again
+    assert len(kinds) == steps
+    assert kinds[: max(1, again)] == "F" + "A" * max(0, again - 1)
+    assert all(kinds[k] == "F" for k in range(again, steps, length.every))
+    assert all(kinds[k] == "F" for k in range(max(again, steps - length.last), steps))
+    assert set(kinds[again:]) <= {"F", "S"}
 
 
 @given(courses(), SHARES)
@@ -89,9 +97,9 @@ def test_at_its_ends_the_limit_allows_nothing_or_everything(most):
 @given(STEPS)
 def test_the_calibrated_courses_fit_schedules_of_every_length(steps):
     length = course.calibrated().course(steps)
-    assert all(value >= 1 for value in vars(length).values())
+    assert all(value >= 0 for value in vars(length).values())
     k1 = min(length.k1, steps - 1)
-    kinds = [course.selective(steps, length.every, length.last), course.skipping(steps, k1, length.looks)]
+    kinds = [course.selective(steps, length), course.skipping(steps, k1, length.again)]
     for made in [*kinds, course.thinned(steps, length.thinned)]:
         assert len(made) == steps and made[0] == made[-1] == "F"
         assert course.cost(made, 0.0) < steps, "nothing would be saved"

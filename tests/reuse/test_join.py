@@ -108,12 +108,19 @@ def test_a_channel_that_does_not_vary_does_not_divide_by_nothing():
 @given(SEEDS)
 def test_the_cut_lies_within_its_bounds(seed):
     apart = latent(seed).abs()[0]
-    cut = Cut(0.3, 0.6, 0.9)
+    cut = Cut(0.7, 0.3, 0.6, 0.9)
     mask = cut(apart)
     assert not bool((mask & (apart <= 0.3)).any())
     assert not bool((~mask & (apart > 0.6)).any())
-    assert torch.equal(mask, apart > min(0.6, max(0.3, otsu(apart, 128))))
+    assert torch.equal(mask, apart > min(0.6, max(0.3, 0.7 * otsu(apart, 128))))
+
+
+def test_a_weak_difference_everywhere_is_parted_where_it_parts_best():
+    apart = torch.full((1, 4, 5), 0.2)
+    apart[0, 0] = 0.25
+    assert float((apart > 0.7 * otsu(apart, 128)).float().mean()) > 0.9
+    assert torch.equal(Cut(0.7, 0.04, 1.0, 0.9)(apart), apart > 0.22)
 
 
 def test_where_nothing_differs_no_token_is_marked():
-    assert not bool(Cut(0.15, 0.5, 0.9)(torch.zeros(2, 3, 4)).any())
+    assert not bool(Cut(0.7, 0.15, 0.5, 0.9)(torch.zeros(2, 3, 4)).any())

@@ -92,10 +92,13 @@ class CodecVAE:
 
     A latent frame is one video frame (Wan's stands for four), so LATENT [B, 16, T, h, w] ↔ IMAGE
     [B, T, 8h, 8w, 3]. LATENT is in Wan 2.1's scale, as samplers return it.
+
+    every: of a video that is encoded, each so many-th image counts. The host's image-to-video nodes hand over all
+        images of a video, four a latent frame but for the first.
     """
 
-    def __init__(self, codec: Codec):
-        self.codec = codec
+    def __init__(self, codec: Codec, every: int = 1):
+        self.codec, self.every = codec, every
         self.latent_format = comfy.latent_formats.Wan21()
         self.latent_channels = 16
 
@@ -109,6 +112,7 @@ class CodecVAE:
         video = pixels[..., :3].float().cpu()
         if video.ndim == 4:
             video = video[None]
+        video = video[:, :: self.every]
         *lead, h, w, c = video.shape
         cells = video.reshape(*lead, h // ENLARGE, ENLARGE, w // ENLARGE, ENLARGE, c)
         return self.latent_format.process_out(self.codec.encode(cells.mean((-4, -2))))
@@ -123,14 +127,14 @@ class CodecVAE:
         return 1
 
 
-BORDERS = {"small_wan_t2v": 0.0, "bench_wan_t2v": 1.5}  # of the codec, by the model whose latents it decodes
+BORDERS = {"small_wan_t2v": 0.0, "bench_wan_t2v": 1.5, "bench_wan_i2v": 1.5}  # of the codec, by the model
 
 
 def load_vae(model: str = "small_wan_t2v") -> CodecVAE:
     """The codec that lies with the weights, as a model was trained with it. Raises FileNotFoundError."""
     if not CODEC_FILE.is_file():
         raise FileNotFoundError(f"{CODEC_FILE} is missing: write it with `python -m small_wan.export`")
-    return CodecVAE(Codec.load(CODEC_FILE, BORDERS[model]))
+    return CodecVAE(Codec.load(CODEC_FILE, BORDERS[model]), 4 if model.endswith("_i2v") else 1)
 
 
 class SmallWanTextEncoderLoader(io.ComfyNode):

@@ -45,11 +45,13 @@ class Context:
     """Keys and values of all tokens in a full step, which stand for tokens that later steps leave out.
 
     Kept in half precision on their own device, apart for each set of conditionings that the host samples in one call.
-    most_bytes: with more than that nothing is kept, and `full` says so.
+    room: bytes that may be taken, asked once, when the first block is kept, since the model is loaded by then. With
+        more than that nothing is kept, and `full` says so.
     """
 
-    def __init__(self, most_bytes: int):
-        self.most_bytes = most_bytes
+    def __init__(self, room: Callable[[], int]):
+        self._room = room
+        self._most: int | None = None
         self.full = False
         self._kept: dict[tuple[Any, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -66,7 +68,8 @@ class Context:
         """k, v: [B, L, C] of one block; blocks: how many there are, to know beforehand whether all will fit."""
         if block == 0:
             self._kept = {kept: pair for kept, pair in self._kept.items() if kept[0] != key}
-            self.full = self.full or self.bytes + 4 * k.numel() * blocks > self.most_bytes
+            self._most = self._room() if self._most is None else self._most
+            self.full = self.full or self.bytes + 4 * k.numel() * blocks > self._most
         if self.full:
             self._kept.clear()
             return

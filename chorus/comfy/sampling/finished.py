@@ -90,11 +90,13 @@ class Recording:
     """What other requests need to start from a run.
 
     states: σ → the clean component, or x itself where the sampler draws noise; fp32 on the CPU.
+    estimates: σ → the model's estimate x0 there, after CFG; fp32 on the CPU.
     attention: [L, T', H', W'] how strongly each place attended to each token, mean over the recorded steps; None if
         nothing was recorded.
     """
 
     states: dict[float, torch.Tensor] = field(default_factory=dict)
+    estimates: dict[float, torch.Tensor] = field(default_factory=dict)
     attention: torch.Tensor | None = None
     looks: int = 0
 

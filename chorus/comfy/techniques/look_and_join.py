@@ -2,13 +2,14 @@
 
 The run begins with the source's noise. Where the estimate of its first step differs from the source's own first
 estimate, it goes on by itself; elsewhere the sampler is given the source's picture, up to the last steps, which are
-computed in full. Every step keeps its place on the model's own σ, and the sampler is called once. See docs/method.md.
+computed in full. A second look, further on, finds what the first could not see yet. Every step keeps its place on the
+model's own σ, and the sampler is called once. See docs/method.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,13 +20,11 @@ from ...reuse import course
 from ...reuse.join import channel_spread, difference
 from ...reuse.regions import Regions, build
 from ...reuse.schedule import ANSWERED, FULL, SELECTIVE, Schedule
-from ..caches import load_trajectory, open_cache
-from ..content import tensor_digest
 from ..networks import Context, ModelCall
 from ..sampling.finished import FinishedRun
 from . import resume, selective
 from .base import NOTHING, CallWork, Decision, Refused, Technique
-from .source import states_for, unfit
+from .source import Picture, picture, unfit
 
 NAME = "look_and_join"
 MEMORY = 0.4  # of the free memory of the model's device, for keys and values of tokens that are left out
@@ -33,7 +32,7 @@ MEMORY = 0.4  # of the free memory of the model's device, for keys and values of
 
 @dataclass(frozen=True)
 class _Begun:
-    """What the second of two samplers goes on with. final: the source's picture in model space, [B, C, T, H, W]."""
+    """What the second of two samplers goes on with. final: the source's result in model space, [B, C, T, H, W]."""
 
     kinds: str
     joined: bool
@@ -42,20 +41,19 @@ class _Begun:
 
 
 class LookAndJoin(Technique):
-    """Decides twice: before sampling, whether a look is possible; after the look, what each further step is."""
+    """Decides before sampling whether a look is possible, and after each look what every further step is."""
 
     active = False
     joined = True  # False where everything differs
-    known: torch.Tensor | None = None  # the latest x0, [B, C, T, H, W]
-    final: torch.Tensor | None = None  # the source's picture in model space, [B, C, T, H, W]
-    first: torch.Tensor | None = None  # the source's own first estimate, likewise
-    noise: torch.Tensor | None = None  # ε of the source, likewise
+    source: Picture | None = None
+    outside: torch.Tensor | None = None  # x0 outside the edit mask, [B, C, T, H, W]
+    known: torch.Tensor | None = None  # the latest x0, likewise
     regions: Regions | None = None  # where target and source differ
     cells: torch.Tensor | None = None  # the edit mask on the latent's cells, [1, 1, T, H, W]
     places: torch.Tensor | None = None  # positions of the tokens that selective steps compute
     context: Context | None = None
-    kinds: str | None = None  # of this sampler's steps, decided after the look
-    whole_kinds: str = ""  # of all steps of the schedule, of which this sampler's may be the first part
+    length: course.Course | None = None
+    kinds: str = ""  # of all steps of the schedule, of which this sampler's may be the first part; "" before the look
 
     # -- before sampling ---------------------------------------------------------------------------------------
 
@@ -72,11 +70,15 @@ class LookAndJoin(Technique):
             return Refused(why, miss=True)
         if (why := self._refusal(schedule)) is not None:
             return Refused(why)
+        length = course.calibrated().course(request.whole_steps)
+        again = schedule.asked[length.again] if 0 < length.again < schedule.steps else None
         try:
-            if (why := self._load()) is not None:
-                return Refused(why)
+            source = picture(request, again)
         except CacheError as error:
             return Refused(say("lookup.unreadable", error=said_by(error)), miss=True)
+        if isinstance(source, Message):
+            return Refused(source)
+        self.source, self.length = source, length if source.again is not None else replace(length, again=0)
         self.context = self._new_context()
         self.active = True
         kept = plan.source.entry.settings
@@ -91,66 +93,40 @@ class LookAndJoin(Technique):
         if begun is None:
             return None
         rest = begun.kinds[before.report.steps + 1 :] + FULL * schedule.steps
-        self.kinds = (FULL + rest)[
-            : schedule.steps
-        ]  # another model may compute from here on, so its first step is full
-        self.active, self.joined = set(self.kinds) != {FULL}, begun.joined
-        if self.active:
+        kinds = (FULL + rest)[: schedule.steps]  # another model may compute from here on, so its first step is full
+        if set(kinds) != {FULL}:
+            self.active, self.joined, self.kinds, self.outside = True, begun.joined, kinds, begun.final
             self._use(begun.regions)
-            self.final = begun.final
             self.context = self._new_context()
-        return Decision(schedule.looking(self.kinds))
-
-    def _new_context(self) -> Context | None:
-        """Where selective steps keep what they leave out; None where they are impossible."""
-        request = self.request
-        return Context(int(MEMORY * request.free_memory())) if selective.refusal(request) is None else None
-
-    def _use(self, regions: Regions) -> None:
-        self.regions, self.places = regions, regions.indices()
-        self.cells = self.request.network.cells(regions.edit, self.request.shape)[None, None]
+        return Decision(schedule.looking(kinds))
 
     def _refusal(self, schedule: Schedule) -> Message | None:
         """Why there is no look, so that the run starts from an early state instead; None where there is one."""
         request = self.request
         assert request.plan.source is not None
-        sigma = min(schedule.asked[0], request.plan.source.entry.sigmas[0])
+        entry = request.plan.source.entry
+        kept, sigma = entry.settings, min(schedule.asked[0], entry.sigmas[0])
         if sigma < 1.0 - 1e-3 or request.plan.start_latent:
             return say("note.look_start", sigma=sigma)
-        if request.sampler.draws_noise or request.plan.source.entry.settings["noise_drawn"]:
+        if request.sampler.draws_noise or kept["noise_drawn"]:
             return say("note.look_noise")
         if request.sampler.reads_uncond:
             return say("note.look_uncond", sampler=request.sampler.name)
-        kept = request.plan.source.entry.settings.get("cfg", request.cfg)
-        if not isinstance(kept, int | float) or abs(kept - request.cfg) > 1e-6:
-            return say("note.look_cfg", here=request.cfg, there=kept)
+        cfg = kept.get("cfg", request.cfg)
+        if not isinstance(cfg, int | float) or abs(cfg - request.cfg) > 1e-6:
+            return say("note.look_cfg", here=request.cfg, there=cfg)
         if request.whole_steps < 3:
             return say("note.look_steps", steps=request.whole_steps)
         return None
 
-    def _load(self) -> Message | None:
-        """The source's noise, first estimate and picture; the reason where one of them cannot be had."""
-        request, plan = self.request, self.request.plan
-        assert plan.source is not None
-        entry = plan.source.entry
-        noise = request.noise
-        if entry.settings["noise"] != request.noise_digest:
-            seed = entry.settings.get("seed")
-            noise = request.noise_of(seed) if isinstance(seed, int) and 0 <= seed < 2**64 else noise
-            if tensor_digest(noise) != entry.settings["noise"]:
-                return say("note.look_seed")
-        early, last = entry.sigmas[1], states_for(request, 0.0)
-        wanted = states_for(request, early)
-        if len(wanted) != 1 or not last:
-            return say("note.look_states")
-        cache = open_cache(plan.cache_name, plan.place)
-        kept = load_trajectory(cache, entry, request.into_model_space, None, {*wanted, *last})
-        self.noise, self.first, self.final = noise, kept.at(early), kept.at(0.0)
-        return None
+    def _new_context(self) -> Context | None:
+        """Where selective steps keep what they leave out; None where no token can be left out."""
+        request = self.request
+        return Context(lambda: int(MEMORY * request.free_memory())) if selective.refusal(request) is None else None
 
     def start(self, schedule: Schedule) -> torch.Tensor | Refused | None:
         """The source's noise."""
-        return schedule.asked[0] * self.noise if self.active and self.noise is not None else None
+        return None if self.source is None else schedule.asked[0] * self.source.noise
 
     # -- around an evaluation ------------------------------------------------------------------------------------
 
@@ -167,38 +143,53 @@ class LookAndJoin(Technique):
         return CallWork(kept=self.places, context=self.context)
 
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
-        if not self.active or (self.kinds is not None and step >= schedule.k2):
+        if not self.active:
             return x0
-        if self.kinds is None:
-            self._look(x0, schedule)
+        if self.source is not None:
+            self._look(x0, step)
+        elif step >= schedule.k2:
+            return x0
         if self.joined:
-            assert self.cells is not None and self.final is not None
-            x0 = torch.where(self.cells, x0, self.final.to(x0))
+            assert self.cells is not None and self.outside is not None
+            self.cells, self.outside = self.cells.to(x0.device), self.outside.to(x0)  # copied once
+            x0 = torch.where(self.cells, x0, self.outside)
         self.known = x0
         return x0
 
     def decide(self, schedule: Schedule, step: int) -> Decision | None:
-        if not self.active or self.kinds is None or schedule.kinds == self.kinds:
+        kinds = self.kinds[: schedule.steps]
+        if not self.active or not kinds or schedule.kinds == kinds:
             return None
         notes = () if self.joined else (say("note.everywhere"),)
         if self.context is not None and self.context.full:
             notes = (*notes, say("note.context_memory"))
-        return Decision(schedule.looking(self.kinds), notes=notes)
+        return Decision(schedule.looking(kinds), notes=notes)
 
-    def _look(self, x0: torch.Tensor, schedule: Schedule) -> None:
+    def _look(self, x0: torch.Tensor, step: int) -> None:
         """Find where the target differs from the source, and settle what each further step is."""
-        request, looks = self.request, course.calibrated()
-        assert self.first is not None and self.final is not None
-        self.first, self.final = self.first.to(x0.device), self.final.to(x0.device)
-        size = request.network.token_size
-        apart = difference(x0, self.first, channel_spread(self.final), size)
+        source, length = self.source, self.length
+        assert source is not None and length is not None
+        compared = source.first if not self.kinds else source.again if step == length.again else None
+        if compared is None:
+            return
+        looks = course.calibrated()
+        apart = difference(x0, compared, channel_spread(source.final), self.request.network.token_size)
         # x0 = u + CFG · (c − u), and u is the same in both: so much larger is the difference of the guided estimates.
-        apart = apart / max(1.0, request.cfg)
-        self._use(regions := self._regions(looks.cut(apart), looks.grow))
-        self.first = self.noise = None
-        self.joined = regions.edited <= looks.cut.everywhere
-        self.whole_kinds = self._course(request.whole_steps, float(regions.visible.float().mean()))
-        self.kinds = self.whole_kinds[: schedule.steps]
+        changed = looks.cut(apart / max(1.0, self.request.cfg))
+        self._use(self._regions(changed if self.regions is None else changed | self.regions.base, looks.grow))
+        assert self.regions is not None
+        self.joined = self.regions.edited <= looks.cut.everywhere
+        wanted = self._course(float(self.regions.visible.float().mean()))
+        self.kinds = self.kinds[: step + 1] + wanted[min(step + 1, len(self.kinds)) :]
+        last_joined = max((k for k, kind in enumerate(self.kinds) if kind != FULL), default=0)
+        goes_on = self.joined and step < length.again < last_joined
+        self.outside = source.before if goes_on else source.final
+        if not goes_on:
+            self.source = None
+
+    def _use(self, regions: Regions) -> None:
+        self.regions, self.places = regions, regions.indices()
+        self.cells = self.request.network.cells(regions.edit, self.request.shape)[None, None]
 
     def _regions(self, base: torch.Tensor, grow: int) -> Regions:
         """The masks, with what the mask node knew before; a MASK counts alone."""
@@ -212,21 +203,21 @@ class LookAndJoin(Technique):
             base = base | known.base.to(base.device)
         return build(base, given.edit_radius, given.visible_radius)
 
-    def _course(self, steps: int, share: float) -> str:
+    def _course(self, share: float) -> str:
         settings = self.request.plan.stages[resume.NAME]
-        kinds = self._wanted(steps, share, settings.fixed)
-        return course.at_most_saved(kinds, share, settings.most)
+        return course.at_most_saved(self._wanted(share, settings.fixed), share, settings.most)
 
-    def _wanted(self, steps: int, share: float, fixed: float | None) -> str:
-        length = course.calibrated().course(steps)
+    def _wanted(self, share: float, fixed: float | None) -> str:
+        steps, length = self.request.whole_steps, self.length
+        assert length is not None
         if fixed is not None:
-            return course.skipping(steps, min(steps - 1, 1 + round(fixed * steps)), 1)
+            return course.skipping(steps, min(steps - 1, 1 + round(fixed * steps)), length.again)
         if not self.joined:
             return course.thinned(steps, length.thinned)
-        skipping = course.skipping(steps, min(length.k1, steps - 1), length.looks)
+        skipping = course.skipping(steps, min(length.k1, steps - 1), length.again)
         if self.context is None or self.context.full:
             return skipping
-        leaving_out = course.selective(steps, length.every, length.last)
+        leaving_out = course.selective(steps, length)
         if share == 0.0:
             return leaving_out.replace(SELECTIVE, ANSWERED)
         return min(leaving_out, skipping, key=lambda kinds: course.cost(kinds, share))
@@ -246,10 +237,10 @@ class LookAndJoin(Technique):
     def result(self, schedule: Schedule) -> _Begun | None:
         if not self.active or self.regions is None or schedule.complete:
             return None
-        assert self.final is not None
-        return _Begun(self.whole_kinds, self.joined, self.regions.cpu(), self.final.cpu())
+        assert self.outside is not None
+        return _Begun(self.kinds, self.joined, self.regions.cpu(), self.outside.cpu())
 
     def drop(self) -> None:
-        self.known = self.final = self.first = self.noise = self.cells = self.places = None
+        self.source = self.outside = self.known = self.cells = self.places = None
         if self.context is not None:
             self.context.drop()

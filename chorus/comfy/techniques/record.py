@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ...messages import say
 from ...prompt.tokens import real_tokens
+from ...reuse import course
 from ...reuse.schedule import Schedule
 from ...reuse.trajectory import clean_component
 from ..networks import ModelCall
@@ -23,6 +26,7 @@ class Record(Technique):
 
     needs_source = False
     recording: Recording | None = None
+    begun: float | None = None  # σ of the step that the evaluation at hand begins
 
     def begin(self, schedule: Schedule) -> Decision | Refused | None:
         request = self.request
@@ -34,7 +38,7 @@ class Record(Technique):
                 return None
             if request.before.noise_drawn != request.sampler.draws_noise:
                 return Refused(say("note.two_samplers"))
-            self.recording = Recording(dict(earlier.states), earlier.attention, earlier.looks)
+            self.recording = replace(earlier, states=dict(earlier.states), estimates=dict(earlier.estimates))
             return None
         self.recording = Recording()
         return None
@@ -42,6 +46,7 @@ class Record(Technique):
     def before_evaluation(self, schedule: Schedule, step: int, sigma: float, x: torch.Tensor) -> None:
         """Keep the state. A later evaluation at the same σ replaces an earlier one: a corrector's is the better one."""
         begins = schedule.begins_at(sigma)
+        self.begun = None if begins is None else schedule.whole_path[begins]
         if self.recording is None or begins is None:
             return
         exact = schedule.whole_path[begins]
@@ -50,6 +55,14 @@ class Record(Technique):
         elif exact < 1.0:
             noise = self.request.noise.to(x.device)
             self.recording.states[exact] = clean_component(x.detach().float(), noise, exact).cpu()
+
+    def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
+        """Keep the estimate with which a later request's second look is compared."""
+        done = self.request.before.report.steps if self.request.before else 0
+        again = course.calibrated().course(self.request.whole_steps).kept_estimate
+        if self.recording is not None and self.begun is not None and done + step == again:
+            self.recording.estimates[self.begun] = x0.detach().to("cpu", torch.float32, copy=True)
+        return x0
 
     def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:
         tokens, network = self.request.tokens, self.request.network

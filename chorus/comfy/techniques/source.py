@@ -1,11 +1,20 @@
-"""What every technique that starts from a source asks of it."""
+"""What the techniques that start from a source ask of it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
+
+from ...cache import Entry
 from ...messages import Message, say
-from ...reuse.trajectory import serving
-from ..caches import stored_states
+from ...reuse.trajectory import SIGMA_TOLERANCE, clean_component, serving
+from ..caches import load_trajectory, open_cache, stored_estimates, stored_states
+from ..content import tensor_digest
 from .base import Request
+
+LIKE_SIGMA = 0.03
+"""Estimates at σ so close to each other are compared: they change slowly with σ."""
 
 
 def unfit(request: Request) -> Message | None:
@@ -23,6 +32,56 @@ def unfit(request: Request) -> Message | None:
 
 def states_for(request: Request, sigma: float) -> tuple[float, ...]:
     """The kept σ of the source from which its state at `sigma` can be made; () if it cannot."""
-    assert request.plan.source is not None
-    entry = request.plan.source.entry
+    entry = _entry(request)
     return serving(stored_states(entry), sigma, entry.settings["noise_drawn"])
+
+
+@dataclass
+class Picture:
+    """What a look needs of the source, each [B, C, T, H, W] in model space, on the CPU.
+
+    noise: ε it was sampled from. first: its estimate at σ_0. final: its result.
+    again: its estimate at the σ of a second look; before: its clean component there, which is kept outside the mask
+        until then, so that both estimates are of the same state. Both None where there is no second look.
+    """
+
+    noise: torch.Tensor
+    first: torch.Tensor
+    final: torch.Tensor
+    again: torch.Tensor | None = None
+    before: torch.Tensor | None = None
+
+
+def picture(request: Request, again: float | None) -> Picture | Message:
+    """The source's picture, or why it cannot be had. again: σ of a second look. Raises CacheError."""
+    entry = _entry(request)
+    noise = _noise(request, entry)
+    if noise is None:
+        return say("note.look_seed")
+    early = states_for(request, entry.sigmas[1])
+    if len(early) != 1 or abs(early[0] - entry.sigmas[1]) > SIGMA_TOLERANCE:
+        return say("note.look_states")
+    cache = open_cache(request.plan.cache_name, request.plan.place)
+    near = [] if again is None else [s for s in stored_estimates(entry) if abs(s - again) < LIKE_SIGMA]
+    there = states_for(request, again) if again is not None and near else ()
+    kept = load_trajectory(cache, entry, request.into_model_space, noise, {*early, *there, 0.0})
+    found = Picture(noise, clean_component(kept.at(early[0]), noise, early[0]), kept.at(0.0))
+    if again is not None and there:
+        name = stored_estimates(entry)[min(near, key=lambda s: abs(s - again))]
+        found.again = cache.load(entry.id, [name])[name].float()
+        found.before = clean_component(kept.at(again), noise, again)
+    return found
+
+
+def _entry(request: Request) -> Entry:
+    assert request.plan.source is not None
+    return request.plan.source.entry
+
+
+def _noise(request: Request, entry: Entry) -> torch.Tensor | None:
+    """The noise of the source, drawn again from its seed; None where that gives another one."""
+    if entry.settings["noise"] == request.noise_digest:
+        return request.noise
+    seed = entry.settings.get("seed")
+    noise = request.noise_of(seed) if isinstance(seed, int) and 0 <= seed < 2**64 else None
+    return noise if noise is not None and tensor_digest(noise) == entry.settings["noise"] else None

@@ -1,0 +1,1 @@
+"""What is measured, and trained, on a GPU: one folder, one command. See README.md beside this file."""

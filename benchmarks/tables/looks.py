@@ -1,0 +1,134 @@
+"""What a look finds of what the new prompt changes, by the cut: the calibration of chorus/reuse/looks.json.
+
+Sampled with the bench model's twin in plain torch, many pairs at once, on the tuning half. The truth is where the
+target's video under the source's noise ends up different from the source's. The first look compares the estimates of
+the first step; the second one those of a later step, of the state that the first join made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from bench_wan import sampling
+from bench_wan.distill import LORA_PREFIX, merged
+from bench_wan.export import LORA_FILE, MODEL_FILE
+from bench_wan.text import Encoder
+from bench_wan.twin import Twin
+from chorus.reuse.course import calibrated
+from chorus.reuse.join import Cut, channel_spread, difference
+from chorus.reuse.regions import on_cells
+
+from .. import report
+from ..samples import Bench
+from ..scene_pairs import TUNED, ScenePair, scene_pairs
+
+FULL = {4: 110, 20: 66}
+QUICK = {20: 11}
+AT_ONCE = 11
+PATCH = (1, 2, 2)
+DIFFERENT = 0.3  # in channel spreads, of the finished videos: the truth
+SCALES = (1.4, 1.0, 0.7, 0.5)  # of Otsu's threshold
+LOWEST, HIGHEST, EVERYWHERE = 0.04, 0.3, 0.9
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One pair: [T, H, W] on the token grid. second: None without a second look."""
+
+    change: str
+    truth: torch.Tensor
+    first: torch.Tensor
+    second: torch.Tensor | None
+
+
+def measure(bench: Bench, full: bool) -> report.Result:
+    """Rows by steps, look, scale of the threshold and what the prompt changes."""
+    rows = []
+    for steps, count in (FULL if full else QUICK).items():
+        seen = list(_looked(scene_pairs(count, TUNED), steps))
+        for scale in SCALES:
+            cut = Cut(scale, LOWEST, HIGHEST, EVERYWHERE)
+            for look in ("first", "both") if seen[0].second is not None else ("first",):
+                masks = [_mask(one, cut, look) for one in seen]
+                for change in ("all", *sorted({one.change for one in seen})):
+                    picked = [i for i, one in enumerate(seen) if change in ("all", one.change)]
+                    rows.append(_row(steps, look, scale, change, [seen[i] for i in picked], [masks[i] for i in picked]))
+    return report.Result(name="looks", title="What a look finds", columns=list(rows[0]), rows=rows, seeds=[TUNED])
+
+
+def _mask(seen: Seen, cut: Cut, look: str) -> torch.Tensor:
+    mask = cut(seen.first)
+    return mask | cut(seen.second) if look == "both" and seen.second is not None else mask
+
+
+def _row(steps: int, look: str, scale: float, change: str, seen: list[Seen], masks: list[torch.Tensor]) -> dict:
+    marked = np.array([float(mask.float().mean()) for mask in masks])
+    true = np.array([float(one.truth.float().mean()) for one in seen])
+    both = np.array([float((mask & one.truth).float().mean()) for mask, one in zip(masks, seen, strict=True)])
+    return {
+        "steps": steps,
+        "look": look,
+        "scale": scale,
+        "change": change,
+        "n": len(seen),
+        "differs": report.estimate(true),
+        "marked": report.estimate(marked),
+        "found": report.combined(lambda a, b: float(a.sum() / max(1e-9, b.sum())), both, true),
+        "right": report.combined(lambda a, b: float(a.sum() / max(1e-9, b.sum())), both, marked),
+    }
+
+
+def twin(steps: int) -> tuple[Twin, float]:
+    """The model for so many steps, and its CFG: with the LoRA and without CFG where it is distilled."""
+    weights = {name: value.float() for name, value in load_file(MODEL_FILE).items()}
+    distilled = steps <= sampling.DISTILLED_STEPS
+    if distilled:
+        factors = {name.removeprefix(LORA_PREFIX): value.float() for name, value in load_file(LORA_FILE).items()}
+        weights = merged(weights, factors)
+    model = Twin()
+    model.load_state_dict(weights)
+    return model.eval(), 1.0 if distilled else sampling.CFG
+
+
+def _looked(pairs: list[ScenePair], steps: int) -> Iterator[Seen]:
+    model, cfg = twin(steps)
+    encoder, sigmas = Encoder(), sampling.sigmas(steps).tolist()
+    again = calibrated().course(steps).again
+    for first in range(0, len(pairs), AT_ONCE):
+        some = pairs[first : first + AT_ONCE]
+        noise = sampling.noise([pair.source_seed for pair in some])
+        contexts = [encoder([getattr(pair, side).text for pair in some]) for side in ("source", "target")]
+        source, target = (sampling.path(model, context, noise, steps, cfg) for context in contexts)
+        spreads = [channel_spread(one[None]) for one in source[-1]]
+        looks = [_estimate(path, sigmas, 0) for path in (source, target)]
+        second = None
+        if again:
+            cut = calibrated().cut
+            joined = []
+            for i in range(len(some)):
+                apart = difference(looks[1][i : i + 1], looks[0][i : i + 1], spreads[i], PATCH) / cfg
+                cells = on_cells(cut(apart), PATCH, tuple(noise.shape[-3:]))
+                clean = (source[again][i] - sigmas[again] * noise[i]) / (1 - sigmas[again])
+                x0 = torch.where(cells, looks[1][i], clean)
+                joined.append(sigmas[again] * noise[i] + (1 - sigmas[again]) * x0)
+            estimates = sampling.estimate(model, contexts[1], torch.stack(joined), sigmas[again], cfg)
+            second = (estimates, _estimate(source, sigmas, again))
+        for i, pair in enumerate(some):
+            one, spread = slice(i, i + 1), spreads[i]
+            yield Seen(
+                pair.change,
+                difference(target[-1][one], source[-1][one], spread, PATCH) > DIFFERENT,
+                difference(looks[1][one], looks[0][one], spread, PATCH) / cfg,
+                None if second is None else difference(second[0][one], second[1][one], spread, PATCH) / cfg,
+            )
+
+
+def _estimate(path: list[torch.Tensor], sigmas: list[float], step: int) -> torch.Tensor:
+    """x0 at a step of an Euler path."""
+    velocity = (path[step + 1] - path[step]) / (sigmas[step + 1] - sigmas[step])
+    return path[step] - sigmas[step] * velocity

@@ -1,0 +1,174 @@
+"""Distil the bench model's 20 steps into a 4-step LoRA: `python -m bench_wan.distill --work DIR`, resumable.
+
+Run from `tests/`; needs nothing but torch. The teacher samples training captions, and its states at the σ of the 4-step
+schedule are kept. A LoRA on the blocks' matrices then learns, at CFG 1, the straight velocity from each state to the
+teacher's next one: first from the teacher's own states, in the second half from the states that the student reaches
+itself, so that its errors do not add up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from small_wan.export import write
+
+from . import sampling
+from .captions import sample_caption
+from .export import LORA_FILE, MODEL_FILE
+from .text import Encoder
+from .train import save
+from .twin import Twin
+
+TEACHER_STEPS, STEPS = 20, sampling.DISTILLED_STEPS
+PEAK_RATE = 2e-3
+LORA_PREFIX = "diffusion_model."
+
+
+def teacher_states(model: Twin, work: Path, count: int, batch: int, seed: int, device: str) -> tuple[Tensor, list[str]]:
+    """States [N, STEPS + 1, 16, T, h, w] fp16 on the 4-step schedule, and the captions; kept in `work`."""
+    stride, encoder = TEACHER_STEPS // STEPS, Encoder(device)
+    states, texts = [], []
+    for index in range(count // batch):
+        rng = np.random.default_rng([seed, index])
+        captions = [sample_caption(rng).text for _ in range(batch)]
+        texts += captions
+        file = work / f"states_{index:04d}.safetensors"
+        if not file.exists():
+            start = sampling.noise([seed * 1_000_000 + index * batch + i for i in range(batch)]).to(device)
+            path = sampling.path(model, encoder(captions), start, TEACHER_STEPS)
+            part = file.with_suffix(".part")
+            save_file({"states": torch.stack(path[::stride], 1).half().cpu()}, part)
+            os.replace(part, file)
+            print(f"teacher batch {index + 1} of {count // batch}", flush=True)
+        states.append(load_file(file)["states"])
+    return torch.cat(states), texts
+
+
+def new_factors(weights: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """A [rank, in] and B [out, rank] for every matrix of the blocks; B is zero: no change at first."""
+    factors = {}
+    for name, weight in weights.items():
+        if name.startswith("blocks.") and name.endswith(".weight") and weight.ndim == 2:
+            layer = name.removesuffix(".weight")
+            down = torch.randn(rank, weight.shape[1], device=weight.device) * weight.shape[1] ** -0.5
+            factors[f"{layer}.lora_A.weight"] = down
+            factors[f"{layer}.lora_B.weight"] = torch.zeros(weight.shape[0], rank, device=weight.device)
+    return factors
+
+
+def merged(weights: dict[str, Tensor], factors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with every B·A added."""
+    result = dict(weights)
+    for name, a in factors.items():
+        if name.endswith(".lora_A.weight"):
+            layer = name.removesuffix(".lora_A.weight")
+            result[f"{layer}.weight"] = weights[f"{layer}.weight"] + factors[f"{layer}.lora_B.weight"] @ a
+    return result
+
+
+class Student:
+    """The model's velocity with the LoRA's factors merged in on the fly, so that gradients reach them."""
+
+    def __init__(self, model: Twin, rank: int, device: str):
+        self.model = model.requires_grad_(False)
+        self.weights = {name: value.detach() for name, value in model.state_dict().items()}
+        self.factors = {k: v.requires_grad_() for k, v in new_factors(self.weights, rank).items()}
+        self.sigmas = sampling.sigmas(STEPS).to(device)
+
+    def velocity(self, x: Tensor, step: Tensor, context: Tensor) -> Tensor:
+        """x: [B, 16, T, h, w]; step: [B] index into the schedule."""
+        weights = merged(self.weights, self.factors)
+        return torch.func.functional_call(self.model, weights, (x, self.sigmas[step] * 1000, context)).float()
+
+    @torch.no_grad()
+    def reach(self, start: Tensor, step: Tensor, context: Tensor) -> Tensor:
+        """The student's own state at `step` from noise, a row each."""
+        x = start.clone()
+        for i in range(int(step.max())):
+            rows = (step > i).nonzero()[:, 0]
+            v = self.velocity(x[rows], torch.full_like(rows, i), context[rows])
+            x[rows] = x[rows] + (self.sigmas[i + 1] - self.sigmas[i]) * v
+        return x
+
+
+def rate(step: int, steps: int) -> float:
+    """Warm-up over 20 steps, then cosine to 2 %."""
+    return min((step + 1) / 20, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def train(
+    student: Student, states: Tensor, texts: list[str], work: Path, steps: int, batch: int, seed: int, device: str
+) -> None:
+    """Fit the student's factors; resumes from `work`/lora.pt."""
+    checkpoint, first, encoder = work / "lora.pt", 0, Encoder(device)
+    optim = torch.optim.AdamW(student.factors.values(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device)
+        first = saved["step"]
+        optim.load_state_dict(saved["optim"])
+        for name, value in saved["factors"].items():
+            student.factors[name].data.copy_(value)
+    torch.manual_seed(seed + first)
+    told, began = [], time.monotonic()
+    for index in range(first, steps):
+        for group in optim.param_groups:
+            group["lr"] = PEAK_RATE * rate(index, steps)
+        rows = torch.randint(len(states), (batch,))
+        step = (torch.arange(batch) % STEPS).to(device)
+        context = encoder([texts[i] for i in rows.tolist()])
+        path = states[rows].to(device).float()
+        all_rows = torch.arange(batch, device=device)
+        here, there = path[all_rows, step], path[all_rows, step + 1]
+        if index >= steps // 2:
+            here = student.reach(path[:, 0], step, context)
+        gap = (student.sigmas[step] - student.sigmas[step + 1]).view(-1, 1, 1, 1, 1)
+        loss = F.mse_loss(student.velocity(here, step, context), (here - there) / gap)
+        optim.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.factors.values(), 1.0)
+        optim.step()
+        told.append(loss.item())
+        if (index + 1) % 25 == 0 or index + 1 == steps:
+            line = {"step": index + 1, "seconds": round(time.monotonic() - began, 1)}
+            print(json.dumps(line | {"loss": round(float(np.mean(told)), 5)}), flush=True)
+            told = []
+            factors = {name: value.detach() for name, value in student.factors.items()}
+            save(checkpoint, step=index + 1, optim=optim.state_dict(), factors=factors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the teacher's states and the checkpoint")
+    parser.add_argument("--model", type=Path, default=MODEL_FILE, help="the exported model")
+    parser.add_argument("--out", type=Path, default=LORA_FILE)
+    parser.add_argument("--teacher", type=int, default=448, help="videos that the teacher samples")
+    parser.add_argument("--steps", type=int, default=400, help="training steps")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = Twin().to(device)
+    model.load_state_dict({name: value.float() for name, value in load_file(args.model).items()})
+    states, texts = teacher_states(model, args.work, args.teacher, args.batch, args.seed, device)
+    torch.manual_seed(args.seed)
+    student = Student(model, args.rank, device)
+    train(student, states, texts, args.work, args.steps, args.batch, args.seed, device)
+    write({LORA_PREFIX + name: value.detach().cpu() for name, value in student.factors.items()}, args.out)
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
