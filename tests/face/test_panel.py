@@ -211,7 +211,7 @@ def test_next_run_starts_from_the_chosen_entry_and_the_one_after_does_not(open_p
         assert len(page.evaluate(source)) == 32
         face.run()
         assert page.evaluate(source) == ""
-        made = face.store.filter(has_text="steps reused")
+        made = face.store.filter(has_text="of the picture differs")
         assert "cross" in made.locator("del").all_inner_texts()
 
 

@@ -256,7 +256,7 @@ def test_reference_tokens_enter_every_step_after_a_look(
 # -- the schedule as others see it --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("start", [0.0, 0.2, 1.0], ids=["calibrated start", "start at 20 %", "start at K1"])
+@pytest.mark.parametrize("start", [0.0, 0.2, 1.0, "look"], ids=["calibrated start", "at 20 %", "at K1", "look"])
 @pytest.mark.parametrize("selective", [False, True], ids=["full", "selective"])
 def test_every_sigma_lies_where_sample_sigmas_says(run, comfy_host, cache, start, selective):
     """Packs look their step up in `sample_sigmas`: it holds the path that is walked."""
@@ -275,13 +275,20 @@ def test_every_sigma_lies_where_sample_sigmas_says(run, comfy_host, cache, start
 
     run(g(RED))
     seen.clear()
-    asked = g(GREEN, k1=0.5, k2=0.75, start=start)
+    looks = start == "look"
+    if looks:
+        asked = g(GREEN, start=0.0, k1=None if selective else 0.5)
+    else:
+        asked = g(GREEN, k1=0.5, k2=0.75, start=start, method="early start")
     hit = run(masked(asked, BOX, comfy_host, visible=1) if selective else asked)
-    assert (hit.report["outcome"], hit.report["steps_computed"], len(seen)) == ("hit", 4, 4)
+    assert (hit.report["outcome"], hit.report["looked"] is not None) == ("hit", looks)
+    assert hit.report["steps_computed"] == len(seen) == (8 if selective and looks else 4)
     [walked] = {sigmas for _, sigmas in seen}
     steps = len(walked) - 1
     assert list(walked) == sorted(walked, reverse=True)
-    assert [sigma for sigma, _ in seen] == pytest.approx(walked[steps - 4 : steps], abs=1e-4)
+    # With a look that skips, the steps between the first one and K1 = 5 are answered without asking the model.
+    asked_at = [walked[0], *walked[5:8]] if looks and not selective else walked[steps - len(seen) : steps]
+    assert [sigma for sigma, _ in seen] == pytest.approx(asked_at, abs=1e-4)
 
 
 def test_a_context_window_that_depends_on_the_step(run, cache):
