@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from ..cache import CacheError, NewEntry
-from ..cache.codec import RAW, dct
 from ..messages import Message, said_by, say
 from ..prompt.tokens import real_tokens
 from ..reuse.plan import Plan
@@ -182,11 +181,11 @@ def _add_source(
         if sigma in recording.states:
             state, name = recording.states[sigma], f"checkpoint/{sigma:.6f}"
             tensors[name] = state.half() if profile.half else state
-            coding[name] = profile.state_coding(sigma, run.noise_drawn, sigma == run.sigmas[1])
+            coding[name] = profile.state_coding(sigma, run.noise_drawn)
     for sigma, estimate in recording.estimates.items():
         name = f"estimate/{sigma:.6f}"
         tensors[name] = estimate.half() if profile.half else estimate
-        coding[name] = RAW if profile.raw else dct(profile.first)
+        coding[name] = profile.estimate_coding
     words = {}
     if run.tokens is not None:
         words["tokens"] = run.tokens[real_tokens(run.tokens)].clamp(-_HALF, _HALF).half()

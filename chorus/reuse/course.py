@@ -33,9 +33,9 @@ class Course:
     thinned: int
 
     @property
-    def kept_estimate(self) -> int:
-        """The step whose estimate a run keeps for the second looks of others; 0 for none."""
-        return self.again
+    def looks(self) -> set[int]:
+        """The steps of the looks. A run in full keeps its estimates there for the looks of others."""
+        return {0, self.again}
 
     def scaled(self, factor: float) -> Course:
         """For a schedule so many times as long."""

@@ -8,7 +8,7 @@ model's own σ, and the sampler is called once. See docs/method.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,11 @@ class _Begun:
     final: torch.Tensor
 
 
+def _with_frames(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape [B, C, T, H, W] of a latent; one of an image, [B, C, H, W], has one frame."""
+    return tuple(shape) if len(shape) == 5 else (*shape[:2], 1, *shape[2:])
+
+
 class LookAndJoin(Technique):
     """Decides before sampling whether a look is possible, and after each look what every further step is."""
 
@@ -62,7 +67,7 @@ class LookAndJoin(Technique):
         settings = plan.stages.get(resume.NAME)
         if plan.source is None or settings is None or not settings.looks or plan.another_take:
             return None
-        if settings.saves_nothing(request.whole_steps):
+        if settings.saves_nothing(request.whole_steps) or len(request.shape) not in (4, 5):
             return None
         if request.before is not None:
             return self._go_on(schedule, request.before)
@@ -173,7 +178,9 @@ class LookAndJoin(Technique):
         if compared is None:
             return
         looks = course.calibrated()
-        apart = difference(x0, compared, channel_spread(source.final), self.request.network.token_size)
+        shape = _with_frames(x0.shape)
+        spread, size = channel_spread(source.final.reshape(shape)), self.request.network.token_size
+        apart = difference(x0.reshape(shape), compared.reshape(shape), spread, size)
         # x0 = u + CFG · (c − u), and u is the same in both: so much larger is the difference of the guided estimates.
         changed = looks.cut(apart / max(1.0, self.request.cfg))
         self._use(self._regions(changed if self.regions is None else changed | self.regions.base, looks.grow))
@@ -189,7 +196,8 @@ class LookAndJoin(Technique):
 
     def _use(self, regions: Regions) -> None:
         self.regions, self.places = regions, regions.indices()
-        self.cells = self.request.network.cells(regions.edit, self.request.shape)[None, None]
+        cells = self.request.network.cells(regions.edit, _with_frames(self.request.shape))[None, None]
+        self.cells = cells if len(self.request.shape) == 5 else cells[:, :, 0]
 
     def _regions(self, base: torch.Tensor, grow: int) -> Regions:
         """The masks, with what the mask node knew before; a MASK counts alone."""

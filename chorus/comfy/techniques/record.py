@@ -57,10 +57,10 @@ class Record(Technique):
             self.recording.states[exact] = clean_component(x.detach().float(), noise, exact).cpu()
 
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
-        """Keep the estimate with which a later request's second look is compared."""
+        """Keep the estimates with which the looks of later requests are compared."""
         done = self.request.before.report.steps if self.request.before else 0
-        again = course.calibrated().course(self.request.whole_steps).kept_estimate
-        if self.recording is not None and self.begun is not None and done + step == again:
+        looked = course.calibrated().course(self.request.whole_steps).looks
+        if self.recording is not None and self.begun is not None and done + step in looked:
             self.recording.estimates[self.begun] = x0.detach().to("cpu", torch.float32, copy=True)
         return x0
 

@@ -58,19 +58,33 @@ def picture(request: Request, again: float | None) -> Picture | Message:
     noise = _noise(request, entry)
     if noise is None:
         return say("note.look_seed")
-    early = states_for(request, entry.sigmas[1])
-    if len(early) != 1 or abs(early[0] - entry.sigmas[1]) > SIGMA_TOLERANCE:
+    first = _estimate(entry, entry.sigmas[0])
+    if first is None:
         return say("note.look_states")
+    second = None if again is None else _estimate(entry, again)
+    there = states_for(request, again) if again is not None and second is not None else ()
     cache = open_cache(request.plan.cache_name, request.plan.place)
-    near = [] if again is None else [s for s in stored_estimates(entry) if abs(s - again) < LIKE_SIGMA]
-    there = states_for(request, again) if again is not None and near else ()
-    kept = load_trajectory(cache, entry, request.into_model_space, noise, {*early, *there, 0.0})
-    found = Picture(noise, clean_component(kept.at(early[0]), noise, early[0]), kept.at(0.0))
-    if again is not None and there:
-        name = stored_estimates(entry)[min(near, key=lambda s: abs(s - again))]
-        found.again = cache.load(entry.id, [name])[name].float()
+    kept = load_trajectory(cache, entry, request.into_model_space, noise, {*there, 0.0})
+    found = Picture(noise, cache.load(entry.id, [first])[first].float(), kept.at(0.0))
+    if again is not None and second is not None and there:
+        found.again = cache.load(entry.id, [second])[second].float()
         found.before = clean_component(kept.at(again), noise, again)
     return found
+
+
+def _estimate(entry: Entry, sigma: float) -> str | None:
+    """The name of the kept estimate that is nearest to σ; None where none is near.
+
+    Entries from before estimates were kept have the clean component after the first step, which was that step's
+    estimate.
+    """
+    kept = stored_estimates(entry)
+    if not kept and sigma == entry.sigmas[0]:
+        after = min(stored_states(entry), key=lambda at: abs(at - entry.sigmas[1]))
+        if abs(after - entry.sigmas[1]) < SIGMA_TOLERANCE:
+            kept = {sigma: stored_states(entry)[after]}
+    near = min(kept, key=lambda at: abs(at - sigma), default=None)
+    return kept[near] if near is not None and abs(near - sigma) < LIKE_SIGMA else None
 
 
 def _entry(request: Request) -> Entry:
