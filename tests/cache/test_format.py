@@ -27,7 +27,7 @@ from chorus.cache.record import read_record, write_record
 from .sample import SPACE, new_entry, tensors, unit
 
 ENTRIES = Path(__file__).with_name("entries")
-VERSIONS = {"1": "1" * 32, "2": "2" * 32}  # format version → id of its committed entry
+VERSIONS = {"1": "1" * 32, "2": "2" * 32, "3": "3" * 32}  # format version → id of its committed entry
 CODING = {
     "final": "dct/0.05",
     "checkpoint/0.750000": "dct/0.3",
@@ -51,6 +51,9 @@ def committed_entry(version: str):
         "attention": ramp(5, 2, 3, 3).abs().half(),
         "preview": (torch.arange(2 * 8 * 8 * 3) * 5 % 256).to(torch.uint8).reshape(2, 8, 8, 3),
     }
+    coding = {} if version == "1" else dict(CODING)
+    if version == "3":
+        kept["estimate/1.000000"], coding["estimate/1.000000"] = ramp(1, 4, 3, 6, 6).flip(3), "dct/0.25"
     return new_entry(
         0,
         space=replace(SPACE, shape=(1, 4, 3, 6, 6)),
@@ -61,7 +64,7 @@ def committed_entry(version: str):
         sigmas=(1.0, 0.75, 0.5, 0.0),
         settings={"sampler": "euler", "cfg": 5.0, "seed": 7, "noise_drawn": False},
         tensors=kept,
-        coding={} if version == "1" else CODING,
+        coding=coding,
     )
 
 
@@ -128,13 +131,13 @@ def test_a_cache_with_entries_of_every_version_is_rebuilt_and_serves_them(open_c
 
 def test_todays_code_writes_what_was_committed_for_this_version():
     """Byte by byte, except where another release of zstandard or libwebp packs the same values otherwise."""
-    new = committed_entry("2")
-    packed = pack(write_record(VERSIONS["2"], 1_700_000_000.0, new), new.vector, new.tensors, new.coding)
-    written, committed = (json.loads(head_of(c)[PREFIX.size :]) for c in (packed.to_bytes(), committed_file("2")))
+    new = committed_entry("3")
+    packed = pack(write_record(VERSIONS["3"], 1_700_000_000.0, new), new.vector, new.tensors, new.coding)
+    written, committed = (json.loads(head_of(c)[PREFIX.size :]) for c in (packed.to_bytes(), committed_file("3")))
     assert written["__metadata__"].keys() == committed["__metadata__"].keys()
     for key in ("chorus_format", "record", "coded", "vector"):
         assert written["__metadata__"][key] == committed["__metadata__"][key]
-    assert_is_committed("2", EntryFile(packed.to_bytes(), packed.digest).tensors())
+    assert_is_committed("3", EntryFile(packed.to_bytes(), packed.digest).tensors())
 
 
 # -- through the cache
@@ -285,7 +288,7 @@ def test_a_file_that_is_no_safetensors_is_refused():
 
 
 def test_a_newer_version_is_neither_served_nor_thrown_away(open_cache, root):
-    content, digest = forged(chorus_format="3")
+    content, digest = forged(chorus_format="4")
     with pytest.raises(BlobNewer, match="newer than this Chorus"):
         EntryFile(content, digest)
     folder = root / "blobs" / "22"
@@ -298,7 +301,7 @@ def test_a_newer_version_is_neither_served_nor_thrown_away(open_cache, root):
 
 
 def test_an_entry_that_a_newer_chorus_stored_is_unavailable_not_damaged(cache, root, monkeypatch):
-    monkeypatch.setattr("chorus.cache.format.FORMAT_VERSION", "3")
+    monkeypatch.setattr("chorus.cache.format.FORMAT_VERSION", "4")
     entry = cache.put(new_entry(1))
     monkeypatch.undo()
     with pytest.raises(CacheUnavailable, match="Update Chorus"):

@@ -60,7 +60,8 @@ class Record(Technique):
         """Keep the estimates with which the looks of later requests are compared."""
         done = self.request.before.report.steps if self.request.before else 0
         looked = course.calibrated().course(self.request.whole_steps).looks
-        if self.recording is not None and self.begun is not None and done + step in looked:
+        compared = not self.request.sampler.draws_noise  # no look goes on from a run that drew noise
+        if self.recording is not None and compared and self.begun is not None and done + step in looked:
             self.recording.estimates[self.begun] = x0.detach().to("cpu", torch.float32, copy=True)
         return x0
 
