@@ -280,7 +280,7 @@ def test_every_sigma_lies_where_sample_sigmas_says(run, comfy_host, cache, start
         asked = g(GREEN, start=0.0, k1=None if selective else 0.5)
     else:
         asked = g(GREEN, k1=0.5, k2=0.75, start=start, method="early start")
-    hit = run(masked(asked, BOX, comfy_host, visible=1) if selective else asked)
+    hit = run(masked(asked, BOX, comfy_host, visible=0 if looks else 1) if selective else asked)
     assert (hit.report["outcome"], hit.report["looked"] is not None) == ("hit", looks)
     assert hit.report["steps_computed"] == len(seen) == (8 if selective and looks else 4)
     [walked] = {sigmas for _, sigmas in seen}
