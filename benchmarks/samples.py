@@ -183,7 +183,7 @@ class Bench:
 
         The judge fits the object to the source's own video; None where it is not the one the prompt asked for.
         """
-        system = System("mask", k1=1, k2=2, edit_dilation=0, visible_dilation=0)
+        system = System("mask", k1=1, k2=2, edit_dilation=0, visible_dilation=0, method="early start")
         name = "overlap " + _shaped_by(request, system, source)
         return self.once(name, lambda: {"iou": self._overlap(request, system, source)})["iou"]
 

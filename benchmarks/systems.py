@@ -193,6 +193,8 @@ def _set_stages(made: Graph, request: Request, system: System) -> None:
         made[stage1]["inputs"]["start"] = system.start
     if system.method is not None:
         made[stage1]["inputs"]["method"] = system.method
+    if system.method == "early start":  # without a look, attention makes the masks
+        made[masks]["inputs"] |= {"masks_from": "attention", "edit_dilation": 1, "visible_dilation": 1}
     if system.take is not None:
         made[lookup]["inputs"]["take"] = system.take
     for node, name, value in (

@@ -227,12 +227,12 @@ class Bench:
                 k2 = k1
             # The first step of stage 2 is a full one.
             return SKIPPED * k1 + FULL + SELECTIVE * max(0, k2 - k1 - 1) + FULL * (steps - max(k2, k1 + 1))
-        length = course.calibrated().course(steps)
-        skipping = course.skipping(steps, min(length.k1, steps - 1), length.looks)
+        length = replace(course.calibrated().course(steps), again=0)  # the source of 4 steps serves no second look
+        skipping = course.skipping(steps, min(length.k1, steps - 1), length.again)
         short = report is not None and any(note.code == "note.context_memory" for note in report.notes)
         if not self.leaves_out or short:
             return skipping
-        leaving_out = course.selective(steps, length.every, length.last)
+        leaving_out = course.selective(steps, length)
         return min(leaving_out, skipping, key=lambda kinds: equivalents(kinds, self.visible(case)))
 
     def _bounds(self, schedule: Schedule) -> tuple[int, int]:
