@@ -42,9 +42,9 @@ def test_what_does_as_its_case_says_has_no_fault(bench, case):
 
 @pytest.mark.parametrize("case, computed", [(LOOK, 2), (EARLY_MASKS, 3)])
 def test_masks_that_are_not_applied_are_seen(bench, case, computed):
-    """Without them the look at these weights finds no difference, and the early start has no selective steps."""
+    """Without them the look finds other places, and the early start has no selective steps."""
     fault = bench.fault(case, FEW, sample(bench, case, without=selective.NAME))
-    assert fault.startswith(f"the blocks computed {computed}.0000 step equivalents, ")
+    assert fault.startswith(f"the blocks computed {computed}."), fault
 
 
 def test_other_masks_than_the_case_has_are_seen(bench):
