@@ -103,7 +103,7 @@ def test_a_run_that_started_from_another_is_not_recorded(record, schedule):
 
 
 def test_a_second_half_goes_on_with_the_recording_of_the_first(record, schedule, pack_module):
-    recording = pack_module("chorus.comfy.sampling.finished").Recording({0.9: noise(3)}, torch.zeros(1, 2, 3, 3), 1)
+    recording = pack_module("chorus.comfy.sampling.finished").Recording({0.9: noise(3)}, {}, torch.zeros(1, 2, 3, 3), 1)
     made, decided = record(before=SimpleNamespace(recording=recording, noise_drawn=False))
     made.before_evaluation(schedule, 2, 0.5, noise(1))
     assert decided is None and list(states(made, schedule)) == [0.9, 0.5]
