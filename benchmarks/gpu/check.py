@@ -22,7 +22,7 @@ from .latency import COLD, FEW, LOOK_AMPLIFIED, LOOKS, PLAIN, Bench
 from .results import rounded, write
 
 CASES = (PLAIN, COLD, LOOKS[0.1], LOOKS[0.25], LOOKS[0.5], LOOK_AMPLIFIED)
-SAME = 1e-3  # relative difference of pictures in fp32 that two devices may have
+SAME = 2e-2  # relative difference of pictures in fp32 that two devices may have
 PACKAGES = ("numpy", "triton", "comfy-kitchen", "comfy-aimdo", "transformers", "safetensors", "zstandard", "blake3")
 SEED = 42
 
@@ -58,7 +58,7 @@ def tiny(device: torch.device) -> tuple[dict[str, dict[str, Any]], dict[str, tor
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns 1 where something does not work; the file says what."""
+    """Returns 1 where nothing works, 3 where something is not as it should be; the file says what."""
     began = time.perf_counter()
     parser = argparse.ArgumentParser(prog="benchmarks.gpu.check", description=__doc__)
     parser.add_argument("--small", action="store_true", help="on the CPU")
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
     write(result, options.output)
     for line in wrong or ["all as it should be"]:
         print(line, flush=True)
-    return int(bool(wrong))
+    return 3 if wrong else 0
 
 
 if __name__ == "__main__":

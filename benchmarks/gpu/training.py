@@ -41,15 +41,16 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu.training", description=__doc__)
     parser.add_argument("--small", action="store_true", help="a few steps, on the CPU")
     parser.add_argument("--seconds", type=float, default=360.0, help="of the whole task, training and its preparation")
-    parser.add_argument(
-        "--work", type=Path, required=True, help="folder for the checkpoint, and for what --resume finds"
-    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--captions", type=int, default=60_000, help="so many prompts; scenes are never repeated")
     parser.add_argument("--weights", type=Path, help="to begin with; default: the best that are here")
     parser.add_argument("--fresh", action="store_true", help="begin with random weights")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write; the weights lie beside it")
     options = parser.parse_args(arguments)
+    if not options.small and not torch.cuda.is_available():
+        print("PyTorch sees no CUDA device here", file=sys.stderr)
+        return 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     given = None if options.fresh else options.weights or start()
     result: dict[str, Any] = {

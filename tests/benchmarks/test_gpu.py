@@ -215,9 +215,25 @@ def test_a_machine_without_cuda_is_told_so(bare, travelled, tmp_path):
     command = [bare, "benchmarks/gpu/run.py", "--out", str(tmp_path), "check", "wan-1.3b"]
     hidden = {"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=travelled, env=hidden, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "no CUDA device" in done.stdout and "nothing else is run" in done.stdout
+    assert done.returncode == 1
+    assert "no CUDA device" in done.stdout and "wan-1.3b: not begun, since check failed" in done.stdout
     assert not (tmp_path / "wan-1.3b.json").exists()
+
+
+def test_a_check_that_only_doubts_stops_nothing(travelled, tmp_path, monkeypatch):
+    """Figures with a fault are worth more than none. Only a check that cannot run keeps others from beginning."""
+    ends = {"check": f"exit status {run.DOUBTFUL}", "wan-1.3b": "", "train": "exit status 1"}
+    begun = []
+
+    def done(task: run.Task, *rest: object) -> str:
+        begun.append(task.name)
+        return ends.get(task.name, "")
+
+    monkeypatch.setattr(run, "run", done)
+    monkeypatch.setattr(run, "TRAVEL", tmp_path)
+    assert run.main(["--out", str(tmp_path / "out"), "check", "wan-1.3b", "train", "distil", "hunyuan-1.5"]) == 1
+    assert begun == ["check", "wan-1.3b", "train", "distil", "hunyuan-1.5"]
+    assert "failed: check, train\n" in (tmp_path / "out" / "run.log").read_text(encoding="utf-8")
 
 
 def test_what_was_packed_for_another_python_is_declined(travelled, tmp_path, monkeypatch):
