@@ -203,3 +203,12 @@ def masked_whole(g: Graph) -> Graph:
     g = masks_of(g, "mask")
     g["srd"]["inputs"]["mask"] = ["all", 0]
     return g
+
+
+def test_a_fixed_k2_says_from_which_step_on_all_is_computed(run, cache, comfy_host):
+    run(looking(RED, cache=cache, steps=20))
+    with block_lengths() as lengths:
+        hit = run(masked(looking(cache=cache, steps=20, k2=0.75), [(32, 32, 64, 64)], comfy_host, visible=0))
+    kinds = "".join("F" if length == TOKENS else "S" for length in lengths[::5])
+    assert kinds == "FAAAFSSSSFSSSSFFFFFF".replace("A", "")
+    assert (hit.report["outcome"], hit.report["k2"]) == ("hit", 14)

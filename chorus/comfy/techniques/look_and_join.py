@@ -218,6 +218,8 @@ class LookAndJoin(Technique):
     def _wanted(self, share: float, fixed: float | None) -> str:
         steps, length = self.request.whole_steps, self.length
         assert length is not None
+        if (k2 := self._fixed_k2(steps)) is not None:
+            length = replace(length, last=steps - k2, k1=min(length.k1, k2))
         if fixed is not None:
             return course.skipping(steps, min(steps - 1, 1 + round(fixed * steps)), length.again)
         if not self.joined:
@@ -229,6 +231,11 @@ class LookAndJoin(Technique):
         if share == 0.0:
             return leaving_out.replace(SELECTIVE, ANSWERED)
         return min(leaving_out, skipping, key=lambda kinds: course.cost(kinds, share))
+
+    def _fixed_k2(self, steps: int) -> int | None:
+        """The step from which on all are full, where the stage 3 node says it; None as calibrated."""
+        full = self.request.plan.stages.get(selective.FULL)
+        return None if full is None or full.fixed is None else min(steps - 1, max(1, round(full.fixed * steps)))
 
     def expected_share(self, schedule: Schedule, step: int) -> float:
         if not self.active or self.regions is None or step == 0:
