@@ -266,15 +266,15 @@ class Bench:
         cache = f"{cache} {schedule.cfg:g}"
         settings = lookup.LookupSettings(f"the {name} prompt", 0.0, mode, cache, "conditioning")
         plan = lookup.look_up([self.patcher], {"samples": self.blank}, settings, conditioning=self.prompts[name])
+        choice = "auto" if case.method == LOOK else "fixed"  # of a look's course, nothing is fixed by hand
         if case.method:
-            choice = "auto" if case.method == LOOK else "fixed"  # a fixed K1 leaves no tokens out after a look
             plan = stages.reuse(plan, choice, schedule.reuse, 1.0, 0.0, case.method)
         if case.share is not None:
             plan = masks.with_regions(plan, "mask", self.frames[case.share], DILATION, DILATION, "none")
         if case.amplified:
             plan, _ = stages.amplification(plan, 1.0, "both", 0.5)
         if case.method:
-            plan = stages.refinement(plan, "fixed", schedule.full_from)
+            plan = stages.refinement(plan, choice, schedule.full_from)
         return plan
 
     def next_seed(self) -> int:
