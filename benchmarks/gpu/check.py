@@ -46,8 +46,7 @@ def tiny(device: torch.device) -> tuple[dict[str, dict[str, Any]], dict[str, tor
         bench.remember_source(FEW)
         for case in CASES:
             measured = bench.request(case, FEW, seed=SEED)
-            kinds = bench.kinds(case, FEW, measured.report)
-            rows[case.name] = {"steps": kinds, "step_equivalents": rounded(measured.equivalents)}
+            rows[case.name] = {"steps": measured.kinds, "step_equivalents": rounded(measured.equivalents)}
             latents[case.name] = measured.latent.cpu().float()
             if fault := bench.fault(case, FEW, measured):
                 wrong.append(f"{device.type}, {case.name}: {fault}")

@@ -2,8 +2,8 @@
 
 A request goes the way of the nodes: look-up in a cache on disk, stages, the attached model, the host's sampler, store.
 Its seconds are of all of that. Random weights change everything everywhere, so a MASK says where the look's join
-computes. What is computed is counted at the model's blocks, and must be what the course and the masks dictate. A row's
-limit is its step equivalents × the full-step time of the same model without Chorus.
+computes. What is computed is counted at the model's blocks, step by step, and must be what the case and its masks say.
+A row's limit is its step equivalents × the full-step time of the same model without Chorus.
 
 A schedule of 50 steps without Chorus is made of two of its steps, which its row says: it is "extrapolated".
 """
@@ -33,10 +33,9 @@ from chorus.comfy.networks import network_of
 from chorus.comfy.sampling.finished import Report
 from chorus.comfy.sampling.wrappers import attach
 from chorus.comfy.techniques import look_and_join, resume
-from chorus.reuse import course
 from chorus.reuse.plan import Plan
 from chorus.reuse.regions import token_grid
-from chorus.reuse.schedule import FULL, SELECTIVE, steps_reached
+from chorus.reuse.schedule import ANSWERED, FULL, SELECTIVE, steps_reached
 
 from . import models
 from .models import DILATION, MODELS, SIZES, Size
@@ -44,11 +43,12 @@ from .results import rounded, write
 
 FIRST_NOISE_SEED = 1000  # every request has a noise of its own
 SHARES = (0.1, 0.25, 0.5)  # of the tokens that are visible in a selective step
-SKIPPED = "-"
+SKIPPED, WRONG = "-", "?"  # beside the letters of Schedule.kinds: left to the source; neither all nor the masks' tokens
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 MOST_REPEATS = len(T95) + 1
 LOOK, EARLY = resume.METHODS
+A_HIT = 0.7  # of the time of a run in full, until a hit was measured
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,10 @@ SCHEDULES = {s.steps: s for s in (FEW, MANY)}
 class Case:
     """How a request is sampled.
 
-    method: of stage 1, None without a source. share: wanted share of visible tokens in selective steps, None without
-    masks. memory: see `Size`; "default" is Chorus's own. steps: so many of the schedule are sampled, None for all.
+    method: of stage 1, None without a source.
+    share: wanted share of visible tokens in selective steps, None without masks.
+    memory: for keys and values, "size" as its size has it, "default" as Chorus has it.
+    steps: so many of the schedule are sampled, None for all.
     """
 
     name: str
@@ -114,17 +116,13 @@ def cases(model: str, schedule: Schedule) -> tuple[Case, ...]:
     return (*first, EARLY_MASKS, LOOK_AMPLIFIED)
 
 
-def equivalents(kinds: str, visible: float) -> float:
-    """The step equivalents of a run whose steps are of these kinds."""
-    return kinds.count(FULL) + visible * kinds.count(SELECTIVE)
-
-
 @dataclass(frozen=True)
 class Measured:
     """One request. Seconds of wall time: `stepping` from the first model call to the latent, `outside` the rest."""
 
     stepping: float
     outside: float
+    kinds: str  # what each step of the schedule was, by what the blocks computed
     equivalents: float  # counted at the blocks
     report: Report | None
     peak_bytes: int | None
@@ -152,7 +150,7 @@ class Estimate:
 
 
 class BlockCounter:
-    """Counts the tokens that enter a network's blocks, and notes when its first call begins."""
+    """Counts the tokens that enter a network's blocks in each of its calls, and notes when the first one begins."""
 
     def __init__(self, network: torch.nn.Module, synchronise: Callable[[], None]):
         self.blocks = [
@@ -160,7 +158,7 @@ class BlockCounter:
             for name in ("blocks", "double_blocks", "single_blocks")
             for block in getattr(network, name, ())  # Wan has the first, HunyuanVideo the others
         ]
-        self.tokens = 0
+        self.calls: list[tuple[torch.Tensor, int]] = []  # timesteps and tokens in all blocks
         self.began = 0.0
         self._network = network
         self._synchronise = synchronise
@@ -181,10 +179,20 @@ class BlockCounter:
         if not self.began:
             self._synchronise()
             self.began = time.perf_counter()
+        self.calls.append((args[1], 0))  # read after the run: a value on the GPU would have to be waited for
 
     def _count(self, block: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         x = args[0] if args else kwargs["img"]
-        self.tokens += x.shape[0] * x.shape[1]
+        timestep, tokens = self.calls[-1]
+        self.calls[-1] = (timestep, tokens + x.shape[0] * x.shape[1])
+
+    def by_timestep(self) -> dict[float, int]:
+        """Tokens in all blocks at each timestep, in the order of the calls."""
+        found: dict[float, int] = {}
+        for timestep, tokens in self.calls:
+            at = float(timestep.flatten()[0])
+            found[at] = found.get(at, 0) + tokens
+        return found
 
 
 class Bench:
@@ -213,27 +221,33 @@ class Bench:
         """The share of the tokens that a case's masks leave visible."""
         return 1.0 if case.share is None else float(self.regions[case.share].visible.float().mean())
 
-    def kinds(self, case: Case, schedule: Schedule, report: Report | None = None) -> str:
-        """What each step of the schedule must be, a letter for each.
+    def kinds(self, case: Case, schedule: Schedule, shares: Mapping[float, float]) -> str:
+        """What each step of the schedule was, a letter for each. shares: computed share of the tokens by timestep."""
 
-        report: of the run, which says where the memory does not allow to leave tokens out.
-        """
-        steps = schedule.steps
-        if case.method is None:
-            return FULL * (case.steps or steps)
-        if case.method == EARLY:
-            k1, k2 = self._bounds(schedule)
-            if case.share is None or not self.leaves_out:
-                k2 = k1
-            # The first step of stage 2 is a full one.
-            return SKIPPED * k1 + FULL + SELECTIVE * max(0, k2 - k1 - 1) + FULL * (steps - max(k2, k1 + 1))
-        length = replace(course.calibrated().course(steps), again=0)  # the source of 4 steps serves no second look
-        skipping = course.skipping(steps, min(length.k1, steps - 1), length.again)
-        short = report is not None and any(note.code == "note.context_memory" for note in report.notes)
-        if not self.leaves_out or short:
-            return skipping
-        leaving_out = course.selective(steps, length)
-        return min(leaving_out, skipping, key=lambda kinds: equivalents(kinds, self.visible(case)))
+        def kind(share: float) -> str:
+            known = ((FULL, 1.0), (SELECTIVE, self.visible(case)))
+            return next((letter for letter, expected in known if abs(share - expected) < 1e-6), WRONG)
+
+        if case.method != LOOK:  # an early start walks other σ than the schedule's
+            walked = "".join(map(kind, shares.values()))
+            return SKIPPED * (schedule.steps - len(walked)) + walked if case.method else walked
+        import comfy.samplers
+
+        sampling = self.patcher.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", schedule.steps)[:-1]
+        found = [ANSWERED] * schedule.steps
+        for timestep, share in shares.items():
+            found[int((sampling.timestep(sigmas).cpu() - timestep).abs().argmin())] = kind(share)
+        return "".join(found)
+
+    def early(self, case: Case, schedule: Schedule) -> str:
+        """What the steps of an early start must be."""
+        k1, k2 = self._bounds(schedule)
+        if case.share is None or not self.leaves_out:
+            k2 = k1
+        # The first step of stage 2 is a full one.
+        selective = max(0, k2 - k1 - 1)
+        return SKIPPED * k1 + FULL + SELECTIVE * selective + FULL * (schedule.steps - k1 - 1 - selective)
 
     def _bounds(self, schedule: Schedule) -> tuple[int, int]:
         """K1 and K2 of an early start."""
@@ -252,15 +266,15 @@ class Bench:
         cache = f"{cache} {schedule.cfg:g}"
         settings = lookup.LookupSettings(f"the {name} prompt", 0.0, mode, cache, "conditioning")
         plan = lookup.look_up([self.patcher], {"samples": self.blank}, settings, conditioning=self.prompts[name])
+        choice = "auto" if case.method == LOOK else "fixed"  # of a look's course, nothing is fixed by hand
         if case.method:
-            choice = "auto" if case.method == LOOK else "fixed"  # a fixed K1 leaves no tokens out after a look
             plan = stages.reuse(plan, choice, schedule.reuse, 1.0, 0.0, case.method)
         if case.share is not None:
             plan = masks.with_regions(plan, "mask", self.frames[case.share], DILATION, DILATION, "none")
         if case.amplified:
             plan, _ = stages.amplification(plan, 1.0, "both", 0.5)
         if case.method:
-            plan = stages.refinement(plan, "fixed", schedule.full_from)
+            plan = stages.refinement(plan, choice, schedule.full_from)
         return plan
 
     def next_seed(self) -> int:
@@ -321,10 +335,12 @@ class Bench:
                 report = store.store(plan, {"samples": latent}, None, 0.75, "fp16").report
         ended = time.perf_counter()
         whole_step = len(counter.blocks) * self.tokens * schedule.rows
+        shares = {timestep: tokens / whole_step for timestep, tokens in counter.by_timestep().items()}
         return Measured(
             stepping=sampled - counter.began,
             outside=ended - began - (sampled - counter.began),
-            equivalents=counter.tokens / whole_step,
+            kinds=self.kinds(case, schedule, shares),
+            equivalents=sum(shares.values()),
             report=report,
             peak_bytes=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None,
             latent=latent,
@@ -342,18 +358,35 @@ class Bench:
             look_and_join.MEMORY = before
 
     def fault(self, case: Case, schedule: Schedule, measured: Measured) -> str:
-        """What is wrong with a measurement; "" if as much was computed as the course and the masks say."""
-        report = measured.report
+        """What is wrong with a measurement; "" if as much was computed as its case says."""
+        report, kinds, counted = measured.report, measured.kinds, measured.equivalents
         if report is not None and case.method and report.outcome != "hit":
             return f"no hit: {report.reason}"
         if not bool(measured.latent.isfinite().all()):
             return "the latent is not finite"
-        kinds = self.kinds(case, schedule, report)
-        expected, counted = equivalents(kinds, self.visible(case)), measured.equivalents
-        if abs(counted - expected) > 1e-6 * expected:
-            return f"the blocks computed {counted:.4f} step equivalents, {kinds} dictates {expected:.4f}"
+        if WRONG in kinds:
+            return f"{kinds}: a step computed neither all tokens nor the {self.visible(case):.4f} that the masks leave"
+        if not case.method and kinds != (expected := FULL * (case.steps or schedule.steps)):
+            return f"the steps were {kinds}, not {expected}"
+        if case.method == EARLY and kinds != (expected := self.early(case, schedule)):
+            return f"the steps were {kinds}, not {expected}"
+        if case.method == LOOK and (fault := self._not_joined(case, measured)):
+            return fault
         if report is not None and abs(report.step_equivalents - counted) > 1e-3:
             return f"the report says {report.step_equivalents:.4f} step equivalents, the blocks {counted:.4f}"
+        return ""
+
+    def _not_joined(self, case: Case, measured: Measured) -> str:
+        """Why these are not the steps of a look and a join. What comes when is the method's own matter."""
+        report, kinds = measured.report, measured.kinds
+        assert report is not None
+        if report.looked is None or not torch.equal(report.looked.visible.cpu(), self.regions[case.share].visible):
+            return f"{kinds}: the masks are not those of the case"
+        if kinds[0] != FULL or kinds == FULL * len(kinds):
+            return f"{kinds}: no full step first, or nothing saved afterwards"
+        short = any(note.code == "note.context_memory" for note in report.notes)
+        if self.leaves_out and not short and self.visible(case) < 0.3 and SELECTIVE not in kinds:
+            return f"{kinds}: no selective step, and no reason for that"
         return ""
 
     def synchronisations(self, case: Case, schedule: Schedule) -> dict[str, Any]:
@@ -458,9 +491,8 @@ class Measurement:
 
     def _once(self, row: Row) -> bool:
         """Measures a row once more; False where the budget does not allow it."""
-        kinds = self.bench.kinds(row.case, row.schedule)
-        expected = equivalents(kinds, self.bench.visible(row.case)) * self._step_seconds
-        expected = max((m.seconds for m in row.measured), default=expected)
+        steps = (row.case.steps or row.schedule.steps) * (A_HIT if row.case.method else 1.0)
+        expected = max((m.seconds for m in row.measured), default=steps * self._step_seconds)
         if time.perf_counter() + expected > self.deadline:
             return False
 
@@ -515,7 +547,6 @@ class Measurement:
     def row_json(self, row: Row) -> dict[str, Any]:
         """A row as it is written. Seconds and GB (10⁹ bytes); None for what was not measured."""
         report = row.measured[-1].report if row.measured else None
-        kinds = self.bench.kinds(row.case, row.schedule, report)
         seconds, step, plain = self.seconds(row), self.full_step(), self.seconds(self.plain())
         counted = row.measured[-1].equivalents if row.measured else None
         if counted is not None and row.case.steps:
@@ -530,7 +561,7 @@ class Measurement:
             "mean": rounded(seconds.mean if seconds else None),
             "interval": rounded(seconds.interval if seconds else None),
             "first": rounded(row.measured[0].seconds if row.measured else None),
-            "steps": kinds,
+            "steps": row.measured[-1].kinds if row.measured else "",
             "visible": rounded(self.bench.visible(row.case)) if row.case.share else None,
             "step_equivalents": rounded(counted),
             "stepping_s": rounded(statistics.mean(m.stepping for m in row.warm) if row.measured else None),
@@ -544,7 +575,7 @@ class Measurement:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure one model. Returns 3 where a row computed another amount than the course and the masks dictate."""
+    """Measure one model. Returns 3 where a row computed something else than its case says."""
     began = time.perf_counter()
     parser = argparse.ArgumentParser(prog="benchmarks.gpu.latency", description=__doc__)
     parser.add_argument("--model", choices=MODELS, default=MODELS[0])

@@ -76,7 +76,7 @@ def test_what_does_not_compile_is_trained_eagerly(monkeypatch, capsys):
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    step = train.Step(Twin(train.MARKS).initialise(), torch.device("cpu"))
+    step = train.Step(Twin(train.MARKS).initialise(), torch.device("cpu"), from_image=False)
     source = train.Drawn(4, 2, 1, [1, 0, 0], torch.device("cpu"))
     flow, shown = step(*source.next())
     assert math.isfinite(float(flow)) and math.isfinite(float(shown))
@@ -85,7 +85,7 @@ def test_what_does_not_compile_is_trained_eagerly(monkeypatch, capsys):
 
 
 def test_what_fails_later_is_not_taken_for_a_compiler():
-    step = train.Step(Twin(train.MARKS).initialise(), torch.device("cpu"))
+    step = train.Step(Twin(train.MARKS).initialise(), torch.device("cpu"), from_image=False)
     batch = train.Drawn(4, 2, 1, [1, 0, 0], torch.device("cpu")).next()
     step(*batch)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):

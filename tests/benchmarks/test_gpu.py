@@ -33,16 +33,14 @@ MACHINE = ("torch", "torchvision", "torchaudio", "numpy", "einops", "transformer
 MACHINE += ("sentencepiece", "psutil", "tqdm", "aiohttp", "scipy", "pillow", "pyyaml", "requests", "yarl", "sympy")
 TRAVELS = ("blake3", "comfy_aimdo", "comfy_kitchen", "torchsde", "zstandard", "trampoline")
 ABSENT = ("av", "sqlalchemy", "faiss", "open_clip", "comfyui_frontend_package")
+# Those of the looks are the method's own matter.
 COURSES = {
     "without Chorus": "FFFF",
     "cold": "FFFF",
-    "look and join, 10%": "FSSF",
-    "look and join, 25%": "FSSF",
-    "look and join, 25%, amplified": "FSSF",
-    "look and join, 50%": "FAFF",
     "early start": "-FFF",
     "early start, 25%": "-FSF",
 }
+LOOKS = {"look and join, 10%", "look and join, 25%", "look and join, 25%, amplified", "look and join, 50%"}
 # Of the 14 × 14 tokens a frame, 5 × 5, 7 × 7 and 10 × 10 are visible.
 VISIBLE = {"10%": 25 / 196, "25%": 49 / 196, "50%": 100 / 196}
 
@@ -142,26 +140,30 @@ def test_the_environment_is_bare(bare):
 def test_each_step_is_what_the_course_says(results):
     check, rows = read(results / "check.json"), read(results / "wan-1.3b.json")["rows"]
     assert check["wrong"] == []
-    assert {row["case"]: row["steps"] for row in rows} == COURSES
+    assert {row["case"] for row in rows} == COURSES.keys() | LOOKS
     assert {row["status"] for row in rows} == {"measured"}
     for row in rows:
+        assert row["steps"] == COURSES.get(row["case"], row["steps"]) and len(row["steps"]) == 4
         share = next((share for label, share in VISIBLE.items() if label in row["case"]), 0.0)
-        expected = COURSES[row["case"]].count("F") + share * COURSES[row["case"]].count("S")
+        expected = row["steps"].count("F") + share * row["steps"].count("S")
         assert row["step_equivalents"] == pytest.approx(expected, abs=1e-4)
         assert row["n"] == 1 and row["mean"] > 0 and row["wall_over_limit"] > 0
+        if row["case"] in LOOKS:
+            assert row["steps"][0] == "F" and row["step_equivalents"] <= 3
+            assert ("S" in row["steps"]) == ("50%" not in row["case"])
 
 
 def test_fifty_steps_and_a_model_without_selective_steps(results):
     rows = {row["case"]: row for row in read(results / "wan-1.3b-50.json")["rows"]}
     course = rows["look and join, 25%"]["steps"]
-    assert len(course) == 50 and set(course) == {"F", "S"}
+    assert len(course) == 50 and course[0] == "F" and course.count("S") >= 25
     expected = course.count("F") + VISIBLE["25%"] * course.count("S")
     assert rows["look and join, 25%"]["step_equivalents"] == pytest.approx(expected, abs=1e-4)
     assert rows["early start"]["step_equivalents"] == 37
     assert rows["without Chorus"]["status"] == "extrapolated" and rows["without Chorus"]["step_equivalents"] == 50
     hunyuan = {row["case"]: row for row in read(results / "hunyuan-1.5.json")["rows"]}
-    assert hunyuan["look and join, 25%"]["steps"] == "FAFF"
-    assert hunyuan["look and join, 25%"]["step_equivalents"] == 3
+    assert set(hunyuan["look and join, 25%"]["steps"]) == {"F", "A"}
+    assert hunyuan["look and join, 25%"]["step_equivalents"] == hunyuan["look and join, 25%"]["steps"].count("F") == 3
     assert {row["status"] for row in (*rows.values(), *hunyuan.values())} == {"measured", "extrapolated"}
 
 
@@ -207,7 +209,7 @@ def test_what_is_known_outlives_a_killed_run(bare, travelled, tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     measured = [row for row in read(file)["rows"] if row["n"]]
-    assert 0 < len(measured) < len(COURSES)
+    assert 0 < len(measured) < len(COURSES) + len(LOOKS)
     assert measured[0]["case"] == "without Chorus" and measured[0]["step_equivalents"] == 4
 
 
