@@ -56,6 +56,7 @@ class LookAndJoin(Technique):
     regions: Regions | None = None  # where target and source differ
     cells: torch.Tensor | None = None  # the edit mask on the latent's cells, [1, 1, T, H, W]
     places: torch.Tensor | None = None  # positions of the tokens that selective steps compute
+    share = 1.0  # of the tokens that these are; read from the device once a look
     context: Context | None = None
     length: course.Course | None = None
     kinds: str = ""  # of all steps of the schedule, of which this sampler's may be the first part; "" before the look
@@ -186,7 +187,7 @@ class LookAndJoin(Technique):
         self._use(self._regions(changed if self.regions is None else changed | self.regions.base, looks.grow))
         assert self.regions is not None
         self.joined = self.regions.edited <= looks.cut.everywhere
-        wanted = self._course(float(self.regions.visible.float().mean()))
+        wanted = self._course(self.share)
         self.kinds = self.kinds[: step + 1] + wanted[min(step + 1, len(self.kinds)) :]
         last_joined = max((k for k, kind in enumerate(self.kinds) if kind != FULL), default=0)
         goes_on = self.joined and step < length.again < last_joined
@@ -196,6 +197,7 @@ class LookAndJoin(Technique):
 
     def _use(self, regions: Regions) -> None:
         self.regions, self.places = regions, regions.indices()
+        self.share = len(self.places) / regions.visible.numel()
         cells = self.request.network.cells(regions.edit, _with_frames(self.request.shape))[None, None]
         self.cells = cells if len(self.request.shape) == 5 else cells[:, :, 0]
 
@@ -242,7 +244,7 @@ class LookAndJoin(Technique):
             return 1.0
         if schedule.is_answered(step):
             return 0.0
-        return round(float(self.regions.visible.float().mean()), 4) if schedule.is_selective(step) else 1.0
+        return round(self.share, 4) if schedule.is_selective(step) else 1.0
 
     # -- afterwards -----------------------------------------------------------------------------------------------
 
