@@ -106,12 +106,17 @@ TEXTS = {
     "note.look_steps": "early start instead of look and join: with {steps} steps none can be skipped after the look",
     "note.look_seed": "early start instead of look and join: the noise of the match cannot be drawn again from its "
     "seed",
+    "note.look_sigmas": "early start instead of look and join: the match was sampled over other sigmas",
+    "note.look_conditions": "early start instead of look and join: the match had another negative prompt, or a "
+    "conditioning applies to a part of the schedule only",
+    "note.look_step_cache": "early start instead of look and join: a step cache (EasyCache, LazyCache) is on",
     "note.look_states": "early start instead of look and join: the match keeps no state of its first step",
     "note.look_masks": "no selective steps: masks from 'look' need the method look and join",
     "note.not_looked": "identical requests were not looked for: {error}",
     "note.k1_lowered": "K1 lowered from {wanted} to {k1}: the source's sampler draws noise, so a run can only start "
     "at the sigma of a kept state",
     "note.draws_noise": "{sampler} draws noise during sampling: the computed steps draw other noise than a run in full",
+    "note.areas": "no selective steps: a conditioning applies to a part of the picture only",
     "note.windows": "no selective steps: the model is sampled in context windows",
     "note.easycache": "EasyCache is on. It cannot be combined with selective steps, so all steps are full",
     "note.network": "no selective steps: {network} is not the plain Wan model",

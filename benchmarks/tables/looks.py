@@ -33,7 +33,7 @@ AT_ONCE = 11
 PATCH = (1, 2, 2)
 DIFFERENT = 0.3  # in channel spreads, of the finished videos: the truth
 SCALES = (1.4, 1.0, 0.7, 0.5)  # of Otsu's threshold
-LOWEST, HIGHEST, EVERYWHERE = 0.04, 0.3, 0.9
+LOWEST, HIGHEST, EVERYWHERE = 0.06, 0.3, 0.9
 
 
 @dataclass(frozen=True)

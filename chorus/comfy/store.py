@@ -122,7 +122,8 @@ def _commit(
         _add_source(tensors, coding, run, run.recording, keep, profile)
     settings = {
         "sampler": run.sampler,
-        "cfg": run.cfg,
+        "cfgs": list(run.cfgs),
+        "negative": run.negative,
         "plan": plan.id,
         "calls": run.calls,
         "seed": run.seed,
@@ -177,11 +178,12 @@ def _add_source(
     profile: Profile,
 ) -> None:
     """Add what lets other requests start from this one."""
-    for sigma in profile.kept(run.sigmas, keep, run.noise_drawn):
+    # A second look goes on from the state whose estimate is kept, whatever else is.
+    for sigma in {*profile.kept(run.sigmas, keep, run.noise_drawn), *recording.estimates}:
         if sigma in recording.states:
             state, name = recording.states[sigma], f"checkpoint/{sigma:.6f}"
             tensors[name] = state.half() if profile.half else state
-            coding[name] = profile.state_coding(sigma, run.noise_drawn)
+            coding[name] = profile.state_coding(sigma, run.noise_drawn, sigma in recording.estimates)
     for sigma, estimate in recording.estimates.items():
         name = f"estimate/{sigma:.6f}"
         tensors[name] = estimate.half() if profile.half else estimate

@@ -21,8 +21,8 @@ class Profile:
     spacing: they lie at even distances raised to this power, which puts more of them early, where hits start.
     state: largest step of a state x in channel spreads, None to keep states as they are. The clean component counts
         1 − σ in x, so its own step is as much larger, up to `coarsest`.
-    estimate: largest step of an estimate, in its own channel spreads. Looks compare estimates with it, so it must be
-        finer than what counts as a difference.
+    estimate: largest step of an estimate, and of the state that it is the estimate of, in their own channel spreads.
+        Looks compare with them, so they must be finer than what counts as a difference.
     half: whether states are kept in half precision.
     """
 
@@ -30,16 +30,19 @@ class Profile:
     spacing: float = 1.5
     state: float | None = None
     coarsest: float = 1.0
-    estimate: float = 0.25
+    estimate: float = 0.03
     half: bool = False
 
-    def state_coding(self, sigma: float, noise_drawn: bool) -> str:
-        """Of the state kept at σ: the clean component, or x itself where the sampler draws noise."""
+    def state_coding(self, sigma: float, noise_drawn: bool, compared: bool = False) -> str:
+        """Of the state kept at σ: the clean component, or x itself where the sampler draws noise.
+
+        compared: whether its estimate is kept, too.
+        """
         if self.state is None:
             return RAW
         if noise_drawn:
             return dct(NEAR_LOSSLESS)
-        return dct(min(self.coarsest, self.state / (1.0 - sigma)))
+        return dct(min(self.estimate if compared else self.coarsest, self.coarsest, self.state / (1.0 - sigma)))
 
     @property
     def estimate_coding(self) -> str:

@@ -107,8 +107,8 @@ def test_a_match_that_did_not_begin_with_pure_noise_is_not_compared_with(run, ca
         ({"seed": None}, "cannot be drawn again from its seed"),
         ({"seed": -1}, "cannot be drawn again from its seed"),
         ({"seed": 2}, "cannot be drawn again from its seed"),
-        ({"cfg": "high"}, "made with CFG high"),
-        ({"cfg": 2.0}, "made with CFG 2"),
+        ({"cfgs": "high"}, "made with CFG high"),
+        ({"cfgs": [2.0]}, r"made with CFG [2.0]"),
     ],
 )
 def test_an_entry_whose_settings_do_not_allow_a_look_serves_an_early_start(
@@ -212,3 +212,106 @@ def test_a_fixed_k2_says_from_which_step_on_all_is_computed(run, cache, comfy_ho
     kinds = "".join("F" if length == TOKENS else "S" for length in lengths[::5])
     assert kinds == "FAAAFSSSSFSSSSFFFFFF".replace("A", "")
     assert (hit.report["outcome"], hit.report["k2"]) == ("hit", 14)
+
+
+# -- what a look could not see -----------------------------------------------------------------------------------
+
+
+def no_look(hit, why: str) -> None:
+    assert (hit.report["outcome"], hit.report["looked"]) == ("hit", None), told(hit)
+    assert why in told(hit)
+
+
+@pytest.mark.parametrize("other", [{"steps": 6}, {"steps": 20}, {"scheduler": "karras"}, {"shift": 1.0}])
+def test_a_match_of_other_sigmas_is_not_looked_at(run, cache, other):
+    """Its estimates would differ for that reason, or its picture be that of fewer steps."""
+    run(looking(RED, cache=cache, steps=8))
+    g = looking(cache=cache, steps=other.get("steps", 8), seed=7)
+    g["sample"]["inputs"]["scheduler"] = other.get("scheduler", "simple")
+    g["model"]["inputs"]["shift"] = other.get("shift", 5.0)
+    result = run(g)
+    assert result.report["looked"] is None
+    if result.report["outcome"] == "hit":  # of a schedule with few steps at large σ, an early start saves none
+        no_look(result, "over other sigmas")
+
+
+def test_a_conditioning_of_a_part_of_the_schedule_is_not_looked_at(run, cache):
+    """At the first step nothing of it would show."""
+    run(looking(RED, cache=cache, steps=8))
+    g = looking(cache=cache, steps=8, seed=7)
+    g["late"] = node("ConditioningSetTimestepRange", conditioning=["positive", 0], start=0.3, end=1.0)
+    for name in ("lookup", "sample"):
+        g[name]["inputs"]["positive"] = ["late", 0]
+    no_look(run(g), "a part of the schedule only")
+
+
+def test_another_negative_prompt_is_not_looked_at(run, cache):
+    """Both estimates must have the same one, since the difference is divided by CFG."""
+    run(looking(RED, cache=cache, steps=8, cfg=3.0))
+    g = looking(cache=cache, steps=8, cfg=3.0, seed=7)
+    g["negative"]["inputs"]["text"] = "a blue square"
+    no_look(run(g), "another negative prompt")
+
+
+@pytest.mark.parametrize(("there", "here"), [(1.0, 0.5), (3.0, 3.5)])
+def test_another_cfg_is_not_looked_at(run, cache, there, here):
+    run(looking(RED, cache=cache, steps=8, cfg=there))
+    no_look(run(looking(cache=cache, steps=8, cfg=here, seed=7)), f"made with CFG [{there}]")
+
+
+@pytest.mark.parametrize("kind", ["EasyCache", "LazyCache"])
+def test_a_step_cache_is_not_combined_with_answered_steps(run, cache, kind):
+    run(looking(RED, cache=cache, steps=8))
+    g = looking(cache=cache, steps=8, seed=7)
+    settings = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
+    g["cached"] = node(kind, model=["stage3", 0], **settings)
+    g["sample"]["inputs"]["model"] = ["cached", 0]
+    no_look(run(g), "a step cache")
+
+
+def test_a_conditioning_of_an_area_leaves_no_token_out(run, cache, comfy_host):
+    def request(prompt: str) -> Graph:
+        g = masked(looking(prompt, cache=cache, steps=4), [(32, 32, 64, 64)], comfy_host, visible=0)
+        area = {"width": 0.5, "height": 1.0, "x": 0.0, "y": 0.0, "temporal": 1.0, "z": 0.0, "strength": 1.0}
+        g["area"] = node("ConditioningSetAreaPercentageVideo", conditioning=["positive", 0], **area)
+        g["both"] = node("ConditioningCombine", conditioning_1=["positive", 0], conditioning_2=["area", 0])
+        for name in ("lookup", "sample"):
+            g[name]["inputs"]["positive"] = ["both", 0]
+        return g
+
+    run(request(RED))
+    hit = run(request(GREEN))
+    assert hit.report["outcome"] == "hit", told(hit)
+    assert hit.report["looked"] is not None and set(hit.report["token_share"]) <= {0.0, 1.0}
+    assert "a part of the picture only" in told(hit)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+@pytest.mark.parametrize("precision", ["small", "near-lossless", "fp16"])
+def test_what_a_compressed_source_has_lost_is_no_difference(run, cache, precision, cfg):
+    """The same request but for its sampler: with sources kept in fp32 neither look sees anything."""
+    run(looking(RED, cache=cache, steps=20, cfg=cfg, precision=precision))
+    hit = run(looking(RED, cache=cache, steps=20, cfg=cfg, precision=precision, sampler="res_multistep"))
+    assert hit.report["outcome"] == "hit", told(hit)
+    assert hit.report["looked"] < 0.02
+
+
+@pytest.mark.parametrize("steps", [6, 12])
+def test_a_second_sampler_of_other_steps_is_sampled_in_full(run, cache, comfy_host, steps):
+    run(looking(RED, cache=cache, steps=20))
+    g = masked(looking(cache=cache, steps=20, seed=7), [(32, 32, 64, 64)], comfy_host, visible=0)
+    g = split_in_two(g, 10)
+    g["sample"]["inputs"] |= {"steps": steps, "start_at_step": steps // 2}
+    with block_lengths() as lengths:
+        hit = run(g)
+    assert hit.report["outcome"] == "hit", told(hit)
+    behind = lengths[-5 * (steps - steps // 2) :]
+    assert set(behind) == {TOKENS}
+
+
+def test_a_limit_that_leaves_nothing_to_save_takes_no_noise_of_the_match(run, cache):
+    run(looking(RED, cache=cache, steps=4))
+    g = looking(cache=cache, steps=4, seed=7)
+    g["stage1"]["inputs"]["maximum"] = 0.1
+    result = run(g)
+    assert (result.report["outcome"], result.report["steps_computed"]) == ("miss", 4)

@@ -28,7 +28,7 @@ def state_bytes(cache, entry) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-@pytest.mark.parametrize(("precision", "states", "least"), [("small", 4, 20), ("near-lossless", 8, 5)])
+@pytest.mark.parametrize(("precision", "states", "least"), [("small", 4, 20), ("near-lossless", 9, 5)])
 def test_compressed_states_are_that_much_smaller_than_fp16(run, cache, stored, precision, states, least):
     for name, kept in ((f"{cache}-fp16", "fp16"), (f"{cache}-coded", precision)):
         g = graph(cache=name, steps=20, precision=kept)

@@ -132,7 +132,8 @@ class FinishedRun:
     carried: str  # digest of what the conditioning carries beside text
     text_digest: str
     sampler: str
-    cfg: float
+    cfgs: tuple[float, ...]
+    negative: str  # digest of the negative encodings
     tokens: torch.Tensor | None  # [L, C] encodings of the prompt as sampled
     parent: str | None
     results: Mapping[str, Any] = field(default_factory=dict)  # the techniques' results, by their names

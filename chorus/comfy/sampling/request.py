@@ -73,6 +73,7 @@ def asked_for(
         assert before.noise is not None
         own_noise, noise_digest, seed = before.noise, before.noise_digest, before.seed
     encodings = [cond.get("cross_attn") for cond in positive]
+    every = [cond for conds in guider.original_conds.values() for cond in conds or []]
 
     def sigma_of(fraction: float) -> float:
         return float(patcher.get_model_object("model_sampling").percent_to_sigma(fraction))
@@ -96,7 +97,11 @@ def asked_for(
         positive_ids=frozenset(cond.get("uuid") for cond in positive),
         carried=carried,
         text_digest=digest(encodings),
-        cfg=_cfg(guider),
+        cfg=max([1.0, *_cfgs(guider)]),
+        cfgs=_cfgs(guider),
+        negative=digest([cond.get("cross_attn") for cond in guider.original_conds.get("negative") or []]),
+        ranged=any(cond.get("start_percent", 0.0) > 0 or cond.get("end_percent", 1.0) < 1 for cond in every),
+        areas=any(cond.get("area") is not None or cond.get("mask") is not None for cond in every),
         whole_steps=before.whole_steps if before else _whole_steps(schedule, sigma_of),
         before=before,
         stored=_is_stored(),
@@ -199,10 +204,9 @@ def _carried(conds: dict[str, Any], network: Network) -> str:
     return digest({name: one for name, one in carried.items() if one}) if any(carried.values()) else ""
 
 
-def _cfg(guider: Any) -> float:
-    """The largest CFG of a guider; one with two conditionings has two."""
-    given = [float(v) for name, v in vars(guider).items() if name.startswith("cfg") and isinstance(v, int | float)]
-    return max([1.0, *given])
+def _cfgs(guider: Any) -> tuple[float, ...]:
+    """Every CFG of a guider; one with two conditionings has two."""
+    return tuple(float(v) for name, v in vars(guider).items() if name.startswith("cfg") and isinstance(v, int | float))
 
 
 def _is_stored() -> bool:

@@ -30,6 +30,8 @@ class Request:
     tokens: [L, C] encodings of the one positive prompt, None for a combination of several.
     positive_ids: the host's ids of the positive conditionings; carried: digest of what they carry beside text.
     text_digest: digest of the encodings as they are sampled, which tells prompts apart.
+    cfg: the largest, at least 1; cfgs: all that the guider has. negative: digest of the negative encodings.
+    ranged: whether a conditioning applies to a part of the schedule only; areas: to a part of the picture only.
     whole_steps: of the schedule that this run's may be the first or second part of.
     before: the first part of the schedule, where two samplers share it.
     stored: whether the graph has a node that keeps the run.
@@ -53,6 +55,10 @@ class Request:
     carried: str
     text_digest: str
     cfg: float
+    cfgs: tuple[float, ...]
+    negative: str
+    ranged: bool
+    areas: bool
     whole_steps: int
     before: FinishedRun | None
     stored: bool

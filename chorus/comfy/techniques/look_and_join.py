@@ -20,6 +20,7 @@ from ...reuse import course
 from ...reuse.join import channel_spread, difference
 from ...reuse.regions import Regions, build
 from ...reuse.schedule import ANSWERED, FULL, SELECTIVE, Schedule
+from ...reuse.trajectory import SIGMA_TOLERANCE
 from ..networks import Context, ModelCall
 from ..sampling.finished import FinishedRun
 from . import resume, selective
@@ -27,6 +28,8 @@ from .base import NOTHING, CallWork, Decision, Refused, Technique
 from .source import Picture, picture, unfit
 
 NAME = "look_and_join"
+# Patches that may use the whole picture of an evaluation, or answer it from an earlier one.
+_MIXING = ("wrapper", "option model_function_wrapper", "option sampler_", "object diffusion_model")
 MEMORY = 0.4  # of the free memory of the model's device, for keys and values of tokens that are left out
 
 
@@ -98,8 +101,10 @@ class LookAndJoin(Technique):
         begun: _Begun | None = before.results.get(NAME)
         if begun is None:
             return None
-        rest = begun.kinds[before.report.steps + 1 :] + FULL * schedule.steps
-        kinds = (FULL + rest)[: schedule.steps]  # another model may compute from here on, so its first step is full
+        rest = begun.kinds[before.report.steps :]
+        if len(rest) != schedule.steps or rest[-1] != FULL:
+            rest = FULL * schedule.steps  # it has other steps than the first sampler took it to have
+        kinds = FULL + rest[1:]  # another model may compute from here on, so its first step is full
         if set(kinds) != {FULL}:
             self.active, self.joined, self.kinds, self.outside = True, begun.joined, kinds, begun.final
             self._use(begun.regions)
@@ -118,9 +123,18 @@ class LookAndJoin(Technique):
             return say("note.look_noise")
         if request.sampler.reads_uncond:
             return say("note.look_uncond", sampler=request.sampler.name)
-        cfg = kept.get("cfg", request.cfg)
-        if not isinstance(cfg, int | float) or abs(cfg - request.cfg) > 1e-6:
-            return say("note.look_cfg", here=request.cfg, there=cfg)
+        if "easycache" in request.options or "lazycache" in request.options:
+            return say("note.look_step_cache")
+        cfgs = kept.get("cfgs", list(request.cfgs))
+        if cfgs != list(request.cfgs):
+            return say("note.look_cfg", here=str(list(request.cfgs)), there=str(cfgs))
+        if request.ranged or (max(request.cfgs, default=1.0) != 1.0 and kept.get("negative", "") != request.negative):
+            return say("note.look_conditions")
+        # Estimates of other σ differ for that reason, and the source's picture may be that of fewer steps.
+        walked = entry.sigmas if schedule.complete else entry.sigmas[: len(schedule.asked)]
+        same = len(walked) == len(schedule.asked)
+        if not same or any(abs(a - b) > SIGMA_TOLERANCE for a, b in zip(walked, schedule.asked, strict=True)):
+            return say("note.look_sigmas")
         if request.whole_steps < 3:
             return say("note.look_steps", steps=request.whole_steps)
         return None
@@ -128,7 +142,9 @@ class LookAndJoin(Technique):
     def _new_context(self) -> Context | None:
         """Where selective steps keep what they leave out; None where no token can be left out."""
         request = self.request
-        return Context(lambda: int(MEMORY * request.free_memory())) if selective.refusal(request) is None else None
+        if selective.refusal(request) is not None or any(place.startswith(_MIXING) for place in request.foreign):
+            return None
+        return Context(lambda: int(MEMORY * request.free_memory()))
 
     def start(self, schedule: Schedule) -> torch.Tensor | Refused | None:
         """The source's noise."""

@@ -42,7 +42,7 @@ class Reuse:
 
     def saves_nothing(self, steps: int) -> bool:
         """Whether no step may be skipped, by what was set by hand."""
-        return self.most == 0.0 or (self.fixed is not None and round(self.fixed * steps) == 0)
+        return self.most * steps < 1.0 or (self.fixed is not None and round(self.fixed * steps) == 0)
 
     def share(self, plan: Plan) -> Share:
         """K1 / N by the number of steps."""

@@ -65,6 +65,8 @@ def refusal(request: Request) -> Message | None:
     """Why no step of a request can compute a part of the tokens only; None where it can."""
     if request.windows:
         return say("note.windows")
+    if request.areas:
+        return say("note.areas")
     if any(place.startswith("object diffusion_model") for place in request.foreign):
         return say("note.patched")
     if request.sampler.reads_uncond:
