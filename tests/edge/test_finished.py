@@ -33,7 +33,8 @@ def make(finished):
             "carried": "",
             "text_digest": "t",
             "sampler": "euler",
-            "cfg": 1.0,
+            "cfgs": (1.0,),
+            "negative": "",
             "tokens": None,
             "parent": None,
         }
