@@ -285,14 +285,13 @@ class Bench:
     def remember_source(self, schedule: Schedule) -> float:
         """Puts the source of all hits in the cache; returns the seconds of this model's first look-up.
 
-        It is sampled with 4 steps; hits with other numbers of steps start from it, too.
+        It is sampled over the schedule of the hits: a look compares estimates of the same sigmas only.
         """
-        short = replace(schedule, steps=FEW.steps)
         began = time.perf_counter()
-        plan = self.plan(COLD, short)
+        plan = self.plan(COLD, schedule)
         self.synchronise()
         seconds = time.perf_counter() - began
-        self.request(COLD, short, plan=plan)
+        self.request(COLD, schedule, plan=plan)
         return seconds
 
     def request(self, case: Case, schedule: Schedule, *, seed: int | None = None, plan: Plan | None = None) -> Measured:
