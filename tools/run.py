@@ -36,9 +36,6 @@ def test(arguments: Sequence[str]) -> int:
     pytest = [_python(), "-P", "-m", "pytest", "-q"]
     if arguments:
         return _run([*pytest, *arguments])
-    # Two files at a time, each whole in one process and with one thread: such small tensors are not faster with more.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    pytest += ["-n", "2", "--dist", "loadfile"]
     # ComfyUI keeps node outputs as users have it by default; what depends on that most runs the classic way, too.
     return max(_run(pytest), _run([*pytest, "tests/sampling", "--node-cache", "classic"]))
 

@@ -44,7 +44,7 @@ def test_a_full_disk_is_told_and_marked_and_passes(open_page, small_disk) -> Non
         assert prompts(disk.folder) == {FIRST}
         face.load(FOUR_STEPS, SIMILAR, cache="full disk")
         face.run()
-        face.store.filter(has_text="réutilisées").wait_for()
+        face.store.filter(has_text="diffère").wait_for()
         assert face.page.locator(".chorus-lost").count() == 0
     assert prompts(disk.folder) == {FIRST, SIMILAR}
 
