@@ -14,6 +14,7 @@ import numpy as np
 
 from bench_wan import judge as bench_judge
 from bench_wan.captions import Caption
+from bench_wan.export import LORA_FILE, MODEL_FILE
 from small_wan import judge, scenes
 from tools import demo_graph
 from tools.demo_graph import Graph, only, write_text
@@ -115,6 +116,11 @@ class BenchWan(SmallWan):
     size = 192
     side = 96
     length = 17
+
+    @staticmethod
+    def samples(steps: int) -> bool:
+        """Whether its weights for so many steps are there: few steps need the distillation LoRA."""
+        return MODEL_FILE.is_file() and (steps > DISTILLED_STEPS or LORA_FILE.is_file())
 
     def load(self, graph: Graph, request: Request) -> None:
         """Put its loaders, its size and its CFG in the graph."""

@@ -52,6 +52,8 @@ def measure(bench: Bench, full: bool) -> report.Result:
     keys += ("seams_ratio_vs_fewer", "consistency_ratio_own", "consistency_ratio_source", "loss_ratio_vs_nirvana")
     summary: dict[str, dict] = {key: {} for key in keys}
     for steps, count in (FULL if full else QUICK).items():
+        if not BenchWan.samples(steps):
+            continue
         pairs = [_pair(pair, steps) for pair in scene_pairs(count, REPORTED)]
         told = _measured(wan, pairs)
         for change in ("all", *sorted({p.of.change for p in pairs})):

@@ -26,6 +26,7 @@ from chorus.reuse.regions import on_cells
 from .. import report
 from ..samples import Bench
 from ..scene_pairs import TUNED, ScenePair, scene_pairs
+from ..systems import BenchWan
 
 FULL = {4: 110, 20: 66}
 QUICK = {20: 11}
@@ -50,6 +51,8 @@ def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by steps, look, scale of the threshold and what the prompt changes."""
     rows = []
     for steps, count in (FULL if full else QUICK).items():
+        if not BenchWan.samples(steps):
+            continue
         seen = list(_looked(scene_pairs(count, TUNED), steps))
         for scale in SCALES:
             cut = Cut(scale, LOWEST, HIGHEST, EVERYWHERE)
