@@ -43,7 +43,7 @@ class Panel:
 
 def outlined(frames: np.ndarray, masks: Mapping[str, Any]) -> np.ndarray:
     """Frames with a thin line around the edit mask."""
-    edit = _mask(masks, "edit", frames.shape[:3])
+    edit = mask_of(masks, "edit", frames.shape[:3])
     inner = edit.copy()
     for axis in (1, 2):
         for shift in (-1, 1):
@@ -52,7 +52,7 @@ def outlined(frames: np.ndarray, masks: Mapping[str, Any]) -> np.ndarray:
     return np.where(line, 0.4 * frames + 0.6 * np.array(_TINT), frames).round().astype(np.uint8)
 
 
-def _mask(masks: Mapping[str, Any], name: str, size: Sequence[int]) -> np.ndarray:
+def mask_of(masks: Mapping[str, Any], name: str, size: Sequence[int]) -> np.ndarray:
     """A mask in the size of the frames, [T, H, W] bool.
 
     masks: `grid` [T, H, W] of tokens, and the bits of `edit` and `visible` on it, base64, eight tokens a byte.
@@ -72,7 +72,7 @@ def write_video(file: Path, frames: np.ndarray) -> None:
 
 def marked(frames: np.ndarray, masks: Mapping[str, Any]) -> np.ndarray:
     """The frames with masks over them: the edit mask tinted, everything outside the visible mask dimmed."""
-    edit, visible = (_mask(masks, name, frames.shape[:3])[..., None] for name in ("edit", "visible"))
+    edit, visible = (mask_of(masks, name, frames.shape[:3])[..., None] for name in ("edit", "visible"))
     lit = frames * (0.35 + 0.65 * visible)
     return np.where(edit, 0.55 * lit + 0.45 * np.array(_TINT), lit).astype(np.uint8)
 

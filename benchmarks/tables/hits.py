@@ -9,7 +9,6 @@ difference to the source outside the named objects.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import numpy as np
 import scipy.ndimage
 
 from bench_wan import details, judge
+from tools.demo_pictures import mask_of
 
 from .. import metrics, report
 from ..samples import Bench
@@ -144,7 +144,7 @@ class _Systems:
         frames = self.wan.frames(sample)
         wanted = details.find(self.wan.frames(reference))
         if inside is not None and sample["masks"] is not None:
-            edit = _edit_mask(sample["masks"], frames.shape[:3])
+            edit = mask_of(sample["masks"], "edit", frames.shape[:3])
             wanted = [one for one in wanted if not _lies_in(one, edit)]
             wanted += [one for one in details.find(self.wan.frames(inside)) if _lies_in(one, edit)]
         kept = details.visible(wanted, frames)
@@ -157,15 +157,6 @@ class _Systems:
             "kept": details.matched(kept, details.find(frames)),
             "difference": metrics.difference(frames, self.source_frames, outside, BenchWan.side),
         }
-
-
-def _edit_mask(masks: dict, size: Sequence[int]) -> np.ndarray:
-    """The edit mask of a report in the size of the frames, [T, H, W] bool."""
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(masks["edit"]), np.uint8), count=int(np.prod(masks["grid"])))
-    mask = bits.reshape(masks["grid"]).astype(bool)
-    for axis, pixels in enumerate(size):
-        mask = mask.take(np.arange(pixels) * mask.shape[axis] // pixels, axis)
-    return mask
 
 
 def _lies_in(detail: details.Detail, mask: np.ndarray) -> bool:

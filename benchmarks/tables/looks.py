@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from bench_wan import sampling
-from bench_wan.distill import LORA_PREFIX, merged
 from bench_wan.export import LORA_FILE, MODEL_FILE
 from bench_wan.text import Encoder
 from bench_wan.twin import Twin
 from chorus.reuse.course import calibrated
 from chorus.reuse.join import Cut, channel_spread, difference
 from chorus.reuse.regions import on_cells
+from small_wan.distill import LORA_PREFIX, merge
 
 from .. import report
 from ..samples import Bench
@@ -92,7 +92,7 @@ def twin(steps: int) -> tuple[Twin, float]:
     distilled = steps <= sampling.DISTILLED_STEPS
     if distilled:
         factors = {name.removeprefix(LORA_PREFIX): value.float() for name, value in load_file(LORA_FILE).items()}
-        weights = merged(weights, factors)
+        weights = merge(weights, factors)
     model = Twin()
     model.load_state_dict(weights)
     return model.eval(), 1.0 if distilled else sampling.CFG

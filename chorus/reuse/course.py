@@ -47,13 +47,10 @@ class Looks:
     """The calibrated figures of looks.json.
 
     grow: by how many tokens the mask reaches beyond the difference, where no node says it.
-    final: the source's picture is its final latent by so much, and its clean component at the first full step by the
-        rest.
     """
 
     cut: Cut
     grow: int
-    final: float
     courses: Mapping[int, Course]
 
     def course(self, steps: int) -> Course:
@@ -67,7 +64,7 @@ def calibrated() -> Looks:
     """From looks.json."""
     table = json.loads((Path(__file__).parent / "looks.json").read_text(encoding="utf-8"))
     courses = {int(steps): Course(**values) for steps, values in table["courses"].items()}
-    return Looks(Cut(**table["cut"]), table["grow"], table["final"], courses)
+    return Looks(Cut(**table["cut"]), table["grow"], courses)
 
 
 def selective(steps: int, course: Course) -> str:

@@ -7,24 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-COLOURS: dict[str, tuple[float, float, float]] = {
-    "red": (0.95, 0.12, 0.12),
-    "green": (0.15, 0.85, 0.20),
-    "blue": (0.20, 0.35, 1.00),
-    "yellow": (0.98, 0.90, 0.15),
-    "pink": (1.00, 0.45, 0.80),
-    "cyan": (0.15, 0.90, 0.95),
-}
-BACKGROUNDS: dict[str, tuple[float, float, float]] = {
-    "black": (0.05, 0.05, 0.05),
-    "gray": (0.45, 0.45, 0.45),
-    "navy": (0.05, 0.08, 0.40),
-    "olive": (0.35, 0.35, 0.05),
-    "maroon": (0.40, 0.05, 0.10),
-    "teal": (0.02, 0.35, 0.33),
-}
-SHAPES = ("circle", "square", "triangle", "cross")
-DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+from small_wan.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES
+
 PLACES: dict[str, tuple[int, int]] = {
     "on its left": (-1, 0),
     "on its right": (1, 0),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from small_wan.distill import LORA_PREFIX, PEAK_RATE, TEACHER_STEPS, merge, new_factors, rate
 from small_wan.export import write
 
 from . import sampling
@@ -30,9 +30,7 @@ from .text import Encoder
 from .train import save
 from .twin import Twin
 
-TEACHER_STEPS, STEPS = 20, sampling.DISTILLED_STEPS
-PEAK_RATE = 2e-3
-LORA_PREFIX = "diffusion_model."
+STEPS = sampling.DISTILLED_STEPS
 
 
 def teacher_states(model: Twin, work: Path, count: int, batch: int, seed: int, device: str) -> tuple[Tensor, list[str]]:
@@ -55,28 +53,6 @@ def teacher_states(model: Twin, work: Path, count: int, batch: int, seed: int, d
     return torch.cat(states), texts
 
 
-def new_factors(weights: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """A [rank, in] and B [out, rank] for every matrix of the blocks; B is zero: no change at first."""
-    factors = {}
-    for name, weight in weights.items():
-        if name.startswith("blocks.") and name.endswith(".weight") and weight.ndim == 2:
-            layer = name.removesuffix(".weight")
-            down = torch.randn(rank, weight.shape[1], device=weight.device) * weight.shape[1] ** -0.5
-            factors[f"{layer}.lora_A.weight"] = down
-            factors[f"{layer}.lora_B.weight"] = torch.zeros(weight.shape[0], rank, device=weight.device)
-    return factors
-
-
-def merged(weights: dict[str, Tensor], factors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with every B·A added."""
-    result = dict(weights)
-    for name, a in factors.items():
-        if name.endswith(".lora_A.weight"):
-            layer = name.removesuffix(".lora_A.weight")
-            result[f"{layer}.weight"] = weights[f"{layer}.weight"] + factors[f"{layer}.lora_B.weight"] @ a
-    return result
-
-
 class Student:
     """The model's velocity with the LoRA's factors merged in on the fly, so that gradients reach them."""
 
@@ -88,7 +64,7 @@ class Student:
 
     def velocity(self, x: Tensor, step: Tensor, context: Tensor) -> Tensor:
         """x: [B, 16, T, h, w]; step: [B] index into the schedule."""
-        weights = merged(self.weights, self.factors)
+        weights = merge(self.weights, self.factors)
         return torch.func.functional_call(self.model, weights, (x, self.sigmas[step] * 1000, context)).float()
 
     @torch.no_grad()
@@ -100,11 +76,6 @@ class Student:
             v = self.velocity(x[rows], torch.full_like(rows, i), context[rows])
             x[rows] = x[rows] + (self.sigmas[i + 1] - self.sigmas[i]) * v
         return x
-
-
-def rate(step: int, steps: int) -> float:
-    """Warm-up over 20 steps, then cosine to 2 %."""
-    return min((step + 1) / 20, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def train(

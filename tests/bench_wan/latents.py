@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 
-from small_wan.codec import Codec
+from small_wan.codec import BENCH_BORDER, Codec
 
 CODEC_FILE = Path(__file__).parents[1] / "small_wan" / "weights" / "codec.safetensors"
-BORDER = 1.5  # deviation of a side's own offset, in units of a channel's deviation
 
 
 def codec(device: str | torch.device = "cpu") -> Codec:
     """The codec on a device."""
-    return Codec.load(CODEC_FILE, BORDER).on(device)
+    return Codec.load(CODEC_FILE, BENCH_BORDER).on(device)

@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from small_wan.train import fp32_muon, share_gradients
+
 from . import latents, scenes
 from .captions import COLOURS, COUNTS, DIRECTIONS, PANS, SHAPES, Caption, sample_caption
 from .export import MODEL_FILE, write_model
@@ -199,22 +201,6 @@ def rate(done: float) -> float:
     return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def fp32_muon() -> None:
-    """Keep Muon's Newton–Schulz iteration in fp32: CPUs without bf16 units are many times slower in bf16."""
-    import torch.optim._muon as muon
-
-    def orthogonalise(grad, ns_coefficients, ns_steps, eps):  # type: ignore[no-untyped-def]
-        a, b, c = ns_coefficients
-        x = grad.T if grad.size(0) > grad.size(1) else grad
-        x = x / x.norm().clamp(min=eps)
-        for _ in range(ns_steps):
-            gram = x @ x.T
-            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        return x.T if grad.size(0) > grad.size(1) else x
-
-    muon._zeropower_via_newtonschulz = orthogonalise
-
-
 def optimisers(model: torch.nn.Module, peak_rate: float = PEAK_RATE) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for the rest."""
     matrices = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
@@ -225,16 +211,6 @@ def optimisers(model: torch.nn.Module, peak_rate: float = PEAK_RATE) -> list[tor
         torch.optim.Muon(matrices, lr=peak_rate, **muon),
         torch.optim.AdamW(rest, lr=peak_rate, betas=(0.9, 0.95), weight_decay=0.01),
     ]
-
-
-def share_gradients(model: torch.nn.Module) -> None:
-    """Average the gradients over the processes, in one message."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
-    for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        g.copy_(part.view_as(g))
 
 
 def losses(

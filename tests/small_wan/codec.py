@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 BLOCK = 4
 CHANNELS = 16
 _TENSORS = ("mean", "encode_matrix", "decode_matrix")
+BENCH_BORDER = 1.5  # `Codec.border` of the bench's pictures, in units of a channel's deviation
 FRAME_OFFSET = 2.0  # deviation of a latent frame's own offset, in units of a channel's deviation
 
 

@@ -64,8 +64,8 @@ def new_factors(weights: dict[str, torch.Tensor], rank: int) -> dict[str, torch.
     for name, weight in weights.items():
         if name.startswith("blocks.") and name.endswith(".weight") and weight.ndim == 2:
             layer = name.removesuffix(".weight")
-            factors[f"{layer}.lora_A.weight"] = torch.randn(rank, weight.shape[1]) * weight.shape[1] ** -0.5
-            factors[f"{layer}.lora_B.weight"] = torch.zeros(weight.shape[0], rank)
+            factors[f"{layer}.lora_A.weight"] = torch.randn(rank, weight.shape[1]).to(weight) * weight.shape[1] ** -0.5
+            factors[f"{layer}.lora_B.weight"] = torch.zeros(weight.shape[0], rank).to(weight)
     return factors
 
 

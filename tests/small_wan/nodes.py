@@ -14,7 +14,7 @@ import torch
 from comfy_api.latest import ComfyExtension, io
 
 from . import text_encoder
-from .codec import Codec
+from .codec import BENCH_BORDER, Codec
 from .export import CODEC_FILE
 
 CATEGORY = "testing/small wan"
@@ -127,7 +127,11 @@ class CodecVAE:
         return 1
 
 
-BORDERS = {"small_wan_t2v": 0.0, "bench_wan_t2v": 1.5, "bench_wan_i2v": 1.5}  # of the codec, by the model
+BORDERS = {
+    "small_wan_t2v": 0.0,
+    "bench_wan_t2v": BENCH_BORDER,
+    "bench_wan_i2v": BENCH_BORDER,
+}  # of the codec, by the model
 
 
 def load_vae(model: str = "small_wan_t2v") -> CodecVAE:

@@ -28,8 +28,6 @@ from .base import NOTHING, CallWork, Decision, Refused, Technique
 from .source import Picture, picture, unfit
 
 NAME = "look_and_join"
-# Patches that may use the whole picture of an evaluation, or answer it from an earlier one.
-_MIXING = ("wrapper", "option model_function_wrapper", "option sampler_", "object diffusion_model")
 MEMORY = 0.4  # of the free memory of the model's device, for keys and values of tokens that are left out
 
 
@@ -142,9 +140,7 @@ class LookAndJoin(Technique):
     def _new_context(self) -> Context | None:
         """Where selective steps keep what they leave out; None where no token can be left out."""
         request = self.request
-        if selective.refusal(request) is not None or any(place.startswith(_MIXING) for place in request.foreign):
-            return None
-        return Context(lambda: int(MEMORY * request.free_memory()))
+        return Context(lambda: int(MEMORY * request.free_memory())) if selective.refusal(request) is None else None
 
     def start(self, schedule: Schedule) -> torch.Tensor | Refused | None:
         """The source's noise."""

@@ -17,6 +17,8 @@ from .base import NOTHING, CallWork, Decision, Refused, Request, Technique
 from .resume import fraction_of_steps
 
 NAME, FULL = "regions", "refine"
+# Patches that may use the whole picture of an evaluation, or answer one evaluation with another one's result.
+_WHOLE = ("wrapper", "option model_function_wrapper", "option sampler_", "object diffusion_model")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def refusal(request: Request) -> Message | None:
         return say("note.windows")
     if request.areas:
         return say("note.areas")
-    if any(place.startswith("object diffusion_model") for place in request.foreign):
+    if any(place.startswith(_WHOLE) for place in request.foreign):
         return say("note.patched")
     if request.sampler.reads_uncond:
         return say("note.reads_uncond", sampler=request.sampler.name)

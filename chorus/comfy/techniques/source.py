@@ -13,9 +13,6 @@ from ..caches import load_trajectory, open_cache, stored_estimates, stored_state
 from ..content import tensor_digest
 from .base import Request
 
-LIKE_SIGMA = 0.03
-"""Estimates at σ so close to each other are compared: they change slowly with σ."""
-
 
 def unfit(request: Request) -> Message | None:
     """Why the match cannot be started from after all; None where it can."""
@@ -73,7 +70,7 @@ def picture(request: Request, again: float | None) -> Picture | Message:
 
 
 def _estimate(entry: Entry, sigma: float) -> str | None:
-    """The name of the kept estimate that is nearest to σ; None where none is near.
+    """The name of the kept estimate at σ; None where there is none.
 
     Entries from before estimates were kept have the clean component after the first step, which was that step's
     estimate.
@@ -83,8 +80,7 @@ def _estimate(entry: Entry, sigma: float) -> str | None:
         after = min(stored_states(entry), key=lambda at: abs(at - entry.sigmas[1]))
         if abs(after - entry.sigmas[1]) < SIGMA_TOLERANCE:
             kept = {sigma: stored_states(entry)[after]}
-    near = min(kept, key=lambda at: abs(at - sigma), default=None)
-    return kept[near] if near is not None and abs(near - sigma) < LIKE_SIGMA else None
+    return next((name for at, name in kept.items() if abs(at - sigma) < SIGMA_TOLERANCE), None)
 
 
 def _entry(request: Request) -> Entry:
