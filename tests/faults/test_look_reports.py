@@ -315,3 +315,23 @@ def test_a_limit_that_leaves_nothing_to_save_takes_no_noise_of_the_match(run, ca
     g["stage1"]["inputs"]["maximum"] = 0.1
     result = run(g)
     assert (result.report["outcome"], result.report["steps_computed"]) == ("miss", 4)
+
+
+@pytest.mark.parametrize("method", ["look and join", "early start"])
+def test_a_function_of_the_whole_estimate_leaves_no_token_out(run, cache, comfy_host, method):
+    """RescaleCFG measures the whole picture, so each part of it must be computed."""
+
+    def request(prompt: str) -> Graph:
+        settings = {} if method == "look and join" else {"k1": 0.25, "k2": 0.75}
+        g = looking(prompt, cache=cache, steps=8, cfg=4.0, **settings)
+        g["stage1"]["inputs"]["method"] = method
+        g["rescaled"] = node("RescaleCFG", model=["unet", 0], multiplier=0.7)
+        g["model"]["inputs"]["model"] = ["rescaled", 0]
+        return masked(g, [(32, 32, 64, 64)], comfy_host, visible=0)
+
+    run(request(RED))
+    with block_lengths() as lengths:
+        hit = run(request(GREEN))
+    assert hit.report["outcome"] == "hit", told(hit)
+    assert set(lengths) == {TOKENS}
+    assert "another node patches" in told(hit)
