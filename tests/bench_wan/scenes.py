@@ -23,13 +23,23 @@ OBJECTS = 3
 AREA = (0.05, 0.07)  # of an object, as a share of the frame
 SPEED = (4.0, 5.2)  # pixels a frame, of the main object
 DRIFT = 1.0  # pixels a frame at most, of an object that no prompt names
-PAN = 2.5  # pixels a frame
+PAN = 4.0  # pixels a frame, one cell of the latent
 # 1: the main object starts anywhere on its way; below, rather further on (or rather at the beginning, where the second
 # object is ahead), and a second object lies rather far out on its side.
 LEAN = 0.4
 WHITE = (0.97, 0.97, 0.97)
 DOT_RADIUS = (4.2, 5.0)
 MOST_DOTS = max(COUNTS.values())
+DOT_GAP = 3.0  # pixels between dots
+# Where dots lie about their middle, by how many there are: as on a die, in distances from one dot's centre to the next.
+DIE = (
+    ((0.0, 0.0),) * 4,
+    ((0.0, 0.0),) * 4,
+    ((-0.5, 0.0), (0.5, 0.0), (0.0, 0.0), (0.0, 0.0)),
+    ((0.0, -0.58), (-0.5, 0.29), (0.5, 0.29), (0.0, 0.0)),
+    ((-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5), (0.5, 0.5)),
+)
+DICE = 16  # places tried for the dots of a layout
 DETAILS = 6
 TINTS = ((1.00, 0.58, 0.12), (0.62, 0.28, 0.95), (0.68, 1.00, 0.78))  # orange, violet, mint
 TEXTURES = ("disc", "ring", "bar")
@@ -194,27 +204,27 @@ def _leaning(share: Tensor, towards: Tensor) -> Tensor:
 
 
 def _dots(between, path, reach, dots, dot_radius, pan):  # type: ignore[no-untyped-def]
-    """Places of the white dots beside objects on their paths, and whether all that are wanted fit."""
-    n, device, proposed = len(dots), dots.device, 4 * MOST_DOTS
-    edge = dot_radius[:, None, None] + 1.0
+    """Places of the white dots, as on a die and beside objects on their paths, and whether there is room for them."""
+    n, device = len(dots), dots.device
+    apart = (2 * dot_radius + DOT_GAP)[:, None, None, None, None]
+    offset = torch.tensor(DIE, device=device)[dots][:, None, None] * apart  # [n, 1, 1, MOST_DOTS, 2]
+    edge = (dot_radius + 1.0)[:, None, None, None]
+    low, high = edge - offset.amin(3), SIZE - edge - offset.amax(3)
     shift = pan[:, None, None] * (FRAMES - 1)
-    x = edge - shift.clamp(max=0) + (SIZE - 2 * edge - shift.abs()) * between(0, 1, n, TRIES, proposed)
-    y = edge + (SIZE - 2 * edge) * between(0, 1, n, TRIES, proposed)
-    place = torch.stack((x, y), -1)
-    clear = torch.ones(n, TRIES, proposed, dtype=torch.bool, device=device)
+    low[..., 0] -= shift.clamp(max=0)
+    high[..., 0] -= shift.clamp(min=0)
+    place = (low + (high - low) * between(0, 1, n, TRIES, DICE, 2))[..., None, :] + offset
+    clear = torch.ones(n, TRIES, DICE, dtype=torch.bool, device=device)
+    wanted = torch.arange(MOST_DOTS, device=device) < dots[:, None, None, None]
     for t in range(FRAMES):
         now = place.clone()
-        now[..., 0] += pan[:, None, None] * t
+        now[..., 0] += pan[:, None, None, None] * t
         for o in range(OBJECTS):
-            apart = (now - path[:, :, t, o, None]).norm(dim=-1)
-            clear &= apart > (reach[..., o] + dot_radius[:, None])[..., None] + 1.0
-    first = clear.float().sort(dim=-1, descending=True, stable=True).indices[..., :MOST_DOTS]
-    place, clear = place.gather(2, first[..., None].expand(-1, -1, -1, 2)), clear.gather(2, first)
-    wanted = torch.arange(MOST_DOTS, device=device) < dots[:, None]
-    apart = (place[:, :, :, None] - place[:, :, None]).norm(dim=-1)
-    pairs = wanted[:, :, None] & wanted[:, None] & ~torch.eye(MOST_DOTS, dtype=torch.bool, device=device)
-    close = (apart < (2 * dot_radius + 3.0)[:, None, None, None]) & pairs[:, None]
-    return place, (clear | ~wanted[:, None]).all(-1) & ~close.any(3).any(2)
+            away = (now - path[:, :, t, o, None, None]).norm(dim=-1)
+            free = away > (reach[..., o] + dot_radius[:, None])[..., None, None] + 1.0
+            clear &= (free | ~wanted).all(-1)
+    first = clear.float().argmax(-1)[..., None, None, None].expand(-1, -1, 1, MOST_DOTS, 2)
+    return place.gather(2, first)[:, :, 0], clear.any(-1)
 
 
 def _details(between, drift, count):  # type: ignore[no-untyped-def]
