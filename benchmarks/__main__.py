@@ -21,9 +21,9 @@ from .server import RealWan, Server
 TABLES = (
     "looks",
     "hits",
+    "threshold",
     "can_tell",
     "tuning",
-    "equal_cost",
     "main",
     "amplification",
     "regions",

@@ -16,6 +16,8 @@ import numpy as np
 from bench_wan.captions import BACKGROUNDS, COLOURS, COUNTS, DIRECTIONS, PANS, PLACES, SHAPES, Caption, sample_caption
 
 TUNED, REPORTED = 7, 8
+ANY = "any"  # a change chosen at random
+MOST_CHANGES = 4
 _Value = TypeVar("_Value", str, str | None)
 
 
@@ -84,16 +86,39 @@ def _is_of(half: int, caption: Caption) -> bool:
 
 def scene_pairs(count: int, half: int) -> list[ScenePair]:
     """`count` pairs with changes in turn. half: TUNED or REPORTED."""
-    rng = np.random.default_rng(half)
+    return _pairs(count, half, 0, [(change,) for change in CHANGES])
+
+
+def distant_pairs(count: int, half: int) -> list[ScenePair]:
+    """`count` pairs with one to MOST_CHANGES random changes, in turn; `change` says how many."""
+    return _pairs(count, half, 10_000, [(ANY,) * times for times in range(1, MOST_CHANGES + 1)])
+
+
+def _pairs(count: int, half: int, seeds: int, in_turn: list[tuple[str, ...]]) -> list[ScenePair]:
+    """Pairs for lists of changes, in turn. seeds: added to those of other lists of pairs, so that none is in both."""
+    rng = np.random.default_rng(half + seeds)
     pairs: list[ScenePair] = []
     while len(pairs) < count:
-        change = list(CHANGES)[len(pairs) % len(CHANGES)]
+        changes = in_turn[len(pairs) % len(in_turn)]
         source = sample_caption(rng, held_out=True)
-        target = CHANGES[change](source, rng)
+        target = _changed(source, changes, rng)
         if target is None or not target.possible or not target.held_out:
             continue
         if not _is_of(half, source) or not _is_of(half, target):
             continue
-        seed = 20_000 * half + 2 * len(pairs)
-        pairs.append(ScenePair(source, target, change, seed, seed + 1))
+        seed = 20_000 * half + seeds + 2 * len(pairs)
+        told = str(len(changes)) if ANY in changes else changes[0]
+        pairs.append(ScenePair(source, target, told, seed, seed + 1))
     return pairs
+
+
+def _changed(caption: Caption, changes: tuple[str, ...], rng: np.random.Generator) -> Caption | None:
+    """The caption after all changes, None where one is not possible. Those of ANY all differ."""
+    left = [change for change in CHANGES if change not in ("added", "removed")]
+    after: Caption | None = caption
+    for name in changes:
+        if name == ANY:
+            name = _other(rng, left)
+            left.remove(name)
+        after = after and CHANGES[name](after, rng)
+    return after

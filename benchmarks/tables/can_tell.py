@@ -1,6 +1,7 @@
 """Can the benchmark show a loss? What cold runs lose with half of their steps.
 
-If they lost nothing, "fewer steps" would beat every cache, and no comparison on this model would mean anything.
+If they lost nothing, "fewer steps" would beat every cache, and no comparison on this model would mean anything. Details
+are matched one by one with those of the same request with all steps.
 """
 
 from __future__ import annotations
@@ -9,30 +10,39 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bench_wan import details
+from bench_wan.captions import sample_caption
+
 from .. import metrics, report
-from ..pairs import cold_requests
 from ..samples import Bench, of
-from ..systems import Request
+from ..systems import BenchWan, Request
+from .hits import kept_share
 
 SEED = 41
+FULL, QUICK = {50: 32, 20: 64, 4: 96}, {20: 8, 4: 16}
 OTHER_TAKE = 500_000  # added to a seed: the reference is cold videos of the same prompts, with other noise
 
 
 def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by step count: the loss from the full number to half of it, of alignment absolute, of the rest relative."""
-    rows = []
-    for steps, count in ((50, 32), (20, 96), (4, 128)) if full else ((20, 24), (4, 48)):
-        requests = cold_requests(count, SEED, steps)
-        whole = [bench.sample(r) for r in requests]
-        half = [bench.sample(_with_steps(r, steps // 2)) for r in requests]
-        reference = [bench.sample(Request(**{**vars(r), "seed": r.seed + OTHER_TAKE})) for r in requests]
+    wan, rows = bench.of(BenchWan()), []
+    for steps, count in (FULL if full else QUICK).items():
+        if not BenchWan.samples(steps):
+            continue
+        requests = _requests(count, steps)
+        whole = [wan.sample(r) for r in requests]
+        half = [wan.sample(_with_steps(r, steps // 2)) for r in requests]
+        reference = [wan.sample(Request(**{**vars(r), "seed": r.seed + OTHER_TAKE})) for r in requests]
+        kept, wanted = np.array([_details(wan, *pair) for pair in zip(whole, half, strict=True)]).T
         rows.append(
             {
                 "steps": f"{steps} → {steps // 2}",
                 "n": count,
                 "alignment": report.estimate(of(whole, "alignment")),
                 "alignment loss": report.combined(_difference, of(whole, "alignment"), of(half, "alignment")),
-                "details loss": _relative(whole, half, "details"),
+                "objects too many": report.estimate(of(whole, "copies")),
+                "details loss": report.combined(lambda a, b: 1.0 - kept_share(a, b), kept, wanted),
+                "object error rise": _relative(whole, half, "error", -1),
                 "sharpness loss": _relative(whole, half, "sharpness"),
                 "flicker rise": _relative(whole, half, "flicker", -1),
                 "Fréchet distance": _distances(lambda a, b, c: metrics.frechet_distance(a, c), whole, half, reference),
@@ -48,8 +58,22 @@ def measure(bench: Bench, full: bool) -> report.Result:
     )
 
 
+def _requests(count: int, steps: int) -> list[Request]:
+    """Held-out prompts."""
+    rng = np.random.default_rng(SEED)
+    captions = [sample_caption(rng, held_out=True) for _ in range(count)]
+    return [Request(c.text, 10_000 * SEED + i, steps, caption=c) for i, c in enumerate(captions)]
+
+
 def _with_steps(request: Request, steps: int) -> Request:
     return Request(**{**vars(request), "steps": steps})
+
+
+def _details(wan: Bench, whole: dict, half: dict) -> tuple[int, int]:
+    """How many of the details of all steps half of them show, of how many that could be seen there."""
+    frames = wan.frames(half)
+    wanted = details.visible(details.find(wan.frames(whole)), frames)
+    return details.matched(wanted, details.find(frames)), len(wanted)
 
 
 def _difference(whole: np.ndarray, half: np.ndarray) -> float:

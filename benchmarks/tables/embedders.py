@@ -22,9 +22,9 @@ from small_wan.text_encoder import encode
 from .. import report
 from ..pairs import CANDIDATES, TUNED, Pair, request, some_edits
 from ..prompts import vectors
+from ..rivals import details_loss
 from ..samples import Bench, of
 from ..systems import CHORUS, System
-from .equal_cost import details_loss
 
 STEPS = 20
 K1 = 10

@@ -9,7 +9,7 @@ difference to the source outside the named objects.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,10 @@ from bench_wan import details, judge
 from tools.demo_pictures import mask_of
 
 from .. import metrics, report
+from ..rivals import nirvana
 from ..samples import Bench
 from ..scene_pairs import REPORTED, ScenePair, scene_pairs
 from ..systems import BenchWan, Request, System
-from .equal_cost import nirvana
 
 FULL = {4: 165, 20: 99, 50: 55}
 QUICK = {4: 22, 20: 11}
@@ -54,7 +54,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
     for steps, count in (FULL if full else QUICK).items():
         if not BenchWan.samples(steps):
             continue
-        pairs = [_pair(pair, steps) for pair in scene_pairs(count, REPORTED)]
+        pairs = [pair_of(pair, steps) for pair in scene_pairs(count, REPORTED)]
         told = _measured(wan, pairs)
         for change in ("all", *sorted({p.of.change for p in pairs})):
             chosen = np.array([change in ("all", p.of.change) for p in pairs])
@@ -74,7 +74,8 @@ def measure(bench: Bench, full: bool) -> report.Result:
     )
 
 
-def _pair(pair: ScenePair, steps: int) -> Pair:
+def pair_of(pair: ScenePair, steps: int) -> Pair:
+    """With the requests for so many steps."""
     return Pair(
         pair,
         Request(pair.source.text, pair.source_seed, steps, caption=pair.source),
@@ -87,33 +88,44 @@ Told = dict[str, dict[str, np.ndarray]]
 
 def _measured(wan: Bench, pairs: Sequence[Pair]) -> Told:
     """By system, by measure: [N]. Rivals are taken at the cost of each pair's hit."""
-    told: dict[str, list[dict]] = {}
-    for pair in pairs:
-        for name, measures in _Systems(wan, pair).measured().items():
+    return of_systems([Systems(wan, pair).measured() for pair in pairs])
+
+
+def of_systems(measured: Sequence[Mapping[str, Mapping[str, float]]]) -> Told:
+    """What `Systems.measured` gave for many pairs, by system and measure."""
+    told: dict[str, list[Mapping[str, float]]] = {}
+    for pair in measured:
+        for name, measures in pair.items():
             told.setdefault(name, []).append(measures)
     return {name: {k: np.array([m[k] for m in of], float) for k in of[0]} for name, of in told.items()}
 
 
-class _Systems:
+class Systems:
     """One pair under every system."""
 
     def __init__(self, wan: Bench, pair: Pair):
         self.wan, self.pair, self.steps = wan, pair, pair.target.steps
         self.cold, self.source = wan.sample(pair.target), wan.sample(pair.source)
         self.on_source = wan.sample(pair.target_on_source_noise)
+        self.hit = self._reads(HIT)
         self.source_frames = wan.frames(self.source)
         self.taken = judge.object_masks(self.source_frames, pair.of.source)
 
-    def measured(self) -> dict[str, dict]:
-        """By system."""
-        hit = self._reads(HIT)
-        cost = hit["step_equivalents"]
+    def compared(self) -> dict[str, dict]:
+        """The hit, and fewer steps at its cost; by system."""
         return {
             "cold": self._told(self.cold, self.cold),
-            "look and join": self._told(hit, self.source, inside=self.on_source),
+            "look and join": self._told(self.hit, self.source, inside=self.on_source),
+            "fewer steps": self._between(self.hit["step_equivalents"], self._fewer),
+        }
+
+    def measured(self) -> dict[str, dict]:
+        """All systems."""
+        cost = self.hit["step_equivalents"]
+        return {
+            **self.compared(),
             "early start": self._told(self._reads(EARLY), self.cold),
             "another take": self._told(self._reads(TAKE), self.cold),
-            "fewer steps": self._between(cost, self._fewer),
             "fewer steps, source's seed": self._between(cost, self._fewer_on_source),
             "NIRVANA": self._between(cost, self._nirvana),
         }
@@ -180,7 +192,7 @@ def _row(steps: int, change: str, system: str, of: dict, told: Told, chosen: np.
         "n": int(chosen.sum()),
         "cost": report.estimate(of["cost"] / steps),
         "alignment loss": report.estimate(cold - of["alignment"]),
-        "details kept": report.combined(_share, of["kept"], of["wanted"]),
+        "details kept": report.combined(kept_share, of["kept"], of["wanted"]),
         "object error": report.estimate(of["error"]),
         "seams": report.estimate(of["seams"]),
         "flicker": report.estimate(of["flicker"]),
@@ -189,7 +201,8 @@ def _row(steps: int, change: str, system: str, of: dict, told: Told, chosen: np.
     }
 
 
-def _share(kept: np.ndarray, wanted: np.ndarray) -> float:
+def kept_share(kept: np.ndarray, wanted: np.ndarray) -> float:
+    """The share of the wanted details that videos show; [N] each."""
     return float(kept.sum() / max(1.0, wanted.sum()))
 
 
@@ -202,11 +215,11 @@ def _summary(steps: int, told: Told) -> dict[str, dict]:
     cold = told["cold"]["alignment"]
 
     def kept_more(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> float:
-        return _share(a, b) - _share(c, d)
+        return kept_share(a, b) - kept_share(c, d)
 
     def loss_ratio(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> float:
-        lost = 1.0 - _share(c, d)
-        return (1.0 - _share(a, b)) / lost if lost > 0 else float("nan")
+        lost = 1.0 - kept_share(c, d)
+        return (1.0 - kept_share(a, b)) / lost if lost > 0 else float("nan")
 
     details_of = (hit["kept"], hit["wanted"], fewer["kept"], fewer["wanted"])
     return {

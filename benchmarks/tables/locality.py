@@ -12,9 +12,9 @@ from chorus.reuse.calibration import calibration_of
 from .. import report
 from ..pairs import Pair, request
 from ..prompts import locality, stream, vectors
+from ..rivals import nirvana
 from ..samples import Bench, of
 from ..systems import CHORUS, COLD, Request, System
-from .equal_cost import nirvana
 
 SEED = 91
 LEVELS = (0.60, 0.70, 0.75, 0.80, 0.90)

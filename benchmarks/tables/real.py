@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from .. import report
 from ..pairs import Pair
+from ..rivals import at_cost
 from ..samples import Bench, of
 from ..server import PROMPTS
 from ..systems import CHORUS, COLD, STAGE_1, Request
-from .equal_cost import at_cost
 
 SEED = 131
 

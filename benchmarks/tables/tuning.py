@@ -13,9 +13,9 @@ import numpy as np
 
 from .. import report
 from ..pairs import TUNED, hit_pairs
+from ..rivals import details_loss
 from ..samples import Bench, of
 from ..systems import COLD, DISTILLED_STEPS, System
-from .equal_cost import details_loss
 
 SHARES = {4: (0.25, 0.5), 20: (0.25, 0.4, 0.5, 0.6), 50: (0.5, 0.6, 0.76)}  # of the steps saved
 STARTS = (0.05, 0.1, 0.13, 0.2, 0.3, 1.0)  # where the state is taken; 1: at K1 itself, as the paper does

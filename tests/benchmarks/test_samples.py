@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.rivals import nirvana
 from benchmarks.samples import Bench, InProcess
 from benchmarks.systems import CHORUS, COLD, Request, System
-from benchmarks.tables.equal_cost import nirvana
 from small_wan import scenes
 
 RED = scenes.Caption("red", "circle", "right", "navy")

@@ -12,9 +12,10 @@ import pytest
 
 from benchmarks.pairs import Pair, hit_pairs, request
 from benchmarks.prompts import vectors
+from benchmarks.rivals import at_cost
 from benchmarks.samples import Bench, InProcess
 from benchmarks.systems import Request
-from benchmarks.tables import equal_cost, locality
+from benchmarks.tables import hits, locality
 from small_wan import scenes
 
 RED = scenes.Caption("red", "circle", "right", "navy")
@@ -55,21 +56,21 @@ def test_a_rival_at_a_fractional_cost_lies_between(comfy_host, tmp_path, monkeyp
     bench = Bench(tmp_path, host=InProcess(tmp_path / "caches", comfy_host))
     pair = Pair(request(RED, 3, 4), request(GREEN, 4, 4), 0.9)
     for nirvana in (False, True):
-        low, high = (equal_cost.at_cost(bench, pair, cost, nirvana) for cost in (2.0, 3.0))
-        assert equal_cost.at_cost(bench, pair, 2.25, nirvana) == {
+        low, high = (at_cost(bench, pair, cost, nirvana) for cost in (2.0, 3.0))
+        assert at_cost(bench, pair, 2.25, nirvana) == {
             name: pytest.approx(0.75 * low[name] + 0.25 * high[name]) for name in low
         }
         assert (low["step_equivalents"], high["step_equivalents"]) == (2, 3)
-    assert equal_cost.at_cost(bench, pair, 4.0, True)["alignment"] == bench.sample(pair.target)["alignment"]
+    assert at_cost(bench, pair, 4.0, True)["alignment"] == bench.sample(pair.target)["alignment"]
     fewer = bench.sample(Request(**{**vars(pair.target), "steps": 2}))
-    assert equal_cost.at_cost(bench, pair, 2.0, False)["details"] == fewer["details"]
+    assert at_cost(bench, pair, 2.0, False)["details"] == fewer["details"]
     bench.host.forget_caches()
 
 
-def test_loss_ratio_is_of_means():
+def test_ratios_are_of_means_and_none_where_the_rival_loses_nothing():
     cold, ours, rival = np.array([1.0, 1.0]), np.array([1.0, 0.9]), np.array([0.8, 1.0])
-    assert equal_cost._loss_ratio(cold, ours, rival) == pytest.approx(0.5)
-    assert np.isnan(equal_cost._loss_ratio(cold, ours, cold))
+    assert hits._ratio(cold - ours, cold - rival) == pytest.approx(0.5)
+    assert np.isnan(hits._ratio(cold - ours, cold - cold))
 
 
 def test_the_command_writes_tables(checkout, tmp_path):
