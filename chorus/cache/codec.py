@@ -1,8 +1,10 @@
-"""Stores tensors in few bytes: transform coding for latents, 8-bit levels for words and maps, WebP for previews.
+"""Stores tensors in few bytes: transform coding for latents, bytes in planes for those that must not change, 8-bit
+levels for words and maps, WebP for previews.
 
 A coding is a text that says how one tensor is stored:
 
     raw          as it is
+    planes       floats of any shape, exactly: the first bytes of all values, then the second ones, and so on
     dct/STEP     [..., C, T, H, W] floats: orthonormal DCT-II along T, H and W, levels of STEP channel spreads
     rows         [R, ...] floats: 8-bit levels, one scale a row
     webp         [F, H, W, 3] uint8: an animated WebP, lossy
@@ -22,6 +24,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,7 +34,7 @@ import numpy as np
 import torch
 import zstandard
 
-RAW = "raw"
+RAW, PLANES = "raw", "planes"
 LEAST_STEP, MOST_STEP = 0.01, 4.0  # in channel spreads
 LEAST_SPREAD = 1e-3  # of a channel's largest magnitude, so that levels fit in 32 bits
 LEAST_UNIT = 1e-30  # levels of less than this are not told from zero
@@ -63,7 +66,7 @@ def dct(step: float) -> str:
 
 def check(coding: str) -> None:
     """ValueError unless `coding` is one."""
-    if coding not in (RAW, "rows", "webp"):
+    if coding not in (RAW, PLANES, "rows", "webp"):
         _step(coding)
 
 
@@ -71,7 +74,7 @@ def _step(coding: str) -> float:
     found = _DCT.fullmatch(coding)
     if not found or not LEAST_STEP <= float(found[1]) <= MOST_STEP:
         raise ValueError(
-            f"coding {coding[:80]!r}: expected raw, rows, webp, or dct/STEP with STEP from {LEAST_STEP} to {MOST_STEP}"
+            f"coding {coding[:80]!r}: expected raw, planes, rows, webp, or dct/STEP with STEP from {LEAST_STEP} to {MOST_STEP}"
         )
     return float(found[1])
 
@@ -106,7 +109,7 @@ def _fits(shape: tuple[int, ...], dtype: torch.dtype, coding: str) -> bool:
         return False
     if coding == "webp":
         return dtype == torch.uint8 and len(shape) == 4 and shape[3] == 3 and max(shape[1:3]) <= WEBP_SIDE
-    if coding == "rows":
+    if coding in ("rows", PLANES):
         return dtype in MAX_MAGNITUDE and len(shape) >= 1
     places = shape[-3:]
     transformed = len(shape) >= 4 and max(places) <= MAX_AXIS and math.prod(places) <= MAX_PLACES
@@ -157,6 +160,8 @@ def encode(tensor: torch.Tensor, coding: str) -> bytes:
     tensor = tensor.detach()
     if coding == "webp":
         return _encode_webp(tensor.cpu().numpy())
+    if coding == PLANES:
+        return _compressed(_planes(tensor))
     if coding == "rows":
         return _compressed(*_row_parts(tensor))
     return _compressed(*_dct_parts(tensor, _step(coding)))
@@ -172,6 +177,8 @@ def decode(content: bytes | memoryview, coded: Coded, device: torch.device | str
         return torch.from_numpy(_decode_webp(content, coded.shape)).to(device)
     if coded.coding == "rows":
         return _from_rows(content, coded.shape, device).to(dtype)
+    if coded.coding == PLANES:
+        return _from_planes(content, coded.shape, dtype).to(device)
     largest = torch.finfo(dtype).max
     return _from_dct(content, coded.shape, _step(coded.coding), device).clamp_(-largest, largest).to(dtype)
 
@@ -201,6 +208,25 @@ def _floats(part: np.ndarray) -> np.ndarray:
     if not (np.isfinite(scales).all() and (scales >= 0).all()):
         raise CodingDamaged("a scale is negative or not finite")
     return scales.astype(np.float32)  # a copy, in this machine's byte order
+
+
+# -- bytes in planes
+
+
+def _planes(tensor: torch.Tensor) -> np.ndarray:
+    """The bytes of each value, the lowest first: [size of a value, number of values] uint8.
+
+    Signs and exponents of neighbours are alike, so that their plane packs well; mantissas of floats do not pack.
+    """
+    values = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().reshape(-1, tensor.element_size())
+    return np.ascontiguousarray((values if sys.byteorder == "little" else values[:, ::-1]).T)
+
+
+def _from_planes(content: bytes | memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    size = dtype.itemsize * math.prod(shape)
+    values = _decompressed(content, size, size).reshape(dtype.itemsize, -1).T
+    ordered = (values if sys.byteorder == "little" else values[:, ::-1]).copy()
+    return torch.from_numpy(ordered).view(dtype).reshape(shape)
 
 
 # -- eight bits a row

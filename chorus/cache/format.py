@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from .codec import Coded
 
-FORMAT_VERSION = "3"
-READ_VERSIONS = ("1", "2", "3")
+FORMAT_VERSION = "4"
+READ_VERSIONS = ("1", "2", "3", "4")
 MAX_HEADER = 16 * 2**20  # bytes; ordinary ones have some 20,000
 PREFIX = struct.Struct("<Q")
 

@@ -301,7 +301,10 @@ def _no_constant(name: str) -> None:
 def _check_tensor_shape(name: str, shape: tuple[int, ...], space: Space) -> None:
     sizes = kind_of(name).sizes
     if sizes is None:
-        if tuple(shape) != tuple(space.shape):
+        whole = tuple(space.shape)
+        if name.startswith("estimate/") and _is_coarser(shape, whole):
+            return
+        if tuple(shape) != whole:
             raise ValueError(f"tensor {name} has another shape, {_shown(shape)}, than its space, {_shown(space.shape)}")
         return
     least = 0 if name in ("tokens", "attention") else 1  # an empty prompt has no words
@@ -311,6 +314,12 @@ def _check_tensor_shape(name: str, shape: tuple[int, ...], space: Space) -> None
         fits = shape[3] == 3 and shape[0] * shape[1] <= _MOST_STRIP
     if not fits:
         raise ValueError(f"tensor {name} has the shape {_shown(shape)}; at most {_shown(sizes)} can be")
+
+
+def _is_coarser(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether a shape is that of a latent in whose T, H and W several cells are one."""
+    same = len(shape) == len(whole) == 5 and tuple(shape[:2]) == whole[:2]
+    return same and all(type(size) is int and 0 < size <= most for size, most in zip(shape[2:], whole[2:], strict=True))
 
 
 def _check_words(shapes: Mapping[str, tuple[int, ...]]) -> None:

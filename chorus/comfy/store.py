@@ -113,7 +113,7 @@ def _commit(
     assert plan.vector is not None
     profile = PROFILES[precision]
     tensors: dict[str, torch.Tensor] = {"final": run.final}
-    coding: dict[str, str] = {}
+    coding: dict[str, str] = {"final": profile.final_coding}
     if frames is not None:
         tensors["preview"], coding["preview"] = preview(frames), "webp"
     if graph is not None:

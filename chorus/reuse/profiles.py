@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..cache.codec import RAW, dct
+from ..cache.codec import PLANES, RAW, dct
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Profile:
         if noise_drawn:
             return dct(NEAR_LOSSLESS)
         return dct(min(self.estimate if compared else self.coarsest, self.coarsest, self.state / (1.0 - sigma)))
+
+    @property
+    def final_coding(self) -> str:
+        """Of the result, exactly."""
+        return RAW if self.raw else PLANES
 
     @property
     def estimate_coding(self) -> str:

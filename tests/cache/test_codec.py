@@ -52,6 +52,28 @@ def coded_and_back(tensor: torch.Tensor, coding: str) -> torch.Tensor:
     return decode(encode(tensor, coding), Coded.of(tensor, coding))
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6).map(tuple), dtypes, kinds, st.integers(0, 999))
+def test_planes_give_back_every_bit(shape, dtype, kind, seed):
+    tensor = drawn(shape, dtype, kind, seed)
+    tensor.flatten()[0] = -0.0
+    bits = tensor.contiguous().view(torch.uint8)
+    assert torch.equal(coded_and_back(tensor, "planes").view(torch.uint8), bits)
+    turned = tensor.movedim(-1, 0)  # not contiguous
+    assert torch.equal(coded_and_back(turned, "planes"), turned)
+
+
+def test_planes_of_a_latent_take_less_room():
+    latent = drawn((1, 16, 5, 24, 24), torch.float32, "noise", 1)
+    assert len(encode(latent, "planes")) < 0.87 * 4 * latent.numel()
+
+
+def test_planes_of_another_size_are_damage():
+    content = encode(torch.ones(3, 5), "planes")
+    with pytest.raises(CodingDamaged, match="its shape allows 64 to 64"):
+        decode(content, Coded("planes", "float32", (4, 4)))
+
+
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(latent_shapes, dtypes, kinds, st.sampled_from(STEPS), st.integers(0, 999))
 def test_latents_come_back_within_half_a_step(shape, dtype, kind, step, seed):
@@ -143,7 +165,7 @@ def test_what_a_coding_does_not_fit_stays_raw(tensor, coding):
 
 @pytest.mark.parametrize("coding", ["", "dct", "dct/", "dct/0", "dct/9", "dct/nan", "dct/1e-1", "dct/0.1 ", "zip"])
 def test_an_unknown_coding_is_refused_by_name(coding):
-    with pytest.raises(ValueError, match="expected raw, rows, webp, or dct/STEP"):
+    with pytest.raises(ValueError, match="expected raw, planes, rows, webp, or dct/STEP"):
         fitting(torch.zeros(2, 2, 2, 2), coding)
 
 

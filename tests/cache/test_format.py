@@ -27,7 +27,7 @@ from chorus.cache.record import read_record, write_record
 from .sample import SPACE, new_entry, tensors, unit
 
 ENTRIES = Path(__file__).with_name("entries")
-VERSIONS = {"1": "1" * 32, "2": "2" * 32, "3": "3" * 32}  # format version → id of its committed entry
+VERSIONS = {"1": "1" * 32, "2": "2" * 32, "3": "3" * 32, "4": "4" * 32}  # format version → id of its committed entry
 CODING = {
     "final": "dct/0.05",
     "checkpoint/0.750000": "dct/0.3",
@@ -52,8 +52,11 @@ def committed_entry(version: str):
         "preview": (torch.arange(2 * 8 * 8 * 3) * 5 % 256).to(torch.uint8).reshape(2, 8, 8, 3),
     }
     coding = {} if version == "1" else dict(CODING)
-    if version == "3":
+    if version >= "3":
         kept["estimate/1.000000"], coding["estimate/1.000000"] = ramp(1, 4, 3, 6, 6).flip(3), "dct/0.25"
+    if version >= "4":
+        kept["estimate/0.750000"], coding["estimate/0.750000"] = ramp(1, 4, 3, 3, 3).flip(3), "dct/0.25"
+        coding["final"] = "planes"
     return new_entry(
         0,
         space=replace(SPACE, shape=(1, 4, 3, 6, 6)),
@@ -93,7 +96,7 @@ def assert_is_committed(version: str, tensors: dict[str, torch.Tensor]) -> None:
         stored = json.loads((ENTRIES / f"version-{version}.json").read_text(encoding="utf-8"))
         for name, values in stored.items():
             assert tensors[name].double().flatten().tolist() == pytest.approx(values, abs=2e-3), name
-        for name, step in (("final", 0.05), ("checkpoint/0.750000", 0.3)):
+        for name, step in (("final", 0.05 if version < "4" else 0.0), ("checkpoint/0.750000", 0.3)):
             error = (tensors[name].float() - expected[name].float()).square().mean().sqrt()
             assert error <= step / 2 * expected[name].float().std() * 1.05
 
@@ -131,13 +134,13 @@ def test_a_cache_with_entries_of_every_version_is_rebuilt_and_serves_them(open_c
 
 def test_todays_code_writes_what_was_committed_for_this_version():
     """Byte by byte, except where another release of zstandard or libwebp packs the same values otherwise."""
-    new = committed_entry("3")
-    packed = pack(write_record(VERSIONS["3"], 1_700_000_000.0, new), new.vector, new.tensors, new.coding)
-    written, committed = (json.loads(head_of(c)[PREFIX.size :]) for c in (packed.to_bytes(), committed_file("3")))
+    new = committed_entry("4")
+    packed = pack(write_record(VERSIONS["4"], 1_700_000_000.0, new), new.vector, new.tensors, new.coding)
+    written, committed = (json.loads(head_of(c)[PREFIX.size :]) for c in (packed.to_bytes(), committed_file("4")))
     assert written["__metadata__"].keys() == committed["__metadata__"].keys()
     for key in ("chorus_format", "record", "coded", "vector"):
         assert written["__metadata__"][key] == committed["__metadata__"][key]
-    assert_is_committed("3", EntryFile(packed.to_bytes(), packed.digest).tensors())
+    assert_is_committed("4", EntryFile(packed.to_bytes(), packed.digest).tensors())
 
 
 # -- through the cache
@@ -288,7 +291,7 @@ def test_a_file_that_is_no_safetensors_is_refused():
 
 
 def test_a_newer_version_is_neither_served_nor_thrown_away(open_cache, root):
-    content, digest = forged(chorus_format="4")
+    content, digest = forged(chorus_format="5")
     with pytest.raises(BlobNewer, match="newer than this Chorus"):
         EntryFile(content, digest)
     folder = root / "blobs" / "22"
@@ -301,7 +304,7 @@ def test_a_newer_version_is_neither_served_nor_thrown_away(open_cache, root):
 
 
 def test_an_entry_that_a_newer_chorus_stored_is_unavailable_not_damaged(cache, root, monkeypatch):
-    monkeypatch.setattr("chorus.cache.format.FORMAT_VERSION", "4")
+    monkeypatch.setattr("chorus.cache.format.FORMAT_VERSION", "5")
     entry = cache.put(new_entry(1))
     monkeypatch.undo()
     with pytest.raises(CacheUnavailable, match="Update Chorus"):
