@@ -19,7 +19,7 @@ from bench_wan.export import LORA_FILE, MODEL_FILE
 from bench_wan.text import Encoder
 from bench_wan.twin import Twin
 from chorus.reuse.course import calibrated
-from chorus.reuse.join import Cut, channel_spread, difference
+from chorus.reuse.join import Cut, channel_spread, difference, token_means
 from chorus.reuse.regions import on_cells
 from small_wan.distill import LORA_PREFIX, merge
 
@@ -114,7 +114,7 @@ def _looked(pairs: list[ScenePair], steps: int) -> Iterator[Seen]:
             cut = calibrated().cut
             joined = []
             for i in range(len(some)):
-                apart = difference(looks[1][i : i + 1], looks[0][i : i + 1], spreads[i], PATCH) / cfg
+                apart = _apart(looks[1][i : i + 1], looks[0][i : i + 1], spreads[i]) / cfg
                 cells = on_cells(cut(apart), PATCH, tuple(noise.shape[-3:]))
                 clean = (source[again][i] - sigmas[again] * noise[i]) / (1 - sigmas[again])
                 x0 = torch.where(cells, looks[1][i], clean)
@@ -125,10 +125,14 @@ def _looked(pairs: list[ScenePair], steps: int) -> Iterator[Seen]:
             one, spread = slice(i, i + 1), spreads[i]
             yield Seen(
                 pair.change,
-                difference(target[-1][one], source[-1][one], spread, PATCH) > DIFFERENT,
-                difference(looks[1][one], looks[0][one], spread, PATCH) / cfg,
-                None if second is None else difference(second[0][one], second[1][one], spread, PATCH) / cfg,
+                _apart(target[-1][one], source[-1][one], spread) > DIFFERENT,
+                _apart(looks[1][one], looks[0][one], spread) / cfg,
+                None if second is None else _apart(second[0][one], second[1][one], spread) / cfg,
             )
+
+
+def _apart(target: torch.Tensor, source: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    return difference(token_means(target, PATCH), token_means(source, PATCH), spread)
 
 
 def _estimate(path: list[torch.Tensor], sigmas: list[float], step: int) -> torch.Tensor:

@@ -74,7 +74,8 @@ def _step(coding: str) -> float:
     found = _DCT.fullmatch(coding)
     if not found or not LEAST_STEP <= float(found[1]) <= MOST_STEP:
         raise ValueError(
-            f"coding {coding[:80]!r}: expected raw, planes, rows, webp, or dct/STEP with STEP from {LEAST_STEP} to {MOST_STEP}"
+            f"coding {coding[:80]!r}: expected raw, planes, rows, webp, or dct/STEP with STEP from {LEAST_STEP} "
+            f"to {MOST_STEP}"
         )
     return float(found[1])
 

@@ -317,8 +317,8 @@ def _check_tensor_shape(name: str, shape: tuple[int, ...], space: Space) -> None
 
 
 def _is_coarser(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    """Whether a shape is that of a latent in whose T, H and W several cells are one."""
-    same = len(shape) == len(whole) == 5 and tuple(shape[:2]) == whole[:2]
+    """Whether a shape is that of a latent in which several cells, and several frames, are one."""
+    same = len(shape) == len(whole) in (4, 5) and tuple(shape[:2]) == whole[:2]
     return same and all(type(size) is int and 0 < size <= most for size, most in zip(shape[2:], whole[2:], strict=True))
 
 

@@ -49,12 +49,23 @@ def channel_spread(latent: torch.Tensor) -> torch.Tensor:
     return latent.float().std((3, 4)).mean((0, 2)).clamp(min=_LEAST_SPREAD)[None, :, None, None, None]
 
 
-def difference(
-    target: torch.Tensor, source: torch.Tensor, spread: torch.Tensor, patch: tuple[int, int, int]
-) -> torch.Tensor:
-    """RMS difference of two estimates over the channels, mean over each token, largest of the batch: [T, H, W].
+def with_frames(latent: torch.Tensor) -> torch.Tensor:
+    """A latent as [B, C, T, H, W]; one of an image, [B, C, H, W], has one frame."""
+    return latent if latent.ndim == 5 else latent.unsqueeze(2)
 
-    target, source: [B, C, T, H, W]; spread: `channel_spread`; patch: cells of a token along each axis.
+
+def token_means(latent: torch.Tensor, patch: tuple[int, int, int]) -> torch.Tensor:
+    """The mean of each token's cells, [B, C, T, H, W] on the token grid, fp32; those at the end may have fewer cells.
+
+    latent: in cells, see `with_frames`; patch: cells of a token along each axis.
     """
-    apart = ((target.float() - source.to(target.device).float()) / spread.to(target.device)).pow(2).mean(1).sqrt()
-    return F.avg_pool3d(apart[:, None], patch, ceil_mode=True, count_include_pad=False)[:, 0].amax(0)
+    return F.avg_pool3d(with_frames(latent).float(), patch, ceil_mode=True, count_include_pad=False)
+
+
+def difference(target: torch.Tensor, source: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    """RMS difference of two estimates over the channels, largest of the batch: [T, H, W] on the token grid.
+
+    target, source: `token_means` [B, C, T, H, W]; spread: `channel_spread`.
+    """
+    apart = (target - source.to(target)) / spread.to(target)
+    return apart.pow(2).mean(1).sqrt().amax(0)

@@ -30,7 +30,7 @@ class Profile:
     spacing: float = 1.5
     state: float | None = None
     coarsest: float = 1.0
-    estimate: float = 0.03
+    estimate: float = 0.04
     half: bool = False
 
     def state_coding(self, sigma: float, noise_drawn: bool, compared: bool = False) -> str:

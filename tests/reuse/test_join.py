@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from chorus.reuse.join import Cut, channel_spread, difference
+from chorus.reuse.join import Cut, channel_spread, difference, token_means
 from chorus.reuse.regions import otsu
 
 SEEDS = st.integers(0, 10_000)
@@ -60,15 +60,15 @@ def test_two_groups_are_parted_between_them():
 
 
 @pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (2, 2, 2), (1, 3, 4)])
-def test_the_difference_is_the_rms_over_channels_averaged_over_each_token(patch):
+def test_the_difference_is_the_rms_over_channels_of_each_tokens_mean(patch):
     target, source, spread = latent(1), latent(2), torch.tensor([0.5, 1.0, 2.0, 4.0])[None, :, None, None, None]
-    got = difference(target, source, spread, patch)
+    got = difference(token_means(target, patch), token_means(source, patch), spread)
     size = target.shape[-3:]
     assert got.shape == tuple(-(-n // p) for n, p in zip(size, patch, strict=True))
     for t, h, w in np.ndindex(*got.shape):
         place = tuple(slice(k * p, (k + 1) * p) for k, p in zip((t, h, w), patch, strict=True))
         cells = ((target - source) / spread)[(0, slice(None), *place)].double()
-        assert float(got[t, h, w]) == pytest.approx(float(cells.pow(2).mean(0).sqrt().mean()), rel=1e-5)
+        assert float(got[t, h, w]) == pytest.approx(float(cells.mean((1, 2, 3)).pow(2).mean().sqrt()), rel=1e-5)
 
 
 def test_of_a_batch_the_largest_difference_counts():
@@ -76,15 +76,15 @@ def test_of_a_batch_the_largest_difference_counts():
     target = source.clone()
     target[1, :, 0, 0, 0] += 1.0
     target[2, :, 0, 0, 0] += 3.0
-    got = difference(target, source, ONE, (1, 1, 1))
+    got = difference(target, source, ONE)
     assert float(got[0, 0, 0]) == pytest.approx(3.0) and int((got > 0).sum()) == 1
 
 
 @given(SEEDS, st.floats(0.5, 20.0))
 def test_the_difference_does_not_depend_on_the_scale_of_the_latents(seed, scale):
     target, source = latent(seed), latent(seed + 1)
-    one = difference(target, source, channel_spread(source), (1, 2, 2))
-    other = difference(scale * target, scale * source, channel_spread(scale * source), (1, 2, 2))
+    one = difference(target, source, channel_spread(source))
+    other = difference(scale * target, scale * source, channel_spread(scale * source))
     assert torch.allclose(one, other, rtol=1e-4)
 
 
@@ -99,7 +99,7 @@ def test_the_spread_is_that_of_each_frames_picture():
 
 def test_a_channel_that_does_not_vary_does_not_divide_by_nothing():
     flat = torch.zeros(1, 2, 2, 4, 4)
-    assert bool(torch.isfinite(difference(flat, flat, channel_spread(flat), (1, 2, 2))).all())
+    assert bool(torch.isfinite(difference(flat, flat, channel_spread(flat))).all())
 
 
 # -- the cut ----------------------------------------------------------------------------------------------------

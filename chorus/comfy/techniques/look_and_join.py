@@ -8,7 +8,7 @@ model's own σ, and the sampler is called once. See docs/method.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from ...cache import CacheError
 from ...messages import Message, said_by, say
 from ...reuse import course
-from ...reuse.join import channel_spread, difference
+from ...reuse.join import channel_spread, difference, token_means, with_frames
 from ...reuse.regions import Regions, build
 from ...reuse.schedule import ANSWERED, FULL, SELECTIVE, Schedule
 from ...reuse.trajectory import SIGMA_TOLERANCE
@@ -39,11 +39,6 @@ class _Begun:
     joined: bool
     regions: Regions
     final: torch.Tensor
-
-
-def _with_frames(shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape [B, C, T, H, W] of a latent; one of an image, [B, C, H, W], has one frame."""
-    return tuple(shape) if len(shape) == 5 else (*shape[:2], 1, *shape[2:])
 
 
 class LookAndJoin(Technique):
@@ -191,9 +186,8 @@ class LookAndJoin(Technique):
         if compared is None:
             return
         looks = course.calibrated()
-        shape = _with_frames(x0.shape)
-        spread, size = channel_spread(source.final.reshape(shape)), self.request.network.token_size
-        apart = difference(x0.reshape(shape), compared.reshape(shape), spread, size)
+        means, spread = token_means(x0, self.request.network.token_size), channel_spread(with_frames(source.final))
+        apart = difference(means, compared, spread)
         # x0 = u + CFG · (c − u), and u is the same in both: so much larger is the difference of the guided estimates.
         changed = looks.cut(apart / max(1.0, self.request.cfg))
         self._use(self._regions(changed if self.regions is None else changed | self.regions.base, looks.grow))
@@ -210,7 +204,8 @@ class LookAndJoin(Technique):
     def _use(self, regions: Regions) -> None:
         self.regions, self.places = regions, regions.indices()
         self.share = len(self.places) / regions.visible.numel()
-        cells = self.request.network.cells(regions.edit, _with_frames(self.request.shape))[None, None]
+        sizes = self.request.shape[2:] if len(self.request.shape) == 5 else (1, *self.request.shape[2:])
+        cells = self.request.network.cells(regions.edit, sizes)[None, None]
         self.cells = cells if len(self.request.shape) == 5 else cells[:, :, 0]
 
     def _regions(self, base: torch.Tensor, grow: int) -> Regions:

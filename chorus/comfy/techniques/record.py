@@ -9,6 +9,7 @@ import torch
 from ...messages import say
 from ...prompt.tokens import real_tokens
 from ...reuse import course
+from ...reuse.join import token_means
 from ...reuse.schedule import Schedule
 from ...reuse.trajectory import clean_component
 from ..networks import ModelCall
@@ -57,12 +58,13 @@ class Record(Technique):
             self.recording.states[exact] = clean_component(x.detach().float(), noise, exact).cpu()
 
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
-        """Keep the estimates with which the looks of later requests are compared."""
+        """Keep the estimates with which the looks of later requests are compared, token by token."""
         done = self.request.before.report.steps if self.request.before else 0
         looked = course.calibrated().course(self.request.whole_steps).looks
         compared = not self.request.sampler.draws_noise  # no look goes on from a run that drew noise
         if self.recording is not None and compared and self.begun is not None and done + step in looked:
-            self.recording.estimates[self.begun] = x0.detach().to("cpu", torch.float32, copy=True)
+            means = token_means(x0.detach(), self.request.network.token_size).cpu()
+            self.recording.estimates[self.begun] = means if x0.ndim == 5 else means[:, :, 0]
         return x0
 
     def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:

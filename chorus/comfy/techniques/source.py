@@ -8,6 +8,7 @@ import torch
 
 from ...cache import Entry
 from ...messages import Message, say
+from ...reuse.join import token_means, with_frames
 from ...reuse.trajectory import SIGMA_TOLERANCE, clean_component, serving
 from ..caches import load_trajectory, open_cache, stored_estimates, stored_states
 from ..content import tensor_digest
@@ -35,11 +36,12 @@ def states_for(request: Request, sigma: float) -> tuple[float, ...]:
 
 @dataclass
 class Picture:
-    """What a look needs of the source, each [B, C, T, H, W] in model space, on the CPU.
+    """What a look needs of the source, in model space, on the CPU.
 
-    noise: ε it was sampled from. first: its estimate at σ_0. final: its result.
-    again: its estimate at the σ of a second look; before: its clean component there, which is kept outside the mask
-        until then, so that both estimates are of the same state. Both None where there is no second look.
+    noise: ε it was sampled from; final: its result; both in the latent's shape.
+    first: its estimate at σ_0; again: at the σ of a second look; both [B, C, T, H, W], means over tokens.
+    before: its clean component at that σ, which is kept outside the mask until then, so that both estimates are of the
+        same state. It and `again` are None where there is no second look.
     """
 
     noise: torch.Tensor
@@ -62,11 +64,17 @@ def picture(request: Request, again: float | None) -> Picture | Message:
     there = states_for(request, again) if again is not None and second is not None else ()
     cache = open_cache(request.plan.cache_name, request.plan.place)
     kept = load_trajectory(cache, entry, request.into_model_space, noise, {*there, 0.0})
-    found = Picture(noise, cache.load(entry.id, [first])[first].float(), kept.at(0.0))
+    found = Picture(noise, _means(request, cache.load(entry.id, [first])[first]), kept.at(0.0))
     if again is not None and second is not None and there:
-        found.again = cache.load(entry.id, [second])[second].float()
+        found.again = _means(request, cache.load(entry.id, [second])[second])
         found.before = clean_component(kept.at(again), noise, again)
     return found
+
+
+def _means(request: Request, estimate: torch.Tensor) -> torch.Tensor:
+    """A kept estimate as means over tokens. Entries of format 3, and states, have all cells."""
+    whole = estimate.shape == torch.Size(request.shape)
+    return token_means(estimate, request.network.token_size) if whole else with_frames(estimate.float())
 
 
 def _estimate(entry: Entry, sigma: float) -> str | None:
