@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -248,6 +248,11 @@ def begun_with(model: Twin, file: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
+def place_among_processes() -> tuple[int, int]:
+    """(number of this process, how many there are) under torchrun."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def save(file: Path, **state: Any) -> None:
     """By atomic rename."""
     part = file.with_suffix(".part")
@@ -255,9 +260,10 @@ def save(file: Path, **state: Any) -> None:
     os.replace(part, file)
 
 
-def half(device: torch.device) -> bool:
-    """Whether half precision is the quicker one: on a GPU, and on a CPU with units for it."""
-    return device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+def quick(device: torch.device) -> AbstractContextManager:
+    """Half precision where that is the quicker one: on a GPU, and on a CPU with units for it."""
+    half = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
 
 
 class Step:
@@ -286,7 +292,7 @@ class Step:
 
     def _gradients(self, x0: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         given = first_frame(x0) if self.from_image else None
-        with torch.autocast(self.device.type, torch.bfloat16) if half(self.device) else nullcontext():
+        with quick(self.device):
             flow, shown = losses(self._network, x0, *rest, given=given)
         (flow + MARKS_WEIGHT * shown).backward()
         return flow.detach(), shown.detach()
@@ -347,7 +353,7 @@ def main(given: Sequence[str] | None = None, told: Callable[[dict], None] = lamb
     began = time.monotonic()
     args = arguments_of(given)
     args.work.mkdir(parents=True, exist_ok=True)
-    process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    process, processes = place_among_processes()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if processes > 1 and args.minutes is not None:
         raise SystemExit("--minutes is for one process: several would not stop at the same step")
@@ -391,7 +397,7 @@ def main(given: Sequence[str] | None = None, told: Callable[[dict], None] = lamb
                 group["lr"] = args.rate * rate(clock.done(seen)) * warm
         lost.append(gradients(*source.next()))
         if processes > 1:
-            share_gradients(model)
+            share_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -104,9 +105,9 @@ def optimisers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
-def share_gradients(model: torch.nn.Module) -> None:
+def share_gradients(parameters: Iterable[torch.Tensor]) -> None:
     """Average the gradients over the processes, in one message."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     torch.distributed.all_reduce(flat)
     flat /= torch.distributed.get_world_size()
@@ -167,7 +168,7 @@ def main() -> None:
         loss = torch.nn.functional.mse_loss(v, noise - x0)
         loss.backward()
         if processes > 1:
-            share_gradients(model)
+            share_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
