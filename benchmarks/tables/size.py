@@ -3,7 +3,8 @@
 The aim is a tenth of `fp16`, which keeps every state of the first 75 % of the schedule in half precision and the final
 latent in single precision. Alignment is measured with the small Wan through the real host. Changes are relative to hits
 on the same source kept in fp16, with the state taken early, as calibrated, and at K1, where less noise hides its
-errors. Bytes count the states and the final latent of a cold run; the final latent is kept exactly, in fp32.
+errors. Bytes count the states, the estimates of looks and the final latent of a cold run; the final latent is kept
+exactly, in fp32.
 
 Latents of Wan's size have the spectrum of the small Wan's over relative frequency, with Gaussian coefficients. So
 neighbouring cells are as similar as there; in a real, larger picture they are more similar. White noise is the worst
@@ -25,6 +26,8 @@ import torch.nn.functional as F
 
 from chorus.cache import codec
 from chorus.cache.format import PREFIX, header_length
+from chorus.reuse.course import calibrated
+from chorus.reuse.join import token_means
 from chorus.reuse.profiles import PROFILES, Profile
 
 from .. import report
@@ -34,6 +37,7 @@ from ..systems import CHORUS, Request, System
 
 KEEP = 0.75  # the store node's default
 WAN = (1, 16, 21, 60, 104)  # 81 frames of 832 × 480
+TOKEN = (1, 2, 2)
 TODAY = "fp16"
 CODED = ("small", "near-lossless")
 PAIRS = {4: (64, 6), 20: (48, 4)}  # steps → pairs in full and quick
@@ -117,17 +121,18 @@ def _small_wan(bench: Bench, pairs: list[Pair], steps: int, profile: str) -> dic
 
 
 def _stored_bytes(bench: Bench, source: Request, profile: str) -> dict:
-    """How many values a latent of the source has, states are kept, and bytes they and the final latent take."""
+    """How many values a latent of the source has, states are kept, and bytes all latents of the entry take."""
     name = bench.cache_of(source, profile)
 
     def weighed() -> dict:
         (file,) = _files(bench, name)
         header = _header(file)
-        offsets = {n: t["data_offsets"] for n, t in header.items() if n.startswith("checkpoint/") or n == "final"}
+        kinds = ("checkpoint/", "estimate/", "final")
+        offsets = {n: t["data_offsets"] for n, t in header.items() if n.startswith(kinds)}
         shapes = json.loads(header["__metadata__"]["record"])["shapes"]
         return {
             "values": int(np.prod(shapes["final"])),
-            "states": len(offsets) - 1,
+            "states": sum(n.startswith("checkpoint/") for n in offsets),
             "bytes": sum(last - first for first, last in offsets.values()),
             "entry": file.stat().st_size,
         }
@@ -189,14 +194,16 @@ def _wan(
         for number, run in enumerate(runs):
             sigmas = [1.0, *sorted(run, reverse=True)]
             schedule = sigmas + [0.0] * (steps + 1 - len(sigmas))  # the states after the kept share are not there
-            wanted = kept.kept(schedule, KEEP, noise_drawn=False)
+            looks = {schedule[step] for step in calibrated().course(steps).looks if step}
+            wanted = {*kept.kept(schedule, KEEP, noise_drawn=False), *looks}
+            coded = [(run[at], kept.state_coding(at, False, at in looks), False) for at in sorted(wanted)]
+            # An estimate is no state, but as smooth as one.
+            coded += [(run[at], kept.estimate_coding, True) for at in (max(run), *looks)]
+            coded.append((run[0.0], kept.final_coding, False))
             states, size = len(wanted), 0
-            for place, sigma in enumerate([*wanted, 0.0]):
-                tensor = enlarge(run[sigma], 1000 * number + place + SEED)
-                coding = kept.state_coding(sigma, noise_drawn=False) if sigma else codec.RAW
-                if coding == codec.RAW:  # the result is kept as it is
-                    size += tensor.nbytes
-                    continue
+            for place, (latent, coding, pooled) in enumerate(coded):
+                tensor = enlarge(latent, 1000 * number + place + SEED)
+                tensor = token_means(tensor, TOKEN) if pooled else tensor
                 length, encode_s, decode_s = _timed(tensor, coding)
                 size += length
                 found["encode"].append(1e3 * encode_s)
