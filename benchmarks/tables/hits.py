@@ -26,7 +26,9 @@ from ..systems import BenchWan, Request, System
 
 FULL = {4: 165, 20: 99, 50: 55}
 QUICK = {4: 22, 20: 11}
-HIT = System("look and join", selective=False, strength=0.0)
+HIT = System("look and join", strength=0.0)
+SKIPPING = System("look and join, none left out", selective=False, strength=0.0)
+AMPLIFIED = System("look and join, amplified")
 EARLY = System("early start", selective=False, strength=0.0, method="early start")
 TAKE = System("another take", selective=False, strength=0.0, take="another take")
 RIM = 2  # pixels around an object that count as part of it
@@ -124,6 +126,8 @@ class Systems:
         cost = self.hit["step_equivalents"]
         return {
             **self.compared(),
+            SKIPPING.name: self._told(self._reads(SKIPPING), self.source, inside=self.on_source),
+            AMPLIFIED.name: self._told(self._reads(AMPLIFIED), self.source, inside=self.on_source),
             "early start": self._told(self._reads(EARLY), self.cold),
             "another take": self._told(self._reads(TAKE), self.cold),
             "fewer steps, source's seed": self._between(cost, self._fewer_on_source),
