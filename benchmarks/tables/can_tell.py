@@ -6,7 +6,7 @@ are matched one by one with those of the same request with all steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,6 +33,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
         whole = [wan.sample(r) for r in requests]
         half = [wan.sample(_with_steps(r, steps // 2)) for r in requests]
         reference = [wan.sample(Request(**{**vars(r), "seed": r.seed + OTHER_TAKE})) for r in requests]
+        features = [np.array([s["features"] for s in part]) for part in (whole, half, reference)]
         kept, wanted = np.array([_details(wan, *pair) for pair in zip(whole, half, strict=True)]).T
         rows.append(
             {
@@ -45,8 +46,8 @@ def measure(bench: Bench, full: bool) -> report.Result:
                 "object error rise": _relative(whole, half, "error", -1),
                 "sharpness loss": _relative(whole, half, "sharpness"),
                 "flicker rise": _relative(whole, half, "flicker", -1),
-                "Fréchet distance": _distances(lambda a, b, c: metrics.frechet_distance(a, c), whole, half, reference),
-                "its rise": _distances(_rise, whole, half, reference),
+                "Fréchet distance": report.over_halves(metrics.frechet_distance, features[0], features[2]),
+                "its rise": report.over_halves(_rise, *features),
             }
         )
     return report.Result(
@@ -87,19 +88,3 @@ def _relative(whole: Sequence[dict], half: Sequence[dict], name: str, sign: int 
 def _rise(whole: np.ndarray, half: np.ndarray, reference: np.ndarray) -> float:
     """By what factor the distance grows at half the steps, less 1."""
     return metrics.frechet_distance(half, reference) / metrics.frechet_distance(whole, reference) - 1
-
-
-def _distances(statistic: Callable[..., float], *samples: Sequence[dict]) -> dict:
-    """A statistic of Fréchet distances. Its spread is that over halves of the requests, drawn without doubles:
-
-    half a finite set varies as the set itself does, while the bootstrap's doubles would raise the distance.
-    """
-    features = [np.array([s["features"] for s in part]) for part in samples]
-    value, count = statistic(*features), len(features[0])
-    rng = np.random.default_rng(0)
-    drawn = []
-    for _ in range(100):
-        rows = rng.permutation(count)[: count // 2]
-        drawn.append(statistic(*(f[rows] for f in features)))
-    half = 1.96 * float(np.std(drawn))
-    return {"mean": value, "low": value - half, "high": value + half, "n": count}

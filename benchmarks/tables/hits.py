@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.ndimage
@@ -93,9 +94,9 @@ def _measured(wan: Bench, pairs: Sequence[Pair]) -> Told:
     return of_systems([Systems(wan, pair).measured() for pair in pairs])
 
 
-def of_systems(measured: Sequence[Mapping[str, Mapping[str, float]]]) -> Told:
+def of_systems(measured: Sequence[Mapping[str, Mapping[str, Any]]]) -> Told:
     """What `Systems.measured` gave for many pairs, by system and measure."""
-    told: dict[str, list[Mapping[str, float]]] = {}
+    told: dict[str, list[Mapping[str, Any]]] = {}
     for pair in measured:
         for name, measures in pair.items():
             told.setdefault(name, []).append(measures)
@@ -103,7 +104,7 @@ def of_systems(measured: Sequence[Mapping[str, Mapping[str, float]]]) -> Told:
 
 
 class Systems:
-    """One pair under every system."""
+    """One pair under every system. What is measured of a video: numbers, and `features` [F]."""
 
     def __init__(self, wan: Bench, pair: Pair):
         self.wan, self.pair, self.steps = wan, pair, pair.target.steps
@@ -153,9 +154,10 @@ class Systems:
         weight = min(1.0, max(0.0, cost - low)) if low < self.steps else 0.0
         below = sampled(low)
         above = sampled(low + 1) if weight else below
-        return {name: (1 - weight) * below[name] + weight * above[name] for name in below}
+        mixed = {name: (1 - weight) * below[name] + weight * above[name] for name in below if name != "features"}
+        return mixed | {"features": (above if weight > 0.5 else below)["features"]}
 
-    def _told(self, sample: dict, reference: dict, inside: dict | None = None) -> dict[str, float]:
+    def _told(self, sample: dict, reference: dict, inside: dict | None = None) -> dict[str, Any]:
         """reference: whose details the sample should show; inside: whose within its edit mask, None for the same."""
         frames = self.wan.frames(sample)
         wanted = details.find(self.wan.frames(reference))
@@ -169,6 +171,7 @@ class Systems:
         return {
             **{name: float(sample[name]) for name in ("alignment", "error", "seams", "flicker", "copies")},
             "cost": float(sample["step_equivalents"]),
+            "features": sample["features"],
             "wanted": len(kept),
             "kept": details.matched(kept, details.find(frames)),
             "difference": metrics.difference(frames, self.source_frames, outside, BenchWan.side),
@@ -202,7 +205,13 @@ def _row(steps: int, change: str, system: str, of: dict, told: Told, chosen: np.
         "flicker": report.estimate(of["flicker"]),
         "copies": report.estimate(of["copies"]),
         "difference to the source": report.estimate(of["difference"]),
+        "Fréchet distance to cold": _distance(of["features"], told["cold"]["features"][chosen]),
     }
+
+
+def _distance(features: np.ndarray, cold: np.ndarray) -> dict | str:
+    """Of two sets of videos, [N, F] each; nothing where they are too few for both halves of a set."""
+    return report.over_halves(metrics.frechet_distance, features, cold) if len(cold) >= 20 else ""
 
 
 def kept_share(kept: np.ndarray, wanted: np.ndarray) -> float:
