@@ -22,14 +22,15 @@ class Course:
 
     again: the step of a second look, which is compared with the source's estimate there; 0 for none.
     every, last: with selective steps, each `every`-th step is a full one, and so are the `last` ones.
-    k1: without selective steps, the steps up to K1 are answered but for the looks; from K1 on all are full.
+    full_from: where no token is left out, the step from which on all are full; before it, all but every `again`-th
+        one are answered.
     thinned: how many steps are answered where everything differs.
     """
 
     again: int
     every: int
     last: int
-    k1: int
+    full_from: int
     thinned: int
 
     @property
@@ -79,9 +80,21 @@ def selective(steps: int, course: Course) -> str:
     return "".join(kind(k) for k in range(steps))
 
 
-def skipping(steps: int, k1: int, again: int) -> str:
-    """A look at every `again`-th step on the way to step K1, the others answered; from K1 on all steps are full."""
-    return "".join(FULL if k >= k1 or k == 0 or (again and k % again == 0) else ANSWERED for k in range(steps))
+def skipping(steps: int, full_from: int, again: int) -> str:
+    """Of the steps before `full_from`, the first and every `again`-th are full, the others answered; from there on all
+    are full.
+    """
+    return "".join(FULL if k >= full_from or k == 0 or (again and k % again == 0) else ANSWERED for k in range(steps))
+
+
+def answering(steps: int, saved: int, again: int) -> str:
+    """The course of `skipping` that answers so many steps, or as many as it can."""
+    kinds = FULL * steps
+    for full_from in range(1, steps):
+        kinds = skipping(steps, full_from, again)
+        if kinds.count(ANSWERED) >= saved:
+            break
+    return kinds
 
 
 def thinned(steps: int, saved: int) -> str:
@@ -93,10 +106,13 @@ def thinned(steps: int, saved: int) -> str:
     return "".join(ANSWERED if k in answered else FULL for k in range(steps))
 
 
-def at_most_saved(kinds: str, share: float, most: float) -> str:
-    """The course with as many of its last steps made full as it takes to save no more than `most` of its steps."""
+def at_most_saved(kinds: str, share: float, most: float, behind: int) -> str:
+    """The course with as many of its last steps made full as it takes to save no more than `most` of its steps.
+
+    behind: the steps up to this one are over, and stay as they are.
+    """
     steps = len(kinds)
-    for k in reversed(range(steps)):
+    for k in reversed(range(behind + 1, steps)):
         if cost(kinds, share) >= (1.0 - most) * steps - 1e-9:
             break
         kinds = kinds[:k] + FULL + kinds[k + 1 :]

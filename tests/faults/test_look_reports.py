@@ -214,6 +214,32 @@ def test_a_fixed_k2_says_from_which_step_on_all_is_computed(run, cache, comfy_ho
     assert (hit.report["outcome"], hit.report["k2"]) == ("hit", 14)
 
 
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
+def test_a_fixed_k2_holds_before_a_second_look_and_where_all_differs(run, cache, fraction):
+    run(looking(RED, cache=cache, steps=20))
+    settings = {"cache": cache, "steps": 20, "k2": fraction}
+    for g in (looking(**settings), masked_whole(looking(UNLIKE, **settings))):
+        hit = run(g)
+        assert hit.report["outcome"] == "hit", told(hit)
+        assert 0 < hit.report["k2"] <= round(20 * fraction)
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+def test_a_fixed_k1_saves_as_many_steps_as_it_says(run, cache, fraction):
+    run(looking(RED, cache=cache, steps=20))
+    hit = run(looking(cache=cache, steps=20, k1=fraction))
+    assert hit.report["outcome"] == "hit", told(hit)
+    assert hit.report["steps_computed"] == hit.report["step_equivalents"] == 20 - round(20 * fraction)
+
+
+def test_without_the_mask_node_no_token_is_left_out(run, cache):
+    run(looking(RED, cache=cache, steps=20))
+    with block_lengths() as lengths:
+        hit = run(looking(cache=cache, steps=20))
+    assert hit.report["outcome"] == "hit" and 0 < hit.report["looked"] < 1, told(hit)
+    assert set(lengths) == {TOKENS} and set(hit.report["token_share"]) <= {0.0, 1.0}
+
+
 # -- what a look could not see -----------------------------------------------------------------------------------
 
 

@@ -47,12 +47,22 @@ def test_thinning_answers_as_many_steps_as_it_is_told(steps, saved):
 
 
 @given(STEPS, st.data())
-def test_skipping_looks_at_every_so_many_steps_before_k1(steps, data):
-    k1, again = data.draw(st.integers(1, steps - 1)), data.draw(st.integers(0, steps - 1))
-    kinds = course.skipping(steps, k1, again)
+def test_skipping_computes_every_so_many_steps_and_all_from_some_step_on(steps, data):
+    first, again = data.draw(st.integers(1, steps - 1)), data.draw(st.integers(0, steps - 1))
+    kinds = course.skipping(steps, first, again)
     assert len(kinds) == steps
-    looks = range(0, k1, again) if again else [0]
-    assert [k for k in range(k1) if kinds[k] == "F"] == list(looks) and kinds[k1:] == "F" * (steps - k1)
+    full = range(0, first, again) if again else [0]
+    assert [k for k in range(first) if kinds[k] == "F"] == list(full) and kinds[first:] == "F" * (steps - first)
+
+
+@given(STEPS, st.data())
+def test_as_many_steps_are_answered_as_asked_for_or_as_can_be(steps, data):
+    saved, again = data.draw(st.integers(1, steps - 2)), data.draw(st.integers(0, steps - 1))
+    kinds = course.answering(steps, saved, again)
+    most = course.skipping(steps, steps - 1, again)
+    assert len(kinds) == steps and kinds[0] == kinds[-1] == "F"
+    assert kinds.count("A") == min(saved, most.count("A"))
+    assert {k for k in range(steps) if kinds[k] == "A"} <= {k for k in range(steps) if most[k] == "A"}
 
 
 @given(STEPS, st.data())
@@ -76,7 +86,7 @@ def test_the_cost_counts_full_steps_whole_and_selective_ones_by_their_share(kind
 @given(courses(), SHARES, st.floats(0.0, 1.0))
 def test_no_more_is_saved_than_allowed_and_only_as_much_is_given_up_as_that_takes(kinds, share, most):
     steps = len(kinds)
-    limited = course.at_most_saved(kinds, share, most)
+    limited = course.at_most_saved(kinds, share, most, 0)
     assert len(limited) == steps
     assert course.cost(limited, share) >= (1.0 - most) * steps - 1e-6
     made_full = [k for k in range(steps) if limited[k] != kinds[k]]
@@ -89,17 +99,26 @@ def test_no_more_is_saved_than_allowed_and_only_as_much_is_given_up_as_that_take
     assert course.cost(again, share) < (1.0 - most) * steps, "one step more than needed was made full"
 
 
+@given(courses(), SHARES, st.floats(0.0, 1.0), st.data())
+def test_steps_that_are_over_stay_as_they_are(kinds, share, most, data):
+    behind = data.draw(st.integers(0, len(kinds) - 1))
+    limited = course.at_most_saved(kinds, share, most, behind)
+    assert limited[: behind + 1] == kinds[: behind + 1]
+    rest = limited[behind + 1 :]
+    assert course.cost(limited, share) >= (1.0 - most) * len(kinds) - 1e-6 or set(rest) <= {"F"}
+
+
 @pytest.mark.parametrize("most", [0.0, 1.0])
 def test_at_its_ends_the_limit_allows_nothing_or_everything(most):
-    assert course.at_most_saved("FSSF", 0.2, most) == ("FFFF" if most == 0.0 else "FSSF")
+    assert course.at_most_saved("FSSF", 0.2, most, 0) == ("FFFF" if most == 0.0 else "FSSF")
 
 
 @given(STEPS)
 def test_the_calibrated_courses_fit_schedules_of_every_length(steps):
     length = course.calibrated().course(steps)
     assert all(value >= 0 for value in vars(length).values())
-    k1 = min(length.k1, steps - 1)
-    kinds = [course.selective(steps, length), course.skipping(steps, k1, length.again)]
+    first = min(length.full_from, steps - 1)
+    kinds = [course.selective(steps, length), course.skipping(steps, first, length.again)]
     for made in [*kinds, course.thinned(steps, length.thinned)]:
         assert len(made) == steps and made[0] == made[-1] == "F"
         assert course.cost(made, 0.0) < steps, "nothing would be saved"

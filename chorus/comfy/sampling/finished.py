@@ -93,12 +93,13 @@ class Recording:
     estimates: σ → the model's estimate x0 there, after CFG; fp32 on the CPU.
     attention: [L, T', H', W'] how strongly each place attended to each token, mean over the recorded steps; None if
         nothing was recorded.
+    watched: how many maps that mean is of.
     """
 
     states: dict[float, torch.Tensor] = field(default_factory=dict)
     estimates: dict[float, torch.Tensor] = field(default_factory=dict)
     attention: torch.Tensor | None = None
-    looks: int = 0
+    watched: int = 0
 
 
 def _tensors(held: Any) -> Iterator[torch.Tensor]:

@@ -46,7 +46,7 @@ class LookAndJoin(Technique):
 
     active = False
     joined = True  # False where everything differs
-    source: Picture | None = None
+    source: Picture | None = None  # until its last look is done
     outside: torch.Tensor | None = None  # x0 outside the edit mask, [B, C, T, H, W]
     known: torch.Tensor | None = None  # the latest x0, likewise
     regions: Regions | None = None  # where target and source differ
@@ -133,9 +133,11 @@ class LookAndJoin(Technique):
         return None
 
     def _new_context(self) -> Context | None:
-        """Where selective steps keep what they leave out; None where no token can be left out."""
+        """Where selective steps keep what they leave out; None where no token can be left out, or nobody wants it."""
         request = self.request
-        return Context(lambda: int(MEMORY * request.free_memory())) if selective.refusal(request) is None else None
+        if selective.NAME not in request.plan.stages or selective.refusal(request) is not None:
+            return None
+        return Context(lambda: int(MEMORY * request.free_memory()))
 
     def start(self, schedule: Schedule) -> torch.Tensor | Refused | None:
         """The source's noise."""
@@ -193,8 +195,7 @@ class LookAndJoin(Technique):
         self._use(self._regions(changed if self.regions is None else changed | self.regions.base, looks.grow))
         assert self.regions is not None
         self.joined = self.regions.edited <= looks.cut.everywhere
-        wanted = self._course(self.share)
-        self.kinds = self.kinds[: step + 1] + wanted[min(step + 1, len(self.kinds)) :]
+        self.kinds = self._course(step)
         last_joined = max((k for k, kind in enumerate(self.kinds) if kind != FULL), default=0)
         goes_on = self.joined and step < length.again < last_joined
         self.outside = source.before if goes_on else source.final
@@ -220,20 +221,27 @@ class LookAndJoin(Technique):
             base = base | known.base.to(base.device)
         return build(base, given.edit_radius, given.visible_radius)
 
-    def _course(self, share: float) -> str:
-        settings = self.request.plan.stages[resume.NAME]
-        return course.at_most_saved(self._wanted(share, settings.fixed), share, settings.most)
+    def _course(self, step: int) -> str:
+        """What each step is, those up to the look at `step` as they were; within what people have set by hand."""
+        steps, settings = self.request.whole_steps, self.request.plan.stages[resume.NAME]
+        k2 = self._fixed_k2(steps)
+        past = self.kinds[: step + 1]
+        kinds = past + self._wanted(self.share, settings.fixed, k2)[len(past) :]
+        if k2 is not None:
+            first = max(k2, step + 1)
+            kinds = kinds[:first] + FULL * (steps - first)
+        return course.at_most_saved(kinds, self.share, settings.most, step)
 
-    def _wanted(self, share: float, fixed: float | None) -> str:
+    def _wanted(self, share: float, fixed: float | None, k2: int | None) -> str:
         steps, length = self.request.whole_steps, self.length
         assert length is not None
-        if (k2 := self._fixed_k2(steps)) is not None:
-            length = replace(length, last=steps - k2, k1=min(length.k1, k2))
+        if k2 is not None:
+            length = replace(length, last=steps - k2)
         if fixed is not None:
-            return course.skipping(steps, min(steps - 1, 1 + round(fixed * steps)), length.again)
+            return course.answering(steps, round(fixed * steps), length.again)
         if not self.joined:
             return course.thinned(steps, length.thinned)
-        skipping = course.skipping(steps, min(length.k1, steps - 1), length.again)
+        skipping = course.skipping(steps, min(length.full_from, steps - 1), length.again)
         if self.context is None or self.context.full:
             return skipping
         leaving_out = course.selective(steps, length)

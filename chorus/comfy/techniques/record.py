@@ -83,17 +83,17 @@ class Record(Technique):
             block: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int
         ) -> tuple[torch.Tensor, torch.Tensor]:
             if block in blocks and q.shape[1] == grid[0] * grid[1] * grid[2]:
-                self._look(coarse_attention(q[row], k[row], heads, grid, real))
+                self._add(coarse_attention(q[row], k[row], heads, grid, real))
             return k, v
 
         return CallWork(attention=watch)
 
-    def _look(self, maps: torch.Tensor) -> None:
+    def _add(self, maps: torch.Tensor) -> None:
         """Add attention maps [L, T', H', W'] to the mean."""
         assert self.recording is not None
-        self.recording.looks += 1
+        self.recording.watched += 1
         mean = self.recording.attention
-        self.recording.attention = maps if mean is None else torch.lerp(mean, maps, 1.0 / self.recording.looks)
+        self.recording.attention = maps if mean is None else torch.lerp(mean, maps, 1.0 / self.recording.watched)
 
     def result(self, schedule: Schedule) -> Recording | None:
         return self.recording
