@@ -85,7 +85,7 @@ class Caption:
         return named
 
 
-SECOND, DOTS, PAN = 0.6, 0.5, 0.25  # how often a prompt names them
+SECOND, DOTS, PAN = 0.6, 0.7, 0.25  # how often a prompt names them
 
 
 def sample_caption(rng: np.random.Generator, *, held_out: bool = False, template: int | None = None) -> Caption:

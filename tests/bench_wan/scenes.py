@@ -28,7 +28,7 @@ PAN = 4.0  # pixels a frame, one cell of the latent
 # object is ahead), and a second object lies rather far out on its side.
 LEAN = 0.4
 WHITE = (0.97, 0.97, 0.97)
-DOT_RADIUS = (4.2, 5.0)
+DOT_RADIUS = (5.4, 6.2)
 MOST_DOTS = max(COUNTS.values())
 DOT_GAP = 3.0  # pixels between dots
 # Where dots lie about their middle, by how many there are: as on a die, in distances from one dot's centre to the next.
