@@ -92,7 +92,7 @@ def digest(*patterns: str) -> str:
 def measured_digest() -> str:
     """Of everything but Chorus that a sample depends on: weights, the model's files, the measures, the templates."""
     model, bench = "tests/small_wan", "benchmarks"
-    measures = (f"{bench}/metrics.py", f"{bench}/systems.py", "workflows/api/*")
+    measures = (f"{bench}/metrics.py", f"{bench}/systems.py", "workflows/api/*", "tools/demo_graph.py")
     wan = "tests/bench_wan"
     return digest(f"{model}/weights/*", f"{model}/[cjnst]*.py", f"{wan}/weights/*", f"{wan}/*.py", *measures)
 
@@ -131,7 +131,7 @@ class Bench:
         self._file = kept / f"samples-{os.getpid()}.jsonl"
         self._samples: dict[str, dict] = {}
         self._opened = 0
-        self.sampled = 0  # by this process
+        self._count = [0]  # of samples made by this process; shared with what `of` gives
         for file in kept.glob("samples-*.jsonl"):
             for line in file.read_text(encoding="utf-8").splitlines():
                 try:
@@ -154,7 +154,14 @@ class Bench:
     def of(self, subject: Any) -> Bench:
         """A bench for another subject on the same host, whose samples lie apart and whose videos are kept."""
         kept = self._kept / subject.name.replace(" ", "_")
-        return Bench(kept, subject, self.host, frames=kept / "frames")
+        bench = Bench(kept, subject, self.host, frames=kept / "frames")
+        bench._count = self._count
+        return bench
+
+    @property
+    def sampled(self) -> int:
+        """How many samples this process has made, for all subjects together."""
+        return self._count[0]
 
     def frames(self, sample: dict) -> np.ndarray:
         """The video of a sample, [T, H, W, 3] in [0, 1], where this bench keeps them."""
@@ -175,7 +182,7 @@ class Bench:
             with self._file.open("a", encoding="utf-8") as kept:
                 kept.write(json.dumps(sample) + "\n")
             self._samples[name] = sample
-            self.sampled += 1
+            self._count[0] += 1
         return self._samples[name]
 
     def overlap(self, request: Request, source: Request) -> float | None:

@@ -32,7 +32,7 @@ GROUPS = 4
 LEAST, MOST = 0.2, 0.98  # of the scores sampled, by the graph's own encodings
 SHARED = 0.5  # of its words a request should find in a match
 MATCH = f"score with {SHARED:.0%} of the words shared"
-HIT = replace(CHORUS, k1=K1, k2=K1 + 2)
+HIT = replace(CHORUS, k1=K1, k2=K1 + 2, method="early start")
 AT_K1 = System("state taken at K1", k1=K1, start=1.0, selective=False, strength=0.0)
 
 

@@ -8,7 +8,7 @@ the first step; the second one those of a later step, of the state that the firs
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,17 +34,16 @@ AT_ONCE = 11
 PATCH = (1, 2, 2)
 DIFFERENT = 0.3  # in channel spreads, of the finished videos: the truth
 SCALES = (1.4, 1.0, 0.7, 0.5)  # of Otsu's threshold
-LOWEST, HIGHEST, EVERYWHERE = 0.06, 0.3, 0.9
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One pair: [T, H, W] on the token grid. second: None without a second look."""
+    """One pair: [T, H, W] on the token grid. second: by scale; {} without a second look."""
 
     change: str
     truth: torch.Tensor
     first: torch.Tensor
-    second: torch.Tensor | None
+    second: dict[float, torch.Tensor]
 
 
 def measure(bench: Bench, full: bool) -> report.Result:
@@ -55,18 +54,21 @@ def measure(bench: Bench, full: bool) -> report.Result:
             continue
         seen = list(_looked(scene_pairs(count, TUNED), steps))
         for scale in SCALES:
-            cut = Cut(scale, LOWEST, HIGHEST, EVERYWHERE)
-            for look in ("first", "both") if seen[0].second is not None else ("first",):
-                masks = [_mask(one, cut, look) for one in seen]
+            for look in ("first", "both") if calibrated().course(steps).again else ("first",):
+                masks = [_mask(one, scale, look) for one in seen]
                 for change in ("all", *sorted({one.change for one in seen})):
                     picked = [i for i, one in enumerate(seen) if change in ("all", one.change)]
                     rows.append(_row(steps, look, scale, change, [seen[i] for i in picked], [masks[i] for i in picked]))
     return report.Result(name="looks", title="What a look finds", columns=list(rows[0]), rows=rows, seeds=[TUNED])
 
 
-def _mask(seen: Seen, cut: Cut, look: str) -> torch.Tensor:
-    mask = cut(seen.first)
-    return mask | cut(seen.second) if look == "both" and seen.second is not None else mask
+def _cut(scale: float) -> Cut:
+    return replace(calibrated().cut, scale=scale)
+
+
+def _mask(seen: Seen, scale: float, look: str) -> torch.Tensor:
+    mask = _cut(scale)(seen.first)
+    return mask | _cut(scale)(seen.second[scale]) if look == "both" and scale in seen.second else mask
 
 
 def _row(steps: int, look: str, scale: float, change: str, seen: list[Seen], masks: list[torch.Tensor]) -> dict:
@@ -107,28 +109,24 @@ def _looked(pairs: list[ScenePair], steps: int) -> Iterator[Seen]:
         noise = sampling.noise([pair.source_seed for pair in some])
         contexts = [encoder([getattr(pair, side).text for pair in some]) for side in ("source", "target")]
         source, target = (sampling.path(model, context, noise, steps, cfg) for context in contexts)
-        spreads = [channel_spread(one[None]) for one in source[-1]]
         looks = [_estimate(path, sigmas, 0) for path in (source, target)]
-        second = None
-        if again:
-            cut = calibrated().cut
-            joined = []
-            for i in range(len(some)):
-                apart = _apart(looks[1][i : i + 1], looks[0][i : i + 1], spreads[i]) / cfg
-                cells = on_cells(cut(apart), PATCH, tuple(noise.shape[-3:]))
-                clean = (source[again][i] - sigmas[again] * noise[i]) / (1 - sigmas[again])
-                x0 = torch.where(cells, looks[1][i], clean)
-                joined.append(sigmas[again] * noise[i] + (1 - sigmas[again]) * x0)
-            estimates = sampling.estimate(model, contexts[1], torch.stack(joined), sigmas[again], cfg)
-            second = (estimates, _estimate(source, sigmas, again))
         for i, pair in enumerate(some):
-            one, spread = slice(i, i + 1), spreads[i]
-            yield Seen(
-                pair.change,
-                _apart(target[-1][one], source[-1][one], spread) > DIFFERENT,
-                _apart(looks[1][one], looks[0][one], spread) / cfg,
-                None if second is None else _apart(second[0][one], second[1][one], spread) / cfg,
-            )
+            one = slice(i, i + 1)
+            spread = channel_spread(source[-1][one])
+            first = _apart(looks[1][one], looks[0][one], spread) / cfg
+            second = {}
+            for scale in SCALES if again else ():
+                mask = _cut(scale)(first)
+                if float(mask.float().mean()) > calibrated().cut.everywhere:
+                    continue
+                cells = on_cells(mask, PATCH, tuple(noise.shape[-3:]))
+                clean = (source[again][one] - sigmas[again] * noise[one]) / (1 - sigmas[again])
+                x0 = torch.where(cells, looks[1][one], clean)
+                x = sigmas[again] * noise[one] + (1 - sigmas[again]) * x0
+                estimate = sampling.estimate(model, contexts[1][one], x, sigmas[again], cfg)
+                second[scale] = _apart(estimate, _estimate(source, sigmas, again)[one], spread) / cfg
+            truth = _apart(target[-1][one], source[-1][one], spread) > DIFFERENT
+            yield Seen(pair.change, truth, first, second)
 
 
 def _apart(target: torch.Tensor, source: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:

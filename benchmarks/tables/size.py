@@ -2,7 +2,7 @@
 
 The aim is a tenth of `fp16`, which keeps every state of the first 75 % of the schedule in half precision and the final
 latent in single precision. Alignment is measured with the small Wan through the real host. Changes are relative to hits
-on the same source kept in fp16, with the state taken early, as calibrated, and at K1, where less noise hides its
+on the same source kept in fp16, as the templates make them, and with the state taken at K1, where less noise hides its
 errors. Bytes count the states, the estimates of looks and the final latent of a cold run; the final latent is kept
 exactly, in fp32.
 
@@ -63,7 +63,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
             rows.append(row)
             if profile != TODAY:
                 note("compression_ratio_small_wan", profile, steps, row["ratio"])
-                note("alignment_delta", profile, steps, row["alignment, early state"])
+                note("alignment_delta", profile, steps, row["alignment, as calibrated"])
                 note("alignment_delta_at_k1", profile, steps, row["alignment, state at K1"])
     for steps in (4, 20, 50) if full else (4, 20):
         sources = [p.source for p in hit_pairs(STATES_OF, REPORTED, steps)][: STATES_OF if full else 2]
@@ -111,7 +111,7 @@ def _small_wan(bench: Bench, pairs: list[Pair], steps: int, profile: str) -> dic
         "whole entry, kB": report.estimate([s["entry"] / 1e3 for s in shares]),
     }
     at_k1 = System("state taken at K1", k1=max(1, round(0.45 * steps)), start=1.0, selective=False, strength=0.0)
-    for name, system in (("early state", CHORUS), ("state at K1", at_k1)):
+    for name, system in (("as calibrated", CHORUS), ("state at K1", at_k1)):
         today, coded = (
             of([bench.sample(p.target, replace(system, precision=kept), p.source) for p in pairs], "alignment")
             for kept in (TODAY, profile)

@@ -35,12 +35,12 @@ def measure(bench: Bench, full: bool) -> report.Result:
     for changes in sorted({pair.of.change for pair in pairs}):
         chosen = np.array([pair.of.change == changes for pair in pairs])
         rows.append(_row(f"{changes} changed", told, chosen, scores, None))
-    above = 1.0 + 1e-6
+    upper = 1.0
     for lower in BANDS:
-        chosen = (scores >= lower) & (scores < above)
+        chosen = (scores >= lower) & (scores < upper)
         if chosen.any():
-            rows.append(_row(f"score from {lower:.1f} on", told, chosen, scores, proportion(reached >= lower)))
-        above = lower
+            rows.append(_row(f"score {lower:.1f} to {upper:.1f}", told, chosen, scores, proportion(reached >= lower)))
+        upper = lower
     return report.Result("threshold", "How unlike a request may be", list(rows[0]), rows, [REPORTED])
 
 
@@ -59,7 +59,7 @@ def _row(which: str, told: Told, chosen: np.ndarray, scores: np.ndarray, hit_rat
         "prompts": which,
         "n": int(chosen.sum()),
         "score": report.estimate(scores[chosen]),
-        "hit rate": "" if hit_rate is None else hit_rate,
+        "hit rate from there on": "" if hit_rate is None else hit_rate,
         "cost": report.estimate(hit["cost"] / STEPS),
         "alignment loss": report.estimate(cold["alignment"] - hit["alignment"]),
         "alignment beyond fewer steps": report.estimate(hit["alignment"] - fewer["alignment"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -24,6 +24,7 @@ class Schedule:
         steps cover all the way from there, spaced as the schedule is.
     kinds: where the walk begins at σ_0 with a look, what each of the N steps is: FULL, SELECTIVE or ANSWERED (the
         latest estimate is given again, so that the state moves on in a straight line). "" for all other walks.
+    looks: the steps whose estimates are compared with the source's, so that nothing else may change them.
     """
 
     asked: tuple[float, ...]
@@ -31,6 +32,7 @@ class Schedule:
     k2: int = 0
     start: float | None = None
     kinds: str = ""
+    looks: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if len(self.asked) < 2:
@@ -67,18 +69,20 @@ class Schedule:
         """The σ really walked, from the first step to the end."""
         return self.whole_path[self.first :]
 
-    def looking(self, kinds: str) -> Schedule:
-        """The schedule walked from σ_0 on, each step as `kinds` says.
+    def looking(self, kinds: str, looks: Iterable[int] | None = None) -> Schedule:
+        """The schedule walked from σ_0 on, each step as `kinds` says. looks: None for those that it has.
 
         K1 becomes the first step after the look that is computed at all, K2 the first from which on all are full.
         """
         k1 = next((k for k in range(1, self.steps) if kinds[k] != ANSWERED), self.steps)
         k2 = max(k1, max((k + 1 for k, kind in enumerate(kinds) if kind != FULL), default=0))
-        return replace(self, k1=k1, k2=k2, start=None, kinds=kinds)
+        return replace(
+            self, k1=k1, k2=k2, start=None, kinds=kinds, looks=self.looks if looks is None else frozenset(looks)
+        )
 
     def from_step(self, k1: int, start: float | None = None) -> Schedule:
         """The schedule with its first `k1` steps skipped and all others full."""
-        return replace(self, k1=k1, k2=k1, start=start, kinds="")
+        return replace(self, k1=k1, k2=k1, start=start, kinds="", looks=frozenset())
 
     def step_at(self, sigma: float) -> int:
         """The step that an evaluation at `sigma` belongs to: the last one that begins at or above it."""

@@ -187,6 +187,14 @@ def test_the_look_is_dilated_as_the_mask_node_says(run, cache, pack_module):
     assert torch.equal(grown, dilate(plain, 1)) and not torch.equal(grown, plain)
 
 
+def test_amplified_words_do_not_change_what_a_look_sees(run, cache):
+    run(looking(RED, cache=cache, steps=20))
+    plain, amplified = (run(looking(cache=cache, steps=20, tgaa=tgaa)) for tgaa in (False, True))
+    first, second, *again = looks_seen
+    assert len(again) == 2 and torch.equal(again[0], first) and torch.equal(again[1], second)
+    assert amplified.report["tokens"] and not torch.equal(amplified.latent, plain.latent)
+
+
 def test_a_whole_change_says_so_and_shows_its_cost(run, cache):
     run(looking(RED, cache=cache, steps=4))
     g = masked_whole(looking(UNLIKE, cache=cache, steps=4))

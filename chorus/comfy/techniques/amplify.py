@@ -59,7 +59,7 @@ class Amplify(Technique):
 
     def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:
         amplification = self.request.plan.stages.get(NAME)
-        if self.weights is None or call.context is None or amplification is None:
+        if self.weights is None or call.context is None or amplification is None or call.step in schedule.looks:
             return NOTHING
         before = self.request.before  # the fade goes on over the boundary of two experts
         done, k1 = (before.report.steps, before.report.k1) if before else (0, schedule.k1)

@@ -87,7 +87,8 @@ class LookAndJoin(Technique):
         notes = [] if kept["noise"] == request.noise_digest else [say("note.composition", seed=str(kept["seed"]))]
         if selective.NAME in plan.stages and (why := selective.refusal(request)) is not None:
             notes.append(why)
-        return Decision(schedule.looking(FULL * schedule.steps), plan.source.entry.id, tuple(notes))
+        looking = schedule.looking(FULL * schedule.steps, self.length.looks)
+        return Decision(looking, plan.source.entry.id, tuple(notes))
 
     def _go_on(self, schedule: Schedule, before: FinishedRun) -> Decision | None:
         """Go on after the first of two samplers that share a schedule, which has looked."""
