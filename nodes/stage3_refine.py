@@ -14,8 +14,7 @@ class ChorusStage3Refine(io.ComfyNode):
             node_id="ChorusStage3Refine",
             display_name="Chorus Stage 3: Refine",
             category=CATEGORY,
-            description="After an early start: from step K2 on, every step computes the whole video. This closes seams "
-            "and refines details.",
+            description="From step K2 on, every step computes the whole video. This closes seams and refines details.",
             search_aliases=["k2", "full steps", "refine", "seams"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that is sampled."),
