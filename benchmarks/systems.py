@@ -56,7 +56,6 @@ class System:
     calibrated_threshold: bool = False  # otherwise every source counts as a hit
     precision: str | None = None  # in which the source was kept, None: the node's default
     method: str | None = None  # of stage 1, None: the node's default
-    take: str | None = None  # of the look-up, likewise
     easycache: float | None = None  # reuse threshold of the host's own EasyCache
 
 
@@ -204,8 +203,6 @@ def _set_stages(made: Graph, request: Request, system: System) -> None:
         made[masks]["inputs"] |= {"masks_from": "attention", "edit_dilation": 1, "visible_dilation": 1}
     if system.masks_from is not None:
         made[masks]["inputs"]["masks_from"] = system.masks_from
-    if system.take is not None:
-        made[lookup]["inputs"]["take"] = system.take
     for node, name, value in (
         (masks, "edit_dilation", system.edit_dilation),
         (masks, "visible_dilation", system.visible_dilation),

@@ -33,7 +33,6 @@ HIT = System("look and join", strength=0.0)
 SKIPPING = System("look and join, none left out", selective=False, strength=0.0)
 AMPLIFIED = System("look and join, amplified")
 EARLY = System("early start", selective=False, strength=0.0, method="early start")
-TAKE = System("another take", selective=False, strength=0.0, take="another take")
 OTHER_TAKE = 500_000  # added to a seed
 RIM = 2  # pixels around an object that count as part of it
 
@@ -136,7 +135,6 @@ class Systems:
             SKIPPING.name: self._told(self._reads(SKIPPING), self.source, inside=self.on_source),
             AMPLIFIED.name: self._told(self._reads(AMPLIFIED), self.source, inside=self.on_source),
             "early start": self._told(self._reads(EARLY), self.cold),
-            "another take": self._told(self._reads(TAKE), self.cold),
             "fewer steps, source's seed": self._between(cost, self._fewer_on_source),
             "NIRVANA": self._between(cost, self._nirvana),
         }
