@@ -33,12 +33,12 @@ QUICK = {20: 11}
 AT_ONCE = 11
 PATCH = (1, 2, 2)
 DIFFERENT = 0.3  # in channel spreads, of the finished videos: the truth
-SCALES = (1.4, 1.0, 0.7, 0.5)  # of Otsu's threshold
+WEAKER = (1.0, 0.7, 0.5, 0.3)  # share of the threshold that counts beside marked tokens
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One pair: [T, H, W] on the token grid. second: by scale; {} without a second look."""
+    """One pair: [T, H, W] on the token grid. second: by WEAKER; {} without a second look."""
 
     change: str
     truth: torch.Tensor
@@ -47,38 +47,37 @@ class Seen:
 
 
 def measure(bench: Bench, full: bool) -> report.Result:
-    """Rows by steps, look, scale of the threshold and what the prompt changes."""
+    """Rows by steps, look, threshold beside marked tokens and what the prompt changes."""
     rows = []
     for steps, count in (FULL if full else QUICK).items():
         if not BenchWan.samples(steps):
             continue
         seen = list(_looked(scene_pairs(count, TUNED), steps))
-        for scale in SCALES:
+        for weaker in WEAKER:
             for look in ("first", "both") if calibrated().course(steps).again else ("first",):
-                masks = [_mask(one, scale, look) for one in seen]
+                masks = [_mask(one, weaker, look) for one in seen]
                 for change in ("all", *sorted({one.change for one in seen})):
                     picked = [i for i, one in enumerate(seen) if change in ("all", one.change)]
-                    rows.append(_row(steps, look, scale, change, [seen[i] for i in picked], [masks[i] for i in picked]))
+                    rows.append(
+                        _row(steps, look, weaker, change, [seen[i] for i in picked], [masks[i] for i in picked])
+                    )
     return report.Result(name="looks", title="What a look finds", columns=list(rows[0]), rows=rows, seeds=[TUNED])
 
 
-def _cut(scale: float) -> Cut:
-    return replace(calibrated().cut, scale=scale)
+def _cut(weaker: float) -> Cut:
+    return replace(calibrated().cut, weaker=weaker)
 
 
-def _mask(seen: Seen, scale: float, look: str) -> torch.Tensor:
-    mask = _cut(scale)(seen.first)
-    return mask | _cut(scale)(seen.second[scale]) if look == "both" and scale in seen.second else mask
+def _mask(seen: Seen, weaker: float, look: str) -> torch.Tensor:
+    mask = _cut(weaker)(seen.first)
+    return mask | _cut(weaker)(seen.second[weaker]) if look == "both" and weaker in seen.second else mask
 
 
-def _row(steps: int, look: str, scale: float, change: str, seen: list[Seen], masks: list[torch.Tensor]) -> dict:
+def _row(change: str, seen: list[Seen], masks: list[torch.Tensor]) -> dict:
     marked = np.array([float(mask.float().mean()) for mask in masks])
     true = np.array([float(one.truth.float().mean()) for one in seen])
     both = np.array([float((mask & one.truth).float().mean()) for mask, one in zip(masks, seen, strict=True)])
     return {
-        "steps": steps,
-        "look": look,
-        "scale": scale,
         "change": change,
         "n": len(seen),
         "differs": report.estimate(true),
@@ -115,8 +114,8 @@ def _looked(pairs: list[ScenePair], steps: int) -> Iterator[Seen]:
             spread = channel_spread(source[-1][one])
             first = _apart(looks[1][one], looks[0][one], spread) / cfg
             second = {}
-            for scale in SCALES if again else ():
-                mask = _cut(scale)(first)
+            for weaker in WEAKER if again else ():
+                mask = _cut(weaker)(first)
                 if float(mask.float().mean()) > calibrated().cut.everywhere:
                     continue
                 cells = on_cells(mask, PATCH, tuple(noise.shape[-3:]))
@@ -124,7 +123,7 @@ def _looked(pairs: list[ScenePair], steps: int) -> Iterator[Seen]:
                 x0 = torch.where(cells, looks[1][one], clean)
                 x = sigmas[again] * noise[one] + (1 - sigmas[again]) * x0
                 estimate = sampling.estimate(model, contexts[1][one], x, sigmas[again], cfg)
-                second[scale] = _apart(estimate, _estimate(source, sigmas, again)[one], spread) / cfg
+                second[weaker] = _apart(estimate, _estimate(source, sigmas, again)[one], spread) / cfg
             truth = _apart(target[-1][one], source[-1][one], spread) > DIFFERENT
             yield Seen(pair.change, truth, first, second)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .regions import otsu
+from .regions import dilate, otsu
 
 _BINS = 128  # of Otsu's histogram
 _LEAST_SPREAD = 1e-3  # of a channel; one that hardly varies must not outweigh the others
@@ -20,28 +20,33 @@ _LEAST_SPREAD = 1e-3  # of a channel; one that hardly varies must not outweigh t
 
 @dataclass(frozen=True)
 class Cut:
-    """How a difference becomes a mask. All in channel spreads.
+    """How a difference becomes a mask.
 
-    scale: of Otsu's threshold. lowest, highest: the bounds within which the product is taken.
+    lowest, highest: the bounds of Otsu's threshold, in channel spreads.
+    weaker: the share of the threshold above which a token beside a marked one counts, too: where an object changes, its
+        edge differs less than its middle.
     everywhere: the share of changed tokens from which a change counts as a global one.
     """
 
-    scale: float
     lowest: float
     highest: float
+    weaker: float
     everywhere: float
 
     def __call__(self, difference: torch.Tensor) -> torch.Tensor:
-        """The tokens [T, H, W] bool at which the difference is above the cut.
+        """The tokens [T, H, W] bool at which the difference is above the cut."""
+        threshold = min(self.highest, max(self.lowest, otsu(difference, _BINS)))
+        changed = difference > threshold
+        return changed | (dilate(changed, 1) & (difference > self.weaker * threshold))
 
-        Where that would be nearly all, Otsu's threshold itself decides: a weak difference everywhere is no reason to
-        keep nothing of the source.
-        """
-        threshold = otsu(difference, _BINS)
-        changed = difference > min(self.highest, max(self.lowest, self.scale * threshold))
-        if float(changed.float().mean()) > self.everywhere:
-            changed = difference > min(self.highest, max(self.lowest, threshold))
-        return changed
+
+def rim(cells: torch.Tensor) -> torch.Tensor:
+    """How much the target's estimate counts in each cell of a mask [T, H, W] bool: in [0, 1], 0 outside.
+
+    Inside it is the share of the 3 × 3 cells around that lie inside, so that tokens do not show as squares.
+    """
+    inside = cells.float()
+    return inside * F.avg_pool2d(inside[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
 
 
 def channel_spread(latent: torch.Tensor) -> torch.Tensor:

@@ -74,7 +74,7 @@ def joined_by_hook(
     masks: [T, H, W] on the token grid, of the first look and of a second one; sigmas: the schedule, to tell which step
     an evaluation belongs to. All steps compute all tokens.
     """
-    cells = [mask.repeat_interleave(2, 1).repeat_interleave(2, 2)[None, None] for mask in masks]
+    weights = [rim_of(mask.repeat_interleave(2, 1).repeat_interleave(2, 2))[None, None] for mask in masks]
     last_joined = max(k for k, kind in enumerate(kinds) if kind != "F")
     known: list[torch.Tensor] = []
 
@@ -86,7 +86,8 @@ def joined_by_hook(
         if step <= last_joined:
             early = step < again
             outside = source.before if early and source.before is not None else source.final
-            x0 = torch.where(cells[0] if early else cells[-1], x0, outside.to(x0))
+            own = (weights[0] if early else weights[-1]).to(x0)
+            x0 = own * x0 + (1 - own) * outside.to(x0)
             known.append(x0)
         return x0
 
@@ -94,6 +95,17 @@ def joined_by_hook(
     reference = plain(reference)
     reference["sample"]["inputs"]["seed"] = seed
     return reference
+
+
+def rim_of(cells: torch.Tensor) -> torch.Tensor:
+    """[T, H, W] bool → what the own estimate counts: the share of the 3 × 3 cells around that lie inside, 0 outside."""
+    height, width = cells.shape[1:]
+    weights = torch.zeros(cells.shape)
+    for y in range(height):
+        for x in range(width):
+            around = cells[:, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+            weights[:, y, x] = cells[:, y, x] * around.float().mean((1, 2))
+    return weights
 
 
 looks_seen: list[torch.Tensor] = []

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from chorus.reuse.join import Cut, channel_spread, difference, token_means
+from chorus.reuse.join import Cut, channel_spread, difference, rim, token_means
 from chorus.reuse.regions import otsu
 
 SEEDS = st.integers(0, 10_000)
@@ -107,20 +107,33 @@ def test_a_channel_that_does_not_vary_does_not_divide_by_nothing():
 
 @given(SEEDS)
 def test_the_cut_lies_within_its_bounds(seed):
-    apart = latent(seed).abs()[0]
-    cut = Cut(0.7, 0.3, 0.6, 0.9)
-    mask = cut(apart)
+    apart = latent(seed)[0, 0].abs()
+    mask = Cut(0.3, 0.6, 1.0, 0.9)(apart)
     assert not bool((mask & (apart <= 0.3)).any())
     assert not bool((~mask & (apart > 0.6)).any())
-    assert torch.equal(mask, apart > min(0.6, max(0.3, 0.7 * otsu(apart, 128))))
+    assert torch.equal(mask, apart > min(0.6, max(0.3, otsu(apart, 128))))
 
 
-def test_a_weak_difference_everywhere_is_parted_where_it_parts_best():
-    apart = torch.full((1, 4, 5), 0.2)
-    apart[0, 0] = 0.25
-    assert float((apart > 0.7 * otsu(apart, 128)).float().mean()) > 0.9
-    assert torch.equal(Cut(0.7, 0.04, 1.0, 0.9)(apart), apart > 0.22)
+@given(SEEDS, st.sampled_from([0.3, 0.5, 0.7]))
+def test_beside_marked_tokens_of_the_same_frame_less_counts(seed, weaker):
+    apart = latent(seed)[0, 0].abs()
+    strong = Cut(0.3, 0.6, 1.0, 0.9)(apart)
+    mask, threshold = Cut(0.3, 0.6, weaker, 0.9)(apart), min(0.6, max(0.3, otsu(apart, 128)))
+    for t, h, w in np.ndindex(*apart.shape):
+        beside = bool(strong[t, max(0, h - 1) : h + 2, max(0, w - 1) : w + 2].any())
+        assert bool(mask[t, h, w]) == bool(strong[t, h, w] or (beside and apart[t, h, w] > weaker * threshold))
 
 
 def test_where_nothing_differs_no_token_is_marked():
-    assert not bool(Cut(0.7, 0.15, 0.5, 0.9)(torch.zeros(2, 3, 4)).any())
+    assert not bool(Cut(0.15, 0.5, 0.5, 0.9)(torch.zeros(2, 3, 4)).any())
+
+
+# -- the rim ----------------------------------------------------------------------------------------------------
+
+
+@given(arrays.arrays(np.bool_, (2, 5, 6)))
+def test_inside_a_cell_counts_by_how_many_around_it_are_inside(mask):
+    weights = rim(torch.from_numpy(mask))
+    for t, h, w in np.ndindex(*mask.shape):
+        around = mask[t, max(0, h - 1) : h + 2, max(0, w - 1) : w + 2]
+        assert float(weights[t, h, w]) == pytest.approx(float(mask[t, h, w] * around.mean()), abs=1e-6)

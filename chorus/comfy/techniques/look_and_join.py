@@ -17,7 +17,7 @@ import torch
 from ...cache import CacheError
 from ...messages import Message, said_by, say
 from ...reuse import course
-from ...reuse.join import channel_spread, difference, token_means, with_frames
+from ...reuse.join import channel_spread, difference, rim, token_means, with_frames
 from ...reuse.regions import Regions, build
 from ...reuse.schedule import ANSWERED, FULL, SELECTIVE, Schedule
 from ...reuse.trajectory import SIGMA_TOLERANCE
@@ -50,7 +50,7 @@ class LookAndJoin(Technique):
     outside: torch.Tensor | None = None  # x0 outside the edit mask, [B, C, T, H, W]
     known: torch.Tensor | None = None  # the latest x0, likewise
     regions: Regions | None = None  # where target and source differ
-    cells: torch.Tensor | None = None  # the edit mask on the latent's cells, [1, 1, T, H, W]
+    weights: torch.Tensor | None = None  # of the own estimate beside what is outside, [1, 1, T, H, W] in [0, 1]
     places: torch.Tensor | None = None  # positions of the tokens that selective steps compute
     share = 1.0  # of the tokens that these are; read from the device once a look
     context: Context | None = None
@@ -166,9 +166,9 @@ class LookAndJoin(Technique):
         elif step >= schedule.k2:
             return x0
         if self.joined:
-            assert self.cells is not None and self.outside is not None
-            self.cells, self.outside = self.cells.to(x0.device), self.outside.to(x0)  # copied once
-            x0 = torch.where(self.cells, x0, self.outside)
+            assert self.weights is not None and self.outside is not None
+            self.weights, self.outside = self.weights.to(x0), self.outside.to(x0)  # copied once
+            x0 = torch.where(self.weights > 0, torch.lerp(self.outside, x0, self.weights), self.outside)
         self.known = x0
         return x0
 
@@ -207,8 +207,8 @@ class LookAndJoin(Technique):
         self.regions, self.places = regions, regions.indices()
         self.share = len(self.places) / regions.visible.numel()
         sizes = self.request.shape[2:] if len(self.request.shape) == 5 else (1, *self.request.shape[2:])
-        cells = self.request.network.cells(regions.edit, sizes)[None, None]
-        self.cells = cells if len(self.request.shape) == 5 else cells[:, :, 0]
+        weights = rim(self.request.network.cells(regions.edit, sizes))[None, None]
+        self.weights = weights if len(self.request.shape) == 5 else weights[:, :, 0]
 
     def _regions(self, base: torch.Tensor, grow: int) -> Regions:
         """The masks, with what the mask node knew before; a MASK counts alone."""
@@ -274,6 +274,6 @@ class LookAndJoin(Technique):
         return _Begun(self.kinds, self.joined, self.regions.cpu(), self.outside.cpu())
 
     def drop(self) -> None:
-        self.source = self.outside = self.known = self.cells = self.places = None
+        self.source = self.outside = self.known = self.weights = self.places = None
         if self.context is not None:
             self.context.drop()
