@@ -153,7 +153,7 @@ def test_without_selective_steps_a_hit_is_the_hosts_run_with_joined_estimates(ru
 
 
 @pytest.mark.parametrize(
-    ("steps", "cfg", "kinds", "again"), [(4, 1.0, "FSSF", 0), (20, 3.0, "FAAAFSSSSFSSSSFSSFFF", 4)]
+    ("steps", "cfg", "kinds", "again"), [(4, 1.0, "FSSF", 0), (20, 3.0, "FAAAFSSSSSSSFSSSSFFF", 4)]
 )
 def test_selective_steps_see_what_they_leave_out_by_the_keys_and_values_of_the_latest_full_step(
     run, cache, comfy_host, steps, cfg, kinds, again
@@ -236,7 +236,7 @@ def test_two_samplers_that_share_a_schedule_look_once_and_join_across_the_bounda
     inside = int(looks_seen[-1].sum())
     assert 0 < inside < TOKENS
     kinds = "".join("F" if length == TOKENS else "S" for length in lengths[::5])
-    plain_course = "FAAAFSSSSFSSSSFSSFFF"
+    plain_course = "FAAAFSSSSSSSFSSSSFFF"
     expected = plain_course[:at] + "F" + plain_course[at + 1 :]
     assert kinds == expected.replace("A", "")
     assert split.report["steps_computed"] == 17
