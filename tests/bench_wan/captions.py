@@ -62,11 +62,13 @@ class Caption:
 
     @property
     def possible(self) -> bool:
-        """Whether a scene has room for it: not where the main object and a second one ahead move towards each other."""
-        if self.second is None or self.pan is None:
+        """Whether a scene can show it: not where the main object moves with what rests, so that nothing tells them
+        apart, and not where it and a second one ahead move towards each other.
+        """
+        if self.pan is None:
             return True
-        ahead = PLACES[self.second[2]]
-        return ahead != DIRECTIONS[self.direction] or ahead[0] * PANS[self.pan] >= 0
+        way, rests = DIRECTIONS[self.direction], (PANS[self.pan], 0)
+        return way != rests and (self.second is None or PLACES[self.second[2]] != way or way[0] * rests[0] >= 0)
 
     def attributes(self) -> dict[str, str]:
         """What is named, by the attribute's name."""

@@ -144,10 +144,6 @@ class Object:
         return velocity(self.places)
 
     @cached_property
-    def speed(self) -> float:
-        return float(np.hypot(*self.velocity))
-
-    @cached_property
     def shape(self) -> str:
         return _COARSE.fit(self.covered, self.places, sum(map(_sizes, SHAPES), ())).shape
 
@@ -186,14 +182,25 @@ def _roles(seen: Seen, caption: Caption) -> tuple[Object | None, Object | None, 
     if not objects:
         return None, None, []
     named = objects.get(_NAMES.index(caption.colour))
-    main = max(objects.values(), key=lambda o: o.speed)
-    if named is not None and named.speed > _AS_FAST * main.speed:
+    speeds = _speeds(seen)
+    main = objects[max(speeds, key=speeds.__getitem__)]
+    if named is not None and speeds[named.colour] > _AS_FAST * speeds[main.colour]:
         main = named
     others = [o for o in objects.values() if o is not main]
     second = max(others, key=lambda o: o.volume, default=None)
     if caption.second:
         second = next((o for o in others if _NAMES[o.colour] == caption.second[0]), second)
     return main, second, others
+
+
+def _speeds(seen: Seen) -> dict[int, float]:
+    """Pixels a frame of every object beyond what rests, which the camera moves: where the wave does not tell it, as the
+    middle one of the objects.
+    """
+    pan = _wave_pan(seen)
+    if pan is None:
+        pan = round(float(np.median([o.velocity[0] for o in seen.objects.values()])) / PAN)
+    return {o.colour: float(np.hypot(o.velocity[0] - pan * PAN, o.velocity[1])) for o in seen.objects.values()}
 
 
 def _place(away: np.ndarray) -> str:

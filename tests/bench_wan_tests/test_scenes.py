@@ -30,7 +30,7 @@ def test_objects_are_in_the_picture_as_large_as_promised_and_apart(drawn):
     low, high = scenes.AREA
     # A triangle is 2.5 % larger than its radius says.
     assert share[:, 0].min() >= low - 0.001
-    assert share.max() <= high + 0.002
+    assert share.max() <= high + 0.0025
     assert share.mean() == pytest.approx((low + high) / 2, abs=0.001)
     hidden = 1 - share.amin(2) / share.amax(2)
     assert hidden[:, 0].max() < 0.01
@@ -48,7 +48,7 @@ def test_objects_have_three_colours_and_the_named_ones_come_first(drawn):
 
 
 def test_dots_are_as_many_as_named_whole_and_apart(drawn):
-    named = 0
+    named, whole = 0, []
     for caption, dots in zip(drawn.captions, drawn.seen[:, 3].numpy(), strict=True):
         wanted = captions.COUNTS.get(caption.dots, 0)
         named += bool(wanted)
@@ -57,8 +57,9 @@ def test_dots_are_as_many_as_named_whole_and_apart(drawn):
             assert count == wanted
             areas = scipy.ndimage.sum_labels(frame, parts, range(1, count + 1))
             low, high = (np.pi * radius**2 for radius in scenes.DOT_RADIUS)
-            assert all(low - 2 <= area <= high + 2 for area in areas)
-    assert named > 40
+            assert all(0.75 * low <= area <= high + 2 for area in areas)  # a square's corner may lie before one
+            whole += [area >= low - 2 for area in areas]
+    assert named > 40 and np.mean(whole) > 0.97
 
 
 def test_main_object_is_the_one_that_moves(drawn):
@@ -71,10 +72,12 @@ def test_main_object_is_the_one_that_moves(drawn):
 
 
 def test_caption_without_room_is_known():
-    """A camera that pans to the left moves the second object to the right, into a main one that moves to the left."""
+    """A camera that pans to the left moves the second object to the right, into a main one that moves to the left; one
+    that pans to the right moves all that rests as the main object moves."""
     caption = captions.Caption("red", "circle", "left", "navy", ("green", "square", "on its left"))
     assert caption.possible
-    assert [name for name in captions.PANS if not replace(caption, pan=name).possible] == ["left"]
+    assert not any(replace(caption, pan=name).possible for name in captions.PANS)
+    assert [name for name in captions.PANS if replace(caption, second=None, pan=name).possible] == ["left"]
 
 
 @pytest.mark.parametrize("held_out", [False, True])
