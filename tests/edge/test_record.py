@@ -108,7 +108,7 @@ def test_a_second_half_goes_on_with_the_recording_of_the_first(record, schedule,
     made.before_evaluation(schedule, 2, 0.5, noise(1))
     assert decided is None and list(states(made, schedule)) == [0.9, 0.5]
     assert list(recording.states) == [0.9], "the first half's own recording grew"
-    made._look(torch.ones(1, 2, 3, 3))  # the mean of both halves' looks
+    made._add(torch.ones(1, 2, 3, 3))  # the mean of the maps of both halves
     assert torch.equal(made.result(schedule).attention, torch.full((1, 2, 3, 3), 0.5))
 
 
@@ -124,10 +124,10 @@ def test_two_halves_of_which_one_draws_noise_are_no_source_and_say_so(record, sc
     assert made.result(schedule) is None
 
 
-def test_looks_are_kept_as_their_mean(record, schedule):
+def test_maps_of_attention_are_kept_as_their_mean(record, schedule):
     made, _ = record()
     for seed in range(3):
-        made._look(noise(seed))
+        made._add(noise(seed))
     assert torch.allclose(made.result(schedule).attention, sum(noise(s) for s in range(3)) / 3, atol=1e-6)
 
 

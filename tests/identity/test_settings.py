@@ -28,7 +28,6 @@ CHANGES_OF_A_LOOK = {
     "stage1.fraction": 0.25,
     "stage1.maximum": 0.25,
     "stage1.k1": "auto",
-    "masks.masks_from": "attention",
     "masks.edit_dilation": 1,
 }
 
@@ -37,6 +36,7 @@ def looking(prompt: str) -> Graph:
     """A request whose hits begin with a look, and have a mask node."""
     g = request(prompt=prompt)
     g["stage1"]["inputs"] |= {"start": 0.0, "chorus": ["masks", 0]}
+    g["stage3"]["inputs"]["k2"] = "auto"  # a fixed one would hide what a fixed K1 does
     g["masks"] = node(
         "ChorusSRDMask",
         chorus=["lookup", 0],
