@@ -51,7 +51,6 @@ class System:
     fade: float | None = None
     edit_dilation: int | None = None
     visible_dilation: int | None = None
-    masks_from: str | None = None  # None: the node's default, and attention without a look
     source_noise: bool = False  # take the source's noise too, which is its state as it was
     calibrated_threshold: bool = False  # otherwise every source counts as a hit
     precision: str | None = None  # in which the source was kept, None: the node's default
@@ -201,8 +200,6 @@ def _set_stages(made: Graph, request: Request, system: System) -> None:
         made[stage1]["inputs"]["method"] = system.method
     if system.method == "early start":  # without a look, attention makes the masks
         made[masks]["inputs"] |= {"masks_from": "attention", "edit_dilation": 1, "visible_dilation": 1}
-    if system.masks_from is not None:
-        made[masks]["inputs"]["masks_from"] = system.masks_from
     for node, name, value in (
         (masks, "edit_dilation", system.edit_dilation),
         (masks, "visible_dilation", system.visible_dilation),

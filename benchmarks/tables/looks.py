@@ -19,7 +19,7 @@ from bench_wan.export import LORA_FILE, MODEL_FILE
 from bench_wan.text import Encoder
 from bench_wan.twin import Twin
 from chorus.reuse.course import calibrated
-from chorus.reuse.join import Cut, channel_spread, difference, token_means
+from chorus.reuse.join import Cut, channel_spread, difference, rim, token_means
 from chorus.reuse.regions import on_cells
 from small_wan.distill import LORA_PREFIX, merge
 
@@ -58,9 +58,8 @@ def measure(bench: Bench, full: bool) -> report.Result:
                 masks = [_mask(one, weaker, look) for one in seen]
                 for change in ("all", *sorted({one.change for one in seen})):
                     picked = [i for i, one in enumerate(seen) if change in ("all", one.change)]
-                    rows.append(
-                        _row(steps, look, weaker, change, [seen[i] for i in picked], [masks[i] for i in picked])
-                    )
+                    row = _row(change, [seen[i] for i in picked], [masks[i] for i in picked])
+                    rows.append({"steps": steps, "look": look, "weaker": weaker, **row})
     return report.Result(name="looks", title="What a look finds", columns=list(rows[0]), rows=rows, seeds=[TUNED])
 
 
@@ -120,7 +119,7 @@ def _looked(pairs: list[ScenePair], steps: int) -> Iterator[Seen]:
                     continue
                 cells = on_cells(mask, PATCH, tuple(noise.shape[-3:]))
                 clean = (source[again][one] - sigmas[again] * noise[one]) / (1 - sigmas[again])
-                x0 = torch.where(cells, looks[1][one], clean)
+                x0 = torch.lerp(clean, looks[1][one], rim(cells))
                 x = sigmas[again] * noise[one] + (1 - sigmas[again]) * x0
                 estimate = sampling.estimate(model, contexts[1][one], x, sigmas[again], cfg)
                 second[weaker] = _apart(estimate, _estimate(source, sigmas, again)[one], spread) / cfg

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench_wan.captions import Caption
-from benchmarks.scene_pairs import CHANGES, REPORTED, TUNED, ScenePair, scene_pairs
+from benchmarks.scene_pairs import CHANGES, MOST_CHANGES, REPORTED, TUNED, ScenePair, distant_pairs, scene_pairs
 
 COUNT = 330
 CHANGED = {  # which of a caption's attributes a change may touch
@@ -84,3 +84,11 @@ def test_the_halves_share_no_prompt_and_no_seed():
     assert not texts[0] & texts[1]
     seeds = [[seed for pair in half for seed in (pair.source_seed, pair.target_seed)] for half in (tuned, reported)]
     assert len({*seeds[0], *seeds[1]}) == 4 * COUNT
+
+
+def test_distant_pairs_differ_in_as_many_attributes_as_they_say():
+    pairs = distant_pairs(40, REPORTED)
+    assert [pair.change for pair in pairs[:MOST_CHANGES]] == ["1", "2", "3", "4"]
+    for pair in pairs:
+        assert len(differing(pair.source, pair.target)) == int(pair.change), pair
+    assert {pair.source_seed for pair in pairs}.isdisjoint(p.source_seed for p in scene_pairs(COUNT, REPORTED))
