@@ -15,7 +15,7 @@ from benchmarks.prompts import vectors
 from benchmarks.rivals import at_cost
 from benchmarks.samples import Bench, InProcess
 from benchmarks.systems import Request
-from benchmarks.tables import hits, locality
+from benchmarks.tables import hits, locality, looks
 from small_wan import scenes
 
 RED = scenes.Caption("red", "circle", "right", "navy")
@@ -71,6 +71,17 @@ def test_ratios_are_of_means_and_none_where_the_rival_loses_nothing():
     cold, ours, rival = np.array([1.0, 1.0]), np.array([1.0, 0.9]), np.array([0.8, 1.0])
     assert hits._ratio(cold - ours, cold - rival) == pytest.approx(0.5)
     assert np.isnan(hits._ratio(cold - ours, cold - cold))
+
+
+def test_a_second_look_and_a_lower_cut_beside_marked_tokens_mark_no_less(monkeypatch):
+    monkeypatch.setattr(looks, "QUICK", {20: 1})
+    rows = [row for row in looks.measure(None, False).rows if row["change"] == "all"]
+    marked = {(row["look"], row["weaker"]): row["marked"]["mean"] for row in rows}
+    assert set(marked) == {(look, weaker) for look in ("first", "both") for weaker in looks.WEAKER}
+    assert all(0 < marked["first", weaker] <= marked["both", weaker] < 1 for weaker in looks.WEAKER)
+    first = [marked["first", weaker] for weaker in looks.WEAKER]
+    assert first == sorted(first) and first[0] < first[-1]
+    assert all(0 < row["found"]["mean"] <= 1 and 0 < row["right"]["mean"] <= 1 for row in rows)
 
 
 def test_the_command_writes_tables(checkout, tmp_path):
