@@ -20,6 +20,7 @@ from .server import RealWan, Server
 
 TABLES = (
     "looks",
+    "courses",
     "hits",
     "threshold",
     "can_tell",

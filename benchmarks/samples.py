@@ -14,8 +14,9 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from chorus.reuse.course import Course
 from small_wan import judge
 from tools import inprocess
 from tools.demo_graph import CHECKOUT, Graph, only
@@ -64,6 +66,18 @@ class InProcess:
                 self.sampler_seconds = time.perf_counter() - began
 
         nodes.common_ksampler = timed
+
+    @contextmanager
+    def going_by(self, course: Course, steps: int) -> Iterator[None]:
+        """Look and join by this course with so many steps, instead of the calibrated one."""
+        module = self.host.module("chorus.reuse.course")
+        calibrated = module.calibrated
+        looks = replace(calibrated(), courses={steps: module.Course(**vars(course))})
+        module.calibrated = lambda: looks
+        try:
+            yield
+        finally:
+            module.calibrated = calibrated
 
     def run(self, made: Graph) -> tuple[np.ndarray, dict | None, float]:
         began = time.perf_counter()
@@ -215,7 +229,8 @@ class Bench:
         if system.reads:
             if source is None:
                 raise ValueError(f"system {system.name!r} reads the cache: give it a source")
-            frames, report, seconds = self._run(request, system, self.cache_of(source, system.precision), "read only")
+            cache_name = self.cache_of(source, system.precision, system.course)
+            frames, report, seconds = self._run(request, system, cache_name, "read only")
         elif system.easycache is not None:  # what it skipped is told by a run that only writes
             frames, report, seconds = self._run(request, system, "easycache", "write only")
         else:
@@ -264,20 +279,25 @@ class Bench:
         return quality(frames, self.subject.side) | self.subject.measured(frames, request)
 
     def _run(self, request: Request, system: System, cache_name: str | None, mode: str):
-        return self.host.run(graph(self.subject, request, system, cache=cache_name, mode=mode))
+        made = graph(self.subject, request, system, cache=cache_name, mode=mode)
+        if system.course is None:
+            return self.host.run(made)
+        with self.host.going_by(system.course, request.steps):
+            return self.host.run(made)
 
-    def cache_of(self, source: Request, precision: str | None = None) -> str:
-        """The cache that holds the source, sampled cold and kept in this precision, and nothing else."""
-        parts = [repr(source), code_digest(), *([precision] if precision else [])]
+    def cache_of(self, source: Request, precision: str | None = None, course: Course | None = None) -> str:
+        """The cache that holds the source and nothing else, sampled cold. A course says what is kept for looks."""
+        parts = [repr(source), code_digest(), precision, sorted(course.looks) if course else None]
         name = f"bench-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
-        self.once(f"source {name}", lambda: self._fill(name, source, precision))
+        kept = System("source", reads=False, precision=precision, course=course)
+        self.once(f"source {name}", lambda: self._fill(name, source, kept))
         self._opened += 1
         if self._opened % 32 == 0:
             self.host.forget_caches()
         return name
 
-    def _fill(self, name: str, source: Request, precision: str | None) -> dict:
-        self._run(source, System("source", reads=False, precision=precision), name, "write only")
+    def _fill(self, name: str, source: Request, kept: System) -> dict:
+        self._run(source, kept, name, "write only")
         return {"cache": name}
 
 

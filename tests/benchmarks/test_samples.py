@@ -10,6 +10,7 @@ import pytest
 from benchmarks.rivals import nirvana
 from benchmarks.samples import Bench, InProcess
 from benchmarks.systems import CHORUS, COLD, Request, System
+from chorus.reuse.course import calibrated
 from small_wan import scenes
 
 RED = scenes.Caption("red", "circle", "right", "navy")
@@ -51,6 +52,18 @@ def test_fixed_k1_is_obeyed(bench, steps):
         system = System("fixed", k1=k, selective=False, strength=0.0, method="early start")
         hit = bench.sample(asked(GREEN, 3, steps), system, asked(RED, 4, steps))
         assert (hit["outcome"], hit["k1"], hit["steps_computed"]) == ("hit", k, steps - k)
+
+
+def test_a_course_holds_for_its_own_sample_alone(bench):
+    """Its source keeps the estimate of its own second look, and the next hit goes on as calibrated."""
+    source, known = asked(RED, 8, 12), calibrated().course(12)
+    hit = System("look and join, none left out", selective=False, strength=0.0)
+    other = bench.sample(asked(GREEN, 9, 12), replace(hit, course=replace(known, again=4, full_from=10)), source)
+    usual = bench.sample(asked(GREEN, 9, 12), hit, source)
+    same = bench.sample(asked(GREEN, 9, 12), replace(hit, course=known), source)
+    assert (other["outcome"], usual["outcome"]) == ("hit", "hit")
+    assert other["step_equivalents"] != usual["step_equivalents"] == same["step_equivalents"]
+    assert other["features"] != usual["features"] == same["features"]
 
 
 def test_nirvana_takes_the_sources_noise(bench):
