@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from chorus.reuse.course import Course
+from chorus.reuse.course import CourseRule
 from small_wan import judge
 from tools import inprocess
 from tools.demo_graph import CHECKOUT, Graph, only
@@ -68,11 +68,11 @@ class InProcess:
         nodes.common_ksampler = timed
 
     @contextmanager
-    def going_by(self, course: Course, steps: int) -> Iterator[None]:
-        """Look and join by this course with so many steps, instead of the calibrated one."""
+    def going_by(self, rule: CourseRule, steps: int) -> Iterator[None]:
+        """Look and join by this rule with so many steps, instead of the calibrated one."""
         module = self.host.module("chorus.reuse.course")
         calibrated = module.calibrated
-        looks = replace(calibrated(), courses={steps: module.Course(**vars(course))})
+        looks = replace(calibrated(), rules={steps: module.CourseRule(**vars(rule))})
         module.calibrated = lambda: looks
         try:
             yield
@@ -229,7 +229,7 @@ class Bench:
         if system.reads:
             if source is None:
                 raise ValueError(f"system {system.name!r} reads the cache: give it a source")
-            cache_name = self.cache_of(source, system.precision, system.course)
+            cache_name = self.cache_of(source, system.precision, system.rule)
             frames, report, seconds = self._run(request, system, cache_name, "read only")
         elif system.easycache is not None:  # what it skipped is told by a run that only writes
             frames, report, seconds = self._run(request, system, "easycache", "write only")
@@ -280,16 +280,16 @@ class Bench:
 
     def _run(self, request: Request, system: System, cache_name: str | None, mode: str):
         made = graph(self.subject, request, system, cache=cache_name, mode=mode)
-        if system.course is None:
+        if system.rule is None:
             return self.host.run(made)
-        with self.host.going_by(system.course, request.steps):
+        with self.host.going_by(system.rule, request.steps):
             return self.host.run(made)
 
-    def cache_of(self, source: Request, precision: str | None = None, course: Course | None = None) -> str:
-        """The cache that holds the source and nothing else, sampled cold. A course says what is kept for looks."""
-        parts = [repr(source), code_digest(), precision, sorted(course.looks) if course else None]
+    def cache_of(self, source: Request, precision: str | None = None, rule: CourseRule | None = None) -> str:
+        """The cache that holds the source and nothing else, sampled cold. A rule says what is kept for looks."""
+        parts = [repr(source), code_digest(), precision, sorted(rule.looks) if rule else None]
         name = f"bench-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
-        kept = System("source", reads=False, precision=precision, course=course)
+        kept = System("source", reads=False, precision=precision, rule=rule)
         self.once(f"source {name}", lambda: self._fill(name, source, kept))
         self._opened += 1
         if self._opened % 32 == 0:

@@ -15,7 +15,7 @@ import numpy as np
 from bench_wan import judge as bench_judge
 from bench_wan.captions import Caption
 from bench_wan.export import LORA_FILE, MODEL_FILE
-from chorus.reuse.course import Course
+from chorus.reuse.course import CourseRule
 from small_wan import judge, scenes
 from tools import demo_graph
 from tools.demo_graph import Graph, only, write_text
@@ -57,7 +57,7 @@ class System:
     precision: str | None = None  # in which the source was kept, None: the node's default
     method: str | None = None  # of stage 1, None: the node's default
     easycache: float | None = None  # reuse threshold of the host's own EasyCache
-    course: Course | None = None  # how look and join goes on after the look, None: as calibrated
+    rule: CourseRule | None = None  # how look and join goes on after the look, None: as calibrated
 
 
 COLD = System("cold", reads=False)

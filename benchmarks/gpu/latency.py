@@ -35,7 +35,7 @@ from chorus.comfy.sampling.wrappers import attach
 from chorus.comfy.techniques import look_and_join, resume
 from chorus.reuse.plan import Plan
 from chorus.reuse.regions import token_grid
-from chorus.reuse.schedule import ANSWERED, FULL, SELECTIVE, steps_reached
+from chorus.reuse.schedule import FULL, SELECTIVE, SKIPPED, steps_reached
 
 from . import models
 from .models import DILATION, MODELS, SIZES, Size
@@ -43,7 +43,7 @@ from .results import rounded, write
 
 FIRST_NOISE_SEED = 1000  # every request has a noise of its own
 SHARES = (0.1, 0.25, 0.5)  # of the tokens that are visible in a selective step
-SKIPPED, WRONG = "-", "?"  # beside the letters of Schedule.kinds: left to the source; neither all nor the masks' tokens
+WRONG = "?"  # beside the letters of Schedule.kinds: neither all tokens nor those of the masks
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 MOST_REPEATS = len(T95) + 1
@@ -235,7 +235,7 @@ class Bench:
 
         sampling = self.patcher.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", schedule.steps)[:-1]
-        found = [ANSWERED] * schedule.steps
+        found = [SKIPPED] * schedule.steps
         for timestep, share in shares.items():
             found[int((sampling.timestep(sigmas).cpu() - timestep).abs().argmin())] = kind(share)
         return "".join(found)

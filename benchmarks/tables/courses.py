@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chorus.reuse.course import Course, calibrated
+from chorus.reuse.course import CourseRule, calibrated
 
 from .. import report
 from ..samples import Bench
@@ -20,9 +20,9 @@ from .hits import HIT, SKIPPING, Systems, of_systems, over_fewer, pair_of
 FULL = {4: 44, 20: 33, 50: 11}
 QUICK = {20: 2}
 OTHERS: dict[int, tuple[dict[str, int], ...]] = {
-    4: ({"last": 2}, {"again": 1, "last": 2}),
-    20: ({"again": 3}, {"again": 6}, {"every": 5}, {"last": 5}),
-    50: ({"again": 15}, {"last": 10}),
+    4: ({"last": 2}, {"second_look": 1, "last": 2}),
+    20: ({"second_look": 3}, {"second_look": 6}, {"every": 5}, {"last": 5}),
+    50: ({"second_look": 15}, {"last": 10}),
 }
 """By the number of steps: what other courses have in place of the one in use."""
 WITHOUT = {4: (), 20: ({"full_from": 10}, {"full_from": 14}), 50: ()}
@@ -36,18 +36,18 @@ def measure(bench: Bench, full: bool) -> report.Result:
         if not BenchWan.samples(steps):
             continue
         pairs = [pair_of(pair, steps) for pair in scene_pairs(count, TUNED)]
-        known = calibrated().course(steps)
+        known = calibrated().rule(steps)
         for hit, others in ((HIT, OTHERS), (SKIPPING, WITHOUT)):
             for other in ({}, *others[steps][: None if full else 1]):
-                course = replace(known, **other)
-                system = replace(hit, course=course)
+                rule = replace(known, **other)
+                system = replace(hit, rule=rule)
                 told = of_systems([Systems(wan, pair, system).compared() for pair in pairs])
                 loss = told["cold"]["alignment"] - told["look and join"]["alignment"]
                 rows.append(
                     {
                         "steps": steps,
                         "system": hit.name,
-                        "course": _differs(course, known),
+                        "course": _differs(rule, known),
                         "n": len(pairs),
                         "alignment loss": report.estimate(loss),
                         "copies": report.estimate(told["look and join"]["copies"]),
@@ -63,6 +63,6 @@ def measure(bench: Bench, full: bool) -> report.Result:
     )
 
 
-def _differs(course: Course, known: Course) -> str:
-    mine, usual = vars(course), vars(known)
+def _differs(rule: CourseRule, known: CourseRule) -> str:
+    mine, usual = vars(rule), vars(known)
     return ", ".join(f"{name} {mine[name]}" for name in mine if mine[name] != usual[name]) or "in use"

@@ -33,12 +33,12 @@ QUICK = {20: 11}
 AT_ONCE = 11
 PATCH = (1, 2, 2)
 DIFFERENT = 0.3  # in channel spreads, of the finished videos: the truth
-WEAKER = (1.0, 0.7, 0.5, 0.3)  # share of the threshold that counts beside marked tokens
+BESIDE = (1.0, 0.7, 0.5, 0.3)  # share of the threshold that counts beside marked tokens
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One pair: [T, H, W] on the token grid. second: by WEAKER; {} without a second look."""
+    """One pair: [T, H, W] on the token grid. second: by BESIDE; {} without a second look."""
 
     change: str
     truth: torch.Tensor
@@ -53,23 +53,23 @@ def measure(bench: Bench, full: bool) -> report.Result:
         if not BenchWan.samples(steps):
             continue
         seen = list(_looked(scene_pairs(count, TUNED), steps))
-        for weaker in WEAKER:
-            for look in ("first", "both") if calibrated().course(steps).again else ("first",):
-                masks = [_mask(one, weaker, look) for one in seen]
+        for beside in BESIDE:
+            for look in ("first", "both") if calibrated().rule(steps).second_look else ("first",):
+                masks = [_mask(one, beside, look) for one in seen]
                 for change in ("all", *sorted({one.change for one in seen})):
                     picked = [i for i, one in enumerate(seen) if change in ("all", one.change)]
                     row = _row(change, [seen[i] for i in picked], [masks[i] for i in picked])
-                    rows.append({"steps": steps, "look": look, "weaker": weaker, **row})
+                    rows.append({"steps": steps, "look": look, "beside": beside, **row})
     return report.Result(name="looks", title="What a look finds", columns=list(rows[0]), rows=rows, seeds=[TUNED])
 
 
-def _cut(weaker: float) -> Cut:
-    return replace(calibrated().cut, weaker=weaker)
+def _cut(beside: float) -> Cut:
+    return replace(calibrated().cut, beside=beside)
 
 
-def _mask(seen: Seen, weaker: float, look: str) -> torch.Tensor:
-    mask = _cut(weaker)(seen.first)
-    return mask | _cut(weaker)(seen.second[weaker]) if look == "both" and weaker in seen.second else mask
+def _mask(seen: Seen, beside: float, look: str) -> torch.Tensor:
+    mask = _cut(beside)(seen.first)
+    return mask | _cut(beside)(seen.second[beside]) if look == "both" and beside in seen.second else mask
 
 
 def _row(change: str, seen: list[Seen], masks: list[torch.Tensor]) -> dict:
@@ -101,7 +101,7 @@ def twin(steps: int) -> tuple[Twin, float]:
 def _looked(pairs: list[ScenePair], steps: int) -> Iterator[Seen]:
     model, cfg = twin(steps)
     encoder, sigmas = Encoder(), sampling.sigmas(steps).tolist()
-    again = calibrated().course(steps).again
+    second_look = calibrated().rule(steps).second_look
     for first in range(0, len(pairs), AT_ONCE):
         some = pairs[first : first + AT_ONCE]
         noise = sampling.noise([pair.source_seed for pair in some])
@@ -113,16 +113,16 @@ def _looked(pairs: list[ScenePair], steps: int) -> Iterator[Seen]:
             spread = channel_spread(source[-1][one])
             first = _apart(looks[1][one], looks[0][one], spread) / cfg
             second = {}
-            for weaker in WEAKER if again else ():
-                mask = _cut(weaker)(first)
+            for beside in BESIDE if second_look else ():
+                mask = _cut(beside)(first)
                 if float(mask.float().mean()) > calibrated().cut.everywhere:
                     continue
                 cells = on_cells(mask, PATCH, tuple(noise.shape[-3:]))
-                clean = (source[again][one] - sigmas[again] * noise[one]) / (1 - sigmas[again])
+                clean = (source[second_look][one] - sigmas[second_look] * noise[one]) / (1 - sigmas[second_look])
                 x0 = torch.lerp(clean, looks[1][one], rim(cells))
-                x = sigmas[again] * noise[one] + (1 - sigmas[again]) * x0
-                estimate = sampling.estimate(model, contexts[1][one], x, sigmas[again], cfg)
-                second[weaker] = _apart(estimate, _estimate(source, sigmas, again)[one], spread) / cfg
+                x = sigmas[second_look] * noise[one] + (1 - sigmas[second_look]) * x0
+                estimate = sampling.estimate(model, contexts[1][one], x, sigmas[second_look], cfg)
+                second[beside] = _apart(estimate, _estimate(source, sigmas, second_look)[one], spread) / cfg
             truth = _apart(target[-1][one], source[-1][one], spread) > DIFFERENT
             yield Seen(pair.change, truth, first, second)
 

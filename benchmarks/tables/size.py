@@ -194,7 +194,7 @@ def _wan(
         for number, run in enumerate(runs):
             sigmas = [1.0, *sorted(run, reverse=True)]
             schedule = sigmas + [0.0] * (steps + 1 - len(sigmas))  # the states after the kept share are not there
-            looks = {schedule[step] for step in calibrated().course(steps).looks if step}
+            looks = {schedule[step] for step in calibrated().rule(steps).looks if step}
             wanted = {*kept.kept(schedule, KEEP, noise_drawn=False), *looks}
             coded = [(run[at], kept.state_coding(at, False, at in looks), False) for at in sorted(wanted)]
             # An estimate is no state, but as smooth as one.

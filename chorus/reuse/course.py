@@ -1,4 +1,4 @@
-"""What each step of a run is after its look: full, selective, or answered with the latest estimate.
+"""What each step of a run is after its look: full, selective, or skipped.
 
 A course is a string with a letter for each of the N steps, see `Schedule.kinds`. The first step is the look.
 """
@@ -13,106 +13,111 @@ from functools import cache
 from pathlib import Path
 
 from .join import Cut
-from .schedule import ANSWERED, FULL, SELECTIVE
+from .schedule import FULL, SELECTIVE, SKIPPED
 
 
 @dataclass(frozen=True)
-class Course:
-    """How a schedule of one length goes on after its look. All are numbers of steps.
+class CourseRule:
+    """What the courses of one number of steps are made from. All are numbers of steps.
 
-    again: the step of a second look, which is compared with the source's estimate there; 0 for none.
+    second_look: the step of a second look, which is compared with the source's estimate there; 0 for none.
     every, last: with selective steps, each `every`-th step is a full one, and so are the `last` ones.
-    full_from: where no token is left out, the step from which on all are full; before it, all but every `again`-th
-        one are answered.
-    thinned: how many steps are answered where everything differs.
+    full_from, refresh: where no token is left out, all steps are full from `full_from` on; before it, every
+        `refresh`-th one is (0: the first alone), and the others are skipped.
+    thinned: how many steps are skipped where everything differs.
     """
 
-    again: int
+    second_look: int
     every: int
     last: int
     full_from: int
+    refresh: int
     thinned: int
 
     @property
     def looks(self) -> set[int]:
         """The steps of the looks. A run in full keeps its estimates there for the looks of others."""
-        return {0, self.again}
+        return {0, self.second_look}
 
-    def scaled(self, factor: float) -> Course:
+    def scaled(self, factor: float) -> CourseRule:
         """For a schedule so many times as long."""
-        return Course(**{name: round(value * factor) if value else 0 for name, value in vars(self).items()})
+        return CourseRule(**{name: round(value * factor) if value else 0 for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class Looks:
-    """The calibrated figures of looks.json.
+    """The figures of looks.json, set by hand after the tables `looks` and `courses`.
 
     grow: by how many tokens the mask reaches beyond the difference, where no node says it.
     """
 
     cut: Cut
     grow: int
-    courses: Mapping[int, Course]
+    rules: Mapping[int, CourseRule]
 
-    def course(self, steps: int) -> Course:
-        """Of the calibrated length that is nearest in the logarithm, scaled."""
-        nearest = min(self.courses, key=lambda length: abs(math.log(length / steps)))
-        return self.courses[nearest].scaled(steps / nearest)
+    def rule(self, steps: int) -> CourseRule:
+        """For so many steps: that of the calibrated number that is nearest in the logarithm, scaled."""
+        nearest = min(self.rules, key=lambda length: abs(math.log(length / steps)))
+        return self.rules[nearest].scaled(steps / nearest)
 
 
 @cache
 def calibrated() -> Looks:
     """From looks.json."""
     table = json.loads((Path(__file__).parent / "looks.json").read_text(encoding="utf-8"))
-    courses = {int(steps): Course(**values) for steps, values in table["courses"].items()}
-    return Looks(Cut(**table["cut"]), table["grow"], courses)
+    rules = {int(steps): CourseRule(**values) for steps, values in table["courses"].items()}
+    return Looks(Cut(**table["cut"]), table["grow"], rules)
 
 
-def selective(steps: int, course: Course) -> str:
-    """The steps before a second look are answered; then only the changed tokens are computed, but for full steps."""
-    every, last = max(1, course.every), max(1, course.last)
+def selective_course(steps: int, rule: CourseRule) -> str:
+    """A course that leaves tokens out.
+
+    The look is a full step. Those up to a second look are skipped; from then on all are selective but for the full ones
+    that `every` and `last` ask for.
+    """
+    every, last = max(1, rule.every), max(1, rule.last)
 
     def kind(k: int) -> str:
-        if k < course.again:
-            return ANSWERED if k else FULL
-        return FULL if (k - course.again) % every == 0 or k >= steps - last else SELECTIVE
+        if k < rule.second_look:
+            return SKIPPED if k else FULL
+        return FULL if (k - rule.second_look) % every == 0 or k >= steps - last else SELECTIVE
 
     return "".join(kind(k) for k in range(steps))
 
 
-def skipping(steps: int, full_from: int, again: int) -> str:
-    """Of the steps before `full_from`, the first and every `again`-th are full, the others answered; from there on all
-    are full.
-    """
-    return "".join(FULL if k >= full_from or k == 0 or (again and k % again == 0) else ANSWERED for k in range(steps))
+def skipping_course(steps: int, full_from: int, refresh: int) -> str:
+    """A course that skips steps: see `CourseRule`."""
+    return "".join(
+        FULL if k >= full_from or k == 0 or (refresh and k % refresh == 0) else SKIPPED for k in range(steps)
+    )
 
 
-def answering(steps: int, saved: int, again: int) -> str:
-    """The course of `skipping` that answers so many steps, or as many as it can."""
+def skipping_at_least(steps: int, saved: int, refresh: int) -> str:
+    """The course of `skipping_course` that skips so many steps, or as many as it can."""
     kinds = FULL * steps
     for full_from in range(1, steps):
-        kinds = skipping(steps, full_from, again)
-        if kinds.count(ANSWERED) >= saved:
+        kinds = skipping_course(steps, full_from, refresh)
+        if kinds.count(SKIPPED) >= saved:
             break
     return kinds
 
 
-def thinned(steps: int, saved: int) -> str:
-    """So many steps answered, spread between the first and the last one, which are full: what is left are longer steps
+def thinned_course(steps: int, saved: int) -> str:
+    """So many steps skipped, spread between the first and the last one, which are full: what is left are longer steps
     on the model's own σ.
     """
     saved = min(saved, steps - 2)
-    answered = {1 + (2 * i + 1) * (steps - 2) // (2 * saved) for i in range(saved)}
-    return "".join(ANSWERED if k in answered else FULL for k in range(steps))
+    skipped = {1 + (2 * i + 1) * (steps - 2) // (2 * saved) for i in range(saved)}
+    return "".join(SKIPPED if k in skipped else FULL for k in range(steps))
 
 
-def at_most_saved(kinds: str, share: float, most: float, behind: int) -> str:
+def at_most_saved(kinds: str, share: float, most: float, last_done: int) -> str:
     """The course with as many of its last steps made full as it takes to save no more than `most` of its steps.
 
-    behind: the steps up to this one are over, and stay as they are.
+    last_done: the steps up to this one are over, and stay as they are.
     """
     steps = len(kinds)
-    for k in reversed(range(behind + 1, steps)):
+    for k in reversed(range(last_done + 1, steps)):
         if cost(kinds, share) >= (1.0 - most) * steps - 1e-9:
             break
         kinds = kinds[:k] + FULL + kinds[k + 1 :]

@@ -23,21 +23,21 @@ class Cut:
     """How a difference becomes a mask.
 
     lowest, highest: the bounds of Otsu's threshold, in channel spreads.
-    weaker: the share of the threshold above which a token beside a marked one counts, too: where an object changes, its
+    beside: the share of the threshold above which a token beside a marked one counts, too: where an object changes, its
         edge differs less than its middle.
     everywhere: the share of changed tokens from which a change counts as a global one.
     """
 
     lowest: float
     highest: float
-    weaker: float
+    beside: float
     everywhere: float
 
     def __call__(self, difference: torch.Tensor) -> torch.Tensor:
         """The tokens [T, H, W] bool at which the difference is above the cut."""
         threshold = min(self.highest, max(self.lowest, otsu(difference, _BINS)))
         changed = difference > threshold
-        return changed | (dilate(changed, 1) & (difference > self.weaker * threshold))
+        return changed | (dilate(changed, 1) & (difference > self.beside * threshold))
 
 
 def rim(cells: torch.Tensor) -> torch.Tensor:
@@ -47,6 +47,14 @@ def rim(cells: torch.Tensor) -> torch.Tensor:
     """
     inside = cells.float()
     return inside * F.avg_pool2d(inside[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+
+
+def joined(outside: torch.Tensor, own: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The estimate that joins both: `own` where the weights (`rim`) are 1, and exactly `outside` where they are 0.
+
+    outside, own: x0 [B, C, T, H, W]; weights: in [0, 1], of a shape that spreads over theirs.
+    """
+    return torch.where(weights > 0, torch.lerp(outside, own, weights), outside)
 
 
 def channel_spread(latent: torch.Tensor) -> torch.Tensor:

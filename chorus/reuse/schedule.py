@@ -10,24 +10,25 @@ import numpy as np
 
 from .trajectory import SIGMA_TOLERANCE
 
-FULL, SELECTIVE, ANSWERED = "F", "S", "A"
-_KINDS = {FULL, SELECTIVE, ANSWERED}
+FULL, SELECTIVE, SKIPPED = "F", "S", "-"
+_KINDS = {FULL, SELECTIVE, SKIPPED}
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Immutable. σ_0 > … > σ_N as they were asked for, and what is made of them.
 
-    asked: σ_0 … σ_N.
-    k1, k2: the first computed step and the first fully computed one, 0 ≤ K1 ≤ K2 ≤ N. Steps [K1, K2) are selective.
+    sigmas: σ_0 … σ_N.
+    k1: the first computed step; of a walk with a look, the first one after the look. k2: the first step from which on
+        all are full. 0 ≤ K1 ≤ K2 ≤ N. Steps [K1, K2) are stage 2; with a look, `kinds` says what each of them is.
     start: the σ at which the walk begins, at or above σ_K1; None for σ_K1 itself. From a higher one the N − K1
         steps cover all the way from there, spaced as the schedule is.
-    kinds: where the walk begins at σ_0 with a look, what each of the N steps is: FULL, SELECTIVE or ANSWERED (the
-        latest estimate is given again, so that the state moves on in a straight line). "" for all other walks.
+    kinds: where the walk begins at σ_0 with a look, what each of the N steps is: FULL, SELECTIVE or SKIPPED (the
+        latest estimate is used again, so that the state moves on in a straight line). "" for all other walks.
     looks: the steps whose estimates are compared with the source's, so that nothing else may change them.
     """
 
-    asked: tuple[float, ...]
+    sigmas: tuple[float, ...]
     k1: int = 0
     k2: int = 0
     start: float | None = None
@@ -35,8 +36,8 @@ class Schedule:
     looks: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        if len(self.asked) < 2:
-            raise ValueError(f"a schedule has at least two σ, this one has {len(self.asked)}")
+        if len(self.sigmas) < 2:
+            raise ValueError(f"a schedule has at least two σ, this one has {len(self.sigmas)}")
         if not 0 <= self.k1 <= self.k2 <= self.steps:
             raise ValueError(f"K1 = {self.k1}, K2 = {self.k2}: expected 0 ≤ K1 ≤ K2 ≤ {self.steps}")
         if self.kinds and (len(self.kinds) != self.steps or self.kinds[0] != FULL or set(self.kinds) - _KINDS):
@@ -45,19 +46,19 @@ class Schedule:
     @property
     def steps(self) -> int:
         """N, the number of steps asked for."""
-        return len(self.asked) - 1
+        return len(self.sigmas) - 1
 
     @property
     def complete(self) -> bool:
         """Whether it reaches σ = 0."""
-        return self.asked[-1] == 0.0
+        return self.sigmas[-1] == 0.0
 
     @cached_property
     def whole_path(self) -> tuple[float, ...]:
         """σ by step, N + 1 of them: those skipped as they were asked for, from K1 on those really walked."""
         if self.start is None:
-            return self.asked
-        return tuple(stretched(self.asked, self.k1, self.start))
+            return self.sigmas
+        return tuple(stretched(self.sigmas, self.k1, self.start))
 
     @property
     def first(self) -> int:
@@ -74,7 +75,7 @@ class Schedule:
 
         K1 becomes the first step after the look that is computed at all, K2 the first from which on all are full.
         """
-        k1 = next((k for k in range(1, self.steps) if kinds[k] != ANSWERED), self.steps)
+        k1 = next((k for k in range(1, self.steps) if kinds[k] != SKIPPED), self.steps)
         k2 = max(k1, max((k + 1 for k, kind in enumerate(kinds) if kind != FULL), default=0))
         return replace(
             self, k1=k1, k2=k2, start=None, kinds=kinds, looks=self.looks if looks is None else frozenset(looks)
@@ -94,15 +95,17 @@ class Schedule:
         step = self.step_at(sigma)
         return step if abs(self.whole_path[step] - sigma) < SIGMA_TOLERANCE else None
 
-    def is_selective(self, step: int) -> bool:
-        """Whether a step computes a part of the tokens. Without a look, step K1 is a full one all the same: it gives
-        the estimate for the rest.
-        """
-        return self.kinds[step] == SELECTIVE if self.kinds else self.k1 <= step < self.k2
+    def in_stage_2(self, step: int) -> bool:
+        """Whether a step lies between K1 and K2."""
+        return self.k1 <= step < self.k2
 
-    def is_answered(self, step: int) -> bool:
-        """Whether a step is given the latest estimate, so that nothing is computed."""
-        return bool(self.kinds) and self.kinds[step] == ANSWERED
+    def is_selective(self, step: int) -> bool:
+        """Whether a step of a walk with a look computes a part of the tokens."""
+        return bool(self.kinds) and self.kinds[step] == SELECTIVE
+
+    def is_skipped(self, step: int) -> bool:
+        """Whether a step uses the latest estimate again, so that nothing is computed."""
+        return bool(self.kinds) and self.kinds[step] == SKIPPED
 
 
 def steps_reached(sigmas: Sequence[float], cut: float) -> int:

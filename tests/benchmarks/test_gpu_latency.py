@@ -63,7 +63,7 @@ def test_an_early_start_in_the_place_of_a_look_is_seen(bench):
 def test_a_look_that_saves_nothing_and_selective_steps_that_are_full_are_seen(bench):
     measured = sample(bench, LOOK)
     assert "nothing saved" in bench.fault(LOOK, FEW, replace(measured, kinds="FFFF"))
-    assert "no selective step" in bench.fault(LOOK, FEW, replace(measured, kinds="FAFF"))
+    assert "no selective step" in bench.fault(LOOK, FEW, replace(measured, kinds="F-FF"))
 
 
 def test_a_miss_is_no_hit(bench):

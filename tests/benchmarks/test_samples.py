@@ -54,13 +54,13 @@ def test_fixed_k1_is_obeyed(bench, steps):
         assert (hit["outcome"], hit["k1"], hit["steps_computed"]) == ("hit", k, steps - k)
 
 
-def test_a_course_holds_for_its_own_sample_alone(bench):
+def test_a_rule_holds_for_its_own_sample_alone(bench):
     """Its source keeps the estimate of its own second look, and the next hit goes on as calibrated."""
-    source, known = asked(RED, 8, 12), calibrated().course(12)
+    source, known = asked(RED, 8, 12), calibrated().rule(12)
     hit = System("look and join, none left out", selective=False, strength=0.0)
-    other = bench.sample(asked(GREEN, 9, 12), replace(hit, course=replace(known, again=4, full_from=10)), source)
+    other = bench.sample(asked(GREEN, 9, 12), replace(hit, rule=replace(known, second_look=4, full_from=10, thinned=2)), source)
     usual = bench.sample(asked(GREEN, 9, 12), hit, source)
-    same = bench.sample(asked(GREEN, 9, 12), replace(hit, course=known), source)
+    same = bench.sample(asked(GREEN, 9, 12), replace(hit, rule=known), source)
     assert (other["outcome"], usual["outcome"]) == ("hit", "hit")
     assert other["step_equivalents"] != usual["step_equivalents"] == same["step_equivalents"]
     assert other["features"] != usual["features"] == same["features"]

@@ -76,10 +76,10 @@ def test_ratios_are_of_means_and_none_where_the_rival_loses_nothing():
 def test_a_second_look_and_a_lower_cut_beside_marked_tokens_mark_no_less(monkeypatch):
     monkeypatch.setattr(looks, "QUICK", {20: 1})
     rows = [row for row in looks.measure(None, False).rows if row["change"] == "all"]
-    marked = {(row["look"], row["weaker"]): row["marked"]["mean"] for row in rows}
-    assert set(marked) == {(look, weaker) for look in ("first", "both") for weaker in looks.WEAKER}
-    assert all(0 < marked["first", weaker] <= marked["both", weaker] < 1 for weaker in looks.WEAKER)
-    first = [marked["first", weaker] for weaker in looks.WEAKER]
+    marked = {(row["look"], row["beside"]): row["marked"]["mean"] for row in rows}
+    assert set(marked) == {(look, beside) for look in ("first", "both") for beside in looks.BESIDE}
+    assert all(0 < marked["first", beside] <= marked["both", beside] < 1 for beside in looks.BESIDE)
+    first = [marked["first", beside] for beside in looks.BESIDE]
     assert first == sorted(first) and first[0] < first[-1]
     assert all(0 < row["found"]["mean"] <= 1 and 0 < row["right"]["mean"] <= 1 for row in rows)
 

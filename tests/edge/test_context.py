@@ -12,7 +12,7 @@ BYTES = 2 * 2 * BLOCKS * TOKENS * CHANNELS  # keys and values of all blocks in h
 @pytest.fixture
 def make(networks):
     """`make(most)`: with room for so many bytes."""
-    return lambda most: networks.Context(lambda: most)
+    return lambda most: networks.KVCache(lambda: most)
 
 
 def keys_and_values(seed: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,7 +104,7 @@ def test_a_later_full_step_replaces_what_was_kept_of_its_kind_of_calls_only(make
 
 def test_how_much_room_there_is_is_asked_once_when_something_is_to_be_kept(networks):
     asked = []
-    context = networks.Context(lambda: asked.append(1) or 2 * BYTES)
+    context = networks.KVCache(lambda: asked.append(1) or 2 * BYTES)
     assert not asked
     keep(context, "a")
     keep(context, "b")
@@ -121,7 +121,7 @@ def test_nothing_is_kept_after_it_is_dropped(make):
 def test_calls_of_other_conditionings_another_order_or_another_shape_are_kept_apart(networks):
     def key(uuids, shape=(2, 16, 4, 12, 12)):
         rows = torch.ones(shape[0], dtype=torch.bool)
-        return networks.Context.key(networks.ModelCall(shape, None, 0, rows, {"uuids": uuids}))
+        return networks.KVCache.key(networks.ModelCall(shape, None, 0, rows, {"uuids": uuids}))
 
     assert key(["p", "n"]) == key(["p", "n"])
     others = [key(["p"]), key(["n", "p"]), key([]), key(["p", "n"], (2, 16, 4, 12, 14))]

@@ -50,13 +50,15 @@ class Kept:
     before: torch.Tensor | None = None
 
 
-def kept_of(seen: list[tuple[float, torch.Tensor]], latent: torch.Tensor, again: int, sigmas: list[float]) -> Kept:
-    """Of a cold run's evaluations (σ, x) and its LATENT. again: the step of a second look, 0 for none."""
+def kept_of(
+    seen: list[tuple[float, torch.Tensor]], latent: torch.Tensor, second_look: int, sigmas: list[float]
+) -> Kept:
+    """Of a cold run's evaluations (σ, x) and its LATENT. second_look: the step of a second look, 0 for none."""
     final = comfy_latent(latent)
-    if not again:
+    if not second_look:
         return Kept(final)
-    noise, x = state_at(seen[:1], sigmas[0]), state_at(seen, sigmas[again])
-    return Kept(final, (x - sigmas[again] * noise) / (1 - sigmas[again]))
+    noise, x = state_at(seen[:1], sigmas[0]), state_at(seen, sigmas[second_look])
+    return Kept(final, (x - sigmas[second_look] * noise) / (1 - sigmas[second_look]))
 
 
 def comfy_latent(latent: torch.Tensor) -> torch.Tensor:
@@ -67,9 +69,9 @@ def comfy_latent(latent: torch.Tensor) -> torch.Tensor:
 
 
 def joined_by_hook(
-    g: Graph, seed: int, source: Kept, masks: list[torch.Tensor], kinds: str, sigmas: list[float], again: int = 0
+    g: Graph, seed: int, source: Kept, masks: list[torch.Tensor], kinds: str, sigmas: list[float], second_look: int = 0
 ) -> Graph:
-    """The plain request under a seed, whose estimates are joined and answered as `kinds` says by the host's own hook.
+    """The plain request under a seed, whose estimates are joined and skipped as `kinds` says by the host's own hook.
 
     masks: [T, H, W] on the token grid, of the first look and of a second one; sigmas: the schedule, to tell which step
     an evaluation belongs to. All steps compute all tokens.
@@ -81,10 +83,10 @@ def joined_by_hook(
     def hook(args: dict[str, Any]) -> torch.Tensor:
         sigma, x0 = float(args["sigma"].flatten()[0]), args["denoised"]
         step = max(k for k in range(len(kinds)) if sigmas[k] >= sigma - 1e-4)
-        if kinds[step] == "A":
+        if kinds[step] == "-":
             return known[-1]
         if step <= last_joined:
-            early = step < again
+            early = step < second_look
             outside = source.before if early and source.before is not None else source.final
             own = (weights[0] if early else weights[-1]).to(x0)
             x0 = own * x0 + (1 - own) * outside.to(x0)
@@ -143,20 +145,20 @@ def test_without_selective_steps_a_hit_is_the_hosts_run_with_joined_estimates(ru
     assert len(calls) == 1
     assert len(calls[0]) == steps + 1
     assert 0.05 < float(looks_seen[-1].float().mean()) < 0.9
-    kinds, again = {4: ("FAFF", 0), 8: ("FAAAFFFF", 0), 20: ("FAAAFAAAFAAAFFFFFFFF", 4)}[steps]
-    assert len(looks_seen) == (2 if again else 1)
+    kinds, second_look = {4: ("F-FF", 0), 8: ("F---FFFF", 0), 20: ("F---F---F---FFFFFFFF", 4)}[steps]
+    assert len(looks_seen) == (2 if second_look else 1)
     assert hit.report["steps_computed"] == kinds.count("F") == hit.report["step_equivalents"]
-    source = kept_of(seen, red.latent, again, calls[0])
-    reference = run(joined_by_hook(looking(**settings), SOURCE_SEED, source, looks_seen, kinds, calls[0], again))
+    source = kept_of(seen, red.latent, second_look, calls[0])
+    reference = run(joined_by_hook(looking(**settings), SOURCE_SEED, source, looks_seen, kinds, calls[0], second_look))
     assert difference(hit.latent, reference.latent) < 1e-4
     assert difference(red.latent, reference.latent) > 0.05
 
 
 @pytest.mark.parametrize(
-    ("steps", "cfg", "kinds", "again"), [(4, 1.0, "FSSF", 0), (20, 3.0, "FAAAFSSSSSSSFSSSSFFF", 4)]
+    ("steps", "cfg", "kinds", "second_look"), [(4, 1.0, "FSSF", 0), (20, 3.0, "F---FSSSSSSSFSSSSFFF", 4)]
 )
 def test_selective_steps_see_what_they_leave_out_by_the_keys_and_values_of_the_latest_full_step(
-    run, cache, comfy_host, steps, cfg, kinds, again
+    run, cache, comfy_host, steps, cfg, kinds, second_look
 ):
     settings = {"cache": cache, "steps": steps, "cfg": cfg}
     with evaluations() as seen:
@@ -166,11 +168,11 @@ def test_selective_steps_see_what_they_leave_out_by_the_keys_and_values_of_the_l
     mask = looks_seen[-1]
     inside = int(mask.sum())
     assert 0 < inside < TOKENS
-    assert lengths == [length for kind in kinds for length in {"F": [TOKENS], "S": [inside], "A": []}[kind] * 5]
+    assert lengths == [length for kind in kinds for length in {"F": [TOKENS], "S": [inside], "-": []}[kind] * 5]
 
     def joined() -> Graph:
-        source = kept_of(seen, red.latent, again, calls[0])
-        return joined_by_hook(looking(**settings), SOURCE_SEED, source, [mask], kinds, calls[0], again)
+        source = kept_of(seen, red.latent, second_look, calls[0])
+        return joined_by_hook(looking(**settings), SOURCE_SEED, source, [mask], kinds, calls[0], second_look)
 
     reference, blind = run(with_mixed_keys(joined(), mask, kinds)), run(joined())
     # Keys and values are kept in half precision.
@@ -236,12 +238,12 @@ def test_two_samplers_that_share_a_schedule_look_once_and_join_across_the_bounda
     inside = int(looks_seen[-1].sum())
     assert 0 < inside < TOKENS
     kinds = "".join("F" if length == TOKENS else "S" for length in lengths[::5])
-    plain_course = "FAAAFSSSSSSSFSSSSFFF"
+    plain_course = "F---FSSSSSSSFSSSSFFF"
     expected = plain_course[:at] + "F" + plain_course[at + 1 :]
-    assert kinds == expected.replace("A", "")
+    assert kinds == expected.replace("-", "")
     assert split.report["steps_computed"] == 17
     assert split.report["looked"] == whole.report["looked"] == pytest.approx(inside / TOKENS, abs=1e-4)
-    share_of = {"F": 1.0, "A": 0.0, "S": pytest.approx(inside / TOKENS, abs=1e-4)}
+    share_of = {"F": 1.0, "-": 0.0, "S": pytest.approx(inside / TOKENS, abs=1e-4)}
     shares = [share_of[kind] for kind in expected]
     assert split.report["token_share"] == shares[split.report["k1"] : split.report["k2"]]
     # The same model computes both parts, so that only the full step at the boundary makes a difference.

@@ -282,12 +282,12 @@ def test_every_sigma_lies_where_sample_sigmas_says(run, comfy_host, cache, start
         asked = g(GREEN, k1=0.5, k2=0.75, start=start, method="early start")
     hit = run(masked(asked, BOX, comfy_host, visible=0 if looks else 1) if selective else asked)
     assert (hit.report["outcome"], hit.report["looked"] is not None) == ("hit", looks)
-    # A wrapper around the model may use the whole picture, so a look leaves no token out: steps are answered.
+    # A wrapper around the model may use the whole picture, so a look leaves no token out: steps are skipped.
     assert hit.report["steps_computed"] == len(seen) == (5 if selective and looks else 4)
     [walked] = {sigmas for _, sigmas in seen}
     steps = len(walked) - 1
     assert list(walked) == sorted(walked, reverse=True)
-    # With a look, the steps between the first one and K1 are answered without asking the model.
+    # With a look, the steps between the first one and K1 are skipped.
     asked_at = [walked[0], *walked[9 - len(seen) : 8]] if looks else walked[steps - len(seen) : steps]
     assert [sigma for sigma, _ in seen] == pytest.approx(asked_at, abs=1e-4)
 

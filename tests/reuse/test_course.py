@@ -14,9 +14,9 @@ STEPS = st.integers(3, 100)
 
 
 @st.composite
-def lengths(draw, steps: int) -> course.Course:
-    again = draw(st.integers(0, steps - 1))
-    return course.Course(again, draw(st.integers(1, steps)), draw(st.integers(1, steps)), 1, 1)
+def rules(draw, steps: int) -> course.CourseRule:
+    second_look = draw(st.integers(0, steps - 1))
+    return course.CourseRule(second_look, draw(st.integers(1, steps)), draw(st.integers(1, steps)), 1, 0, 1)
 
 
 @st.composite
@@ -25,61 +25,61 @@ def courses(draw) -> str:
     steps = draw(STEPS)
     made = draw(st.sampled_from(["selective", "skipping", "thinned"]))
     if made == "selective":
-        return course.selective(steps, draw(lengths(steps)))
+        return course.selective_course(steps, draw(rules(steps)))
     if made == "skipping":
-        return course.skipping(steps, draw(st.integers(1, steps - 1)), draw(st.integers(0, steps - 1)))
-    return course.thinned(steps, draw(st.integers(1, 2 * steps)))
+        return course.skipping_course(steps, draw(st.integers(1, steps - 1)), draw(st.integers(0, steps - 1)))
+    return course.thinned_course(steps, draw(st.integers(1, 2 * steps)))
 
 
 @given(courses())
 def test_every_course_begins_with_a_full_step_and_ends_with_one(kinds):
     assert kinds[0] == kinds[-1] == "F"
-    assert set(kinds) <= set("FSA")
+    assert set(kinds) <= set("FS-")
     Schedule(tuple(1.0 - k / len(kinds) for k in range(len(kinds) + 1))).looking(kinds)  # which checks it
 
 
 @given(STEPS, st.integers(1, 100))
-def test_thinning_answers_as_many_steps_as_it_is_told(steps, saved):
-    kinds = course.thinned(steps, saved)
-    assert len(kinds) == steps and kinds.count("A") == min(saved, steps - 2)
+def test_thinning_skips_as_many_steps_as_it_is_told(steps, saved):
+    kinds = course.thinned_course(steps, saved)
+    assert len(kinds) == steps and kinds.count("-") == min(saved, steps - 2)
     if saved <= (steps - 1) // 2:
-        assert "AA" not in kinds, "so few steps can be spread without two of them in a row"
+        assert "--" not in kinds, "so few steps can be spread without two of them in a row"
 
 
 @given(STEPS, st.data())
 def test_skipping_computes_every_so_many_steps_and_all_from_some_step_on(steps, data):
-    first, again = data.draw(st.integers(1, steps - 1)), data.draw(st.integers(0, steps - 1))
-    kinds = course.skipping(steps, first, again)
+    first, refresh = data.draw(st.integers(1, steps - 1)), data.draw(st.integers(0, steps - 1))
+    kinds = course.skipping_course(steps, first, refresh)
     assert len(kinds) == steps
-    full = range(0, first, again) if again else [0]
+    full = range(0, first, refresh) if refresh else [0]
     assert [k for k in range(first) if kinds[k] == "F"] == list(full) and kinds[first:] == "F" * (steps - first)
 
 
 @given(STEPS, st.data())
-def test_as_many_steps_are_answered_as_asked_for_or_as_can_be(steps, data):
-    saved, again = data.draw(st.integers(1, steps - 2)), data.draw(st.integers(0, steps - 1))
-    kinds = course.answering(steps, saved, again)
-    most = course.skipping(steps, steps - 1, again)
+def test_as_many_steps_are_skipped_as_asked_for_or_as_can_be(steps, data):
+    saved, refresh = data.draw(st.integers(1, steps - 2)), data.draw(st.integers(0, steps - 1))
+    kinds = course.skipping_at_least(steps, saved, refresh)
+    most = course.skipping_course(steps, steps - 1, refresh)
     assert len(kinds) == steps and kinds[0] == kinds[-1] == "F"
-    assert kinds.count("A") == min(saved, most.count("A"))
-    assert {k for k in range(steps) if kinds[k] == "A"} <= {k for k in range(steps) if most[k] == "A"}
+    assert kinds.count("-") == min(saved, most.count("-"))
+    assert {k for k in range(steps) if kinds[k] == "-"} <= {k for k in range(steps) if most[k] == "-"}
 
 
 @given(STEPS, st.data())
 def test_selective_steps_lie_between_full_ones_behind_the_looks(steps, data):
-    length = data.draw(lengths(steps))
-    kinds = course.selective(steps, length)
-    again = length.again
+    rule = data.draw(rules(steps))
+    kinds = course.selective_course(steps, rule)
+    second_look = rule.second_look
     assert len(kinds) == steps
-    assert kinds[: max(1, again)] == "F" + "A" * max(0, again - 1)
-    assert all(kinds[k] == "F" for k in range(again, steps, length.every))
-    assert all(kinds[k] == "F" for k in range(max(again, steps - length.last), steps))
-    assert set(kinds[again:]) <= {"F", "S"}
+    assert kinds[: max(1, second_look)] == "F" + "-" * max(0, second_look - 1)
+    assert all(kinds[k] == "F" for k in range(second_look, steps, rule.every))
+    assert all(kinds[k] == "F" for k in range(max(second_look, steps - rule.last), steps))
+    assert set(kinds[second_look:]) <= {"F", "S"}
 
 
 @given(courses(), SHARES)
 def test_the_cost_counts_full_steps_whole_and_selective_ones_by_their_share(kinds, share):
-    each = {"F": 1.0, "S": share, "A": 0.0}
+    each = {"F": 1.0, "S": share, "-": 0.0}
     assert course.cost(kinds, share) == pytest.approx(sum(each[kind] for kind in kinds))
 
 
@@ -101,10 +101,10 @@ def test_no_more_is_saved_than_allowed_and_only_as_much_is_given_up_as_that_take
 
 @given(courses(), SHARES, st.floats(0.0, 1.0), st.data())
 def test_steps_that_are_over_stay_as_they_are(kinds, share, most, data):
-    behind = data.draw(st.integers(0, len(kinds) - 1))
-    limited = course.at_most_saved(kinds, share, most, behind)
-    assert limited[: behind + 1] == kinds[: behind + 1]
-    rest = limited[behind + 1 :]
+    last_done = data.draw(st.integers(0, len(kinds) - 1))
+    limited = course.at_most_saved(kinds, share, most, last_done)
+    assert limited[: last_done + 1] == kinds[: last_done + 1]
+    rest = limited[last_done + 1 :]
     assert course.cost(limited, share) >= (1.0 - most) * len(kinds) - 1e-6 or set(rest) <= {"F"}
 
 
@@ -115,16 +115,16 @@ def test_at_its_ends_the_limit_allows_nothing_or_everything(most):
 
 @given(STEPS)
 def test_the_calibrated_courses_fit_schedules_of_every_length(steps):
-    length = course.calibrated().course(steps)
-    assert all(value >= 0 for value in vars(length).values())
-    first = min(length.full_from, steps - 1)
-    kinds = [course.selective(steps, length), course.skipping(steps, first, length.again)]
-    for made in [*kinds, course.thinned(steps, length.thinned)]:
+    rule = course.calibrated().rule(steps)
+    assert all(value >= 0 for value in vars(rule).values())
+    first = min(rule.full_from, steps - 1)
+    kinds = [course.selective_course(steps, rule), course.skipping_course(steps, first, rule.refresh)]
+    for made in [*kinds, course.thinned_course(steps, rule.thinned)]:
         assert len(made) == steps and made[0] == made[-1] == "F"
         assert course.cost(made, 0.0) < steps, "nothing would be saved"
 
 
-def test_a_calibrated_length_has_its_own_course():
+def test_a_calibrated_number_of_steps_has_its_own_rule():
     looks = course.calibrated()
-    for steps, length in looks.courses.items():
-        assert looks.course(steps) == length
+    for steps, rule in looks.rules.items():
+        assert looks.rule(steps) == rule

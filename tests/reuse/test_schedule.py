@@ -134,17 +134,17 @@ def test_a_schedule_is_complete_at_sigma_zero():
 @given(schedules())
 def test_without_reuse_the_path_is_the_schedule_as_asked(sigmas):
     schedule = Schedule(tuple(sigmas))
-    assert schedule.path == schedule.whole_path == schedule.asked == tuple(sigmas)
+    assert schedule.path == schedule.whole_path == schedule.sigmas == tuple(sigmas)
     assert schedule.steps == len(sigmas) - 1
 
 
 @given(paths())
 def test_the_path_is_what_remains_from_k1_and_the_skipped_sigmas_are_as_asked(schedule):
     k1 = schedule.k1
-    assert len(schedule.whole_path) == len(schedule.asked) == schedule.steps + 1
-    assert schedule.whole_path[:k1] == schedule.asked[:k1]
+    assert len(schedule.whole_path) == len(schedule.sigmas) == schedule.steps + 1
+    assert schedule.whole_path[:k1] == schedule.sigmas[:k1]
     assert schedule.path == schedule.whole_path[k1:] and len(schedule.path) == schedule.steps - k1 + 1
-    assert schedule.path[-1] == schedule.asked[-1]
+    assert schedule.path[-1] == schedule.sigmas[-1]
     assert all(a > b for a, b in zip(schedule.path, schedule.path[1:], strict=False))
 
 
@@ -187,13 +187,13 @@ def test_the_end_of_a_schedule_begins_no_step():
 
 @given(paths())
 def test_selective_steps_lie_between_k1_and_k2(schedule):
-    selective = [step for step in range(schedule.steps) if schedule.is_selective(step)]
+    selective = [step for step in range(schedule.steps) if schedule.in_stage_2(step)]
     assert selective == list(range(schedule.k1, schedule.k2))
 
 
 # -- with a look ------------------------------------------------------------------------------------------------
 
-KINDS = st.lists(st.sampled_from("FSA"), max_size=30).map(lambda kinds: "F" + "".join(kinds))
+KINDS = st.lists(st.sampled_from("FS-"), max_size=30).map(lambda kinds: "F" + "".join(kinds))
 
 
 def even(steps: int) -> Schedule:
@@ -203,32 +203,32 @@ def even(steps: int) -> Schedule:
 @given(KINDS)
 def test_a_schedule_with_a_look_walks_all_the_way_as_it_was_asked(kinds):
     schedule = even(len(kinds)).looking(kinds)
-    assert schedule.path == schedule.whole_path == schedule.asked
+    assert schedule.path == schedule.whole_path == schedule.sigmas
     assert schedule.first == 0
-    for step, sigma in enumerate(schedule.asked[:-1]):
+    for step, sigma in enumerate(schedule.sigmas[:-1]):
         assert schedule.step_at(sigma) == step == schedule.begins_at(sigma)
         assert schedule.is_selective(step) == (kinds[step] == "S")
-        assert schedule.is_answered(step) == (kinds[step] == "A")
+        assert schedule.is_skipped(step) == (kinds[step] == "-")
 
 
 @given(KINDS)
 def test_after_a_look_k1_is_the_next_computed_step_and_k2_the_first_of_only_full_ones(kinds):
     schedule = even(len(kinds)).looking(kinds)
-    assert set(kinds[1 : schedule.k1]) <= {"A"}
-    assert schedule.k1 == len(kinds) or kinds[schedule.k1] != "A"
+    assert set(kinds[1 : schedule.k1]) <= {"-"}
+    assert schedule.k1 == len(kinds) or kinds[schedule.k1] != "-"
     assert set(kinds[schedule.k2 :]) <= {"F"}
     assert schedule.k2 == schedule.k1 or kinds[schedule.k2 - 1] != "F"
 
 
 def test_a_look_forgets_an_early_start_and_the_other_way_round():
     early = even(4).from_step(2, 1.0)
-    looking = early.looking("FAFF")
-    assert (looking.start, looking.path) == (None, even(4).asked)
+    looking = early.looking("F-FF")
+    assert (looking.start, looking.path) == (None, even(4).sigmas)
     again = looking.from_step(2, 1.0)
-    assert again.kinds == "" and again.first == 2 and not again.is_answered(1)
+    assert again.kinds == "" and again.first == 2 and not again.is_skipped(1)
 
 
-@pytest.mark.parametrize("kinds", ["F", "FFF", "AFFF", "SFFF", "FXFF", "FFFFF"])
+@pytest.mark.parametrize("kinds", ["F", "FFF", "-FFF", "SFFF", "FXFF", "FFFFF"])
 def test_kinds_that_do_not_fit_the_schedule_are_refused(kinds):
     with pytest.raises(ValueError, match="kinds"):
         replace(even(4), kinds=kinds)

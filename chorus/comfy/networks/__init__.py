@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import AttentionWork, Context, ModelCall, Network
+from .base import AttentionWork, KVCache, ModelCall, Network
 from .hunyuan_video import HunyuanVideo
 from .wan import Wan
 
 _FAMILIES = (Wan, HunyuanVideo)
 
-__all__ = ["AttentionWork", "Context", "ModelCall", "Network", "network_of"]
+__all__ = ["AttentionWork", "KVCache", "ModelCall", "Network", "network_of"]
 
 
 def network_of(patcher: Any) -> Network:

@@ -41,7 +41,7 @@ class AttentionWork(Protocol):
         """Keys and values to use instead of k and v, each [B, L, C]; the same objects where nothing changes."""
 
 
-class Context:
+class KVCache:
     """Keys and values of all tokens in a full step, which stand for tokens that later steps leave out.
 
     Kept in half precision on their own device, apart for each set of conditionings that the host samples in one call.
@@ -143,12 +143,12 @@ class Network:
         kept: torch.Tensor | None,
         works: Sequence[AttentionWork],
         seen: Callable[[float], None] | None,
-        context: Context | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Options:
         """Transformer options with which the call computes the tokens `kept` only, and does `works` at the text.
 
         kept: [V] positions on the token grid in frame-major order, None for all.
-        context: keeps the keys and values of a call that computes all tokens; gives them to one that does not, for the
+        kv_cache: keeps the keys and values of a call that computes all tokens; gives them to one that does not, for the
             tokens that it leaves out. None: these are not attended to at all.
         seen: called with the computed share of the tokens when the blocks are really entered.
         """

@@ -10,7 +10,7 @@ import torch
 
 from ...messages import Message, say
 from ...reuse.regions import token_grid
-from .base import AttentionWork, Context, ModelCall, Network, Options
+from .base import AttentionWork, KVCache, ModelCall, Network, Options
 
 # The parts of a network whose tokens all pass through `blocks`, each on its own or by attention. A network with any
 # other part may need the whole grid there.
@@ -69,7 +69,7 @@ class Wan(Network):
         kept: torch.Tensor | None,
         works: Sequence[AttentionWork],
         seen: Callable[[float], None] | None,
-        context: Context | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Options:
         options = dict(call.options)
         grid = self.token_grid(call.shape)
@@ -80,7 +80,7 @@ class Wan(Network):
             options = tokens.patch(options)
         text_length = call.context.shape[1] if call.context is not None else -1
         works = works if call.context is not None else ()
-        shared = None if context is None else _SelfAttention(context, Context.key(call), self.block_count, tokens)
+        shared = None if kv_cache is None else _SelfAttention(kv_cache, KVCache.key(call), self.block_count, tokens)
         if works or shared is not None:
             options = _with_attention(options, works, text_length, call.shape[0], shared)
         return options
@@ -159,17 +159,17 @@ class _Tokens:
 class _SelfAttention:
     """Keeps the keys and values of all tokens in one model call, or completes those of a call that leaves some out."""
 
-    context: Context
+    kv_cache: KVCache
     key: Any
     blocks: int
     tokens: _Tokens
 
     def __call__(self, block: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.tokens.kept is None:
-            self.context.keep(self.key, block, self.blocks, k, v)
+            self.kv_cache.keep(self.key, block, self.blocks, k, v)
             return k, v
         assert self.tokens.places is not None
-        return self.context.completed(self.key, block, self.tokens.places, k, v)
+        return self.kv_cache.completed(self.key, block, self.tokens.places, k, v)
 
 
 def _with_attention(

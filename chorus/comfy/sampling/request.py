@@ -27,7 +27,7 @@ from .samplers import Sampler, known_sampler
 
 
 @dataclass(frozen=True)
-class Asked:
+class SamplerCall:
     """A sampling run as it was asked for. seed: of the run, or of the first part of its schedule."""
 
     request: Request
@@ -36,7 +36,7 @@ class Asked:
     seed: int | None
 
 
-def asked_for(
+def sampler_call(
     plan: Plan,
     guider: Any,
     noise: torch.Tensor,
@@ -45,7 +45,7 @@ def asked_for(
     sigmas: torch.Tensor,
     denoise_mask: torch.Tensor | None,
     seed: int | None,
-) -> Asked:
+) -> SamplerCall:
     """Read what the host hands over. Raises Unsuitable."""
     import comfy.model_management
     import comfy.sample
@@ -115,14 +115,14 @@ def asked_for(
         guider,
         model,
         sampler,
-        schedule.asked,
+        schedule.sigmas,
         noise_digest,
         seed if known.draws_noise else None,
         None if before else latent_image,
         before.calls if before else [],
         call_number,
     )
-    return Asked(request, schedule, identity, seed)
+    return SamplerCall(request, schedule, identity, seed)
 
 
 def _suitable(
@@ -177,7 +177,7 @@ def _before(plan: Plan, noise: torch.Tensor, latent_image: torch.Tensor, schedul
         return None
 
     def goes_on(run: FinishedRun) -> bool:
-        if run.complete or run.noise is None or abs(run.sigmas[-1] - schedule.asked[0]) >= SIGMA_TOLERANCE:
+        if run.complete or run.noise is None or abs(run.sigmas[-1] - schedule.sigmas[0]) >= SIGMA_TOLERANCE:
             return False
         latent = latent_image.detach().cpu()
         return latent.shape == run.final.shape and torch.equal(latent, run.final.to(latent.dtype))
@@ -224,5 +224,5 @@ def _whole_steps(schedule: Schedule, sigma_of: Any) -> int:
         """Where on the whole schedule a σ lies, to a thousandth: the inverse of `sigma_of`."""
         return bisect_left(range(1000), -sigma, key=lambda k: -sigma_of(k / 1000)) / 1000
 
-    share = fraction(schedule.asked[-1]) - fraction(schedule.asked[0])
+    share = fraction(schedule.sigmas[-1]) - fraction(schedule.sigmas[0])
     return max(schedule.steps, round(schedule.steps / max(1e-3, share)))

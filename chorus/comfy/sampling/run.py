@@ -15,16 +15,16 @@ from ..shown import packed_masks, plan_figures
 from ..techniques import ORDER, Technique
 from ..techniques.base import Decision, Refused
 from .finished import FinishedRun, Report
-from .request import Asked
+from .request import SamplerCall
 
 
 class Run:
     """State of one sampling run; made by the OUTER_SAMPLE wrapper, shared by the others, dropped at its end."""
 
-    def __init__(self, plan: Plan, asked: Asked):
+    def __init__(self, plan: Plan, call: SamplerCall):
         self.plan = plan
-        self.request, self.identity, self.seed = asked.request, asked.identity, asked.seed
-        self.asked = self.schedule = asked.schedule
+        self.request, self.identity, self.seed = call.request, call.identity, call.seed
+        self.full_schedule = self.schedule = call.schedule
         self.report = Report(
             outcome="miss" if plan.reads else "unread",
             reason=plan.explanation,
@@ -44,7 +44,7 @@ class Run:
         """Ask the techniques in order. If one of them finds the source unusable, the run is a plain miss."""
         refused = self._ask(ORDER)
         if refused is not None:
-            self.schedule, self.start, self.parent = self.asked, None, None
+            self.schedule, self.start, self.parent = self.full_schedule, None, None
             self.report.notes, self.report.reason = list(self.plan.notes), refused.why
             self._ask({name: made for name, made in ORDER.items() if not made.needs_source})
         elif self.parent is not None:
@@ -88,18 +88,18 @@ class Run:
         report = self.report
         report.outcome, report.reason = "identical", say("lookup.identical", entry=entry.id)
         report.source_id, report.notes = entry.id, []
-        self.schedule = self.asked.from_step(self.asked.steps)
+        self.schedule = self.full_schedule.from_step(self.full_schedule.steps)
 
     def reused_whole(self) -> torch.Tensor | None:
         """x0 of a run all of whose steps are the source's, [B, C, T, H, W] in model space; None for any other."""
         if self.schedule.first < self.schedule.steps or self.start is None:
             return None
-        return self.start / (1.0 - self.schedule.asked[-1])
+        return self.start / (1.0 - self.schedule.sigmas[-1])
 
-    def started(self) -> dict[str, Any]:
-        """What the open pages are told when sampling begins, and again when a look has decided how it goes on."""
+    def progress(self) -> dict[str, Any]:
+        """What the open pages are told when sampling begins, and whenever a look has decided how it goes on."""
         schedule = self.schedule
-        looked = next((found for t in self.techniques.values() if (found := t.end().get("looked"))), None)
+        looked = next((found for t in self.techniques.values() if (found := t.figures().get("looked"))), None)
         all_full = bool(schedule.kinds) and looked is None
         k1, k2 = (0, 0) if all_full else (schedule.k1, schedule.k2)
         techniques = self.techniques.values()
@@ -148,7 +148,7 @@ class Run:
         """
         works = [technique.in_call(self.schedule, call) for technique in self.techniques.values()]
         kept = next((work.kept for work in works if work.kept is not None), None)
-        context = next((work.context for work in works if work.context is not None), None)
+        kv_cache = next((work.kv_cache for work in works if work.kv_cache is not None), None)
         attention = [work.attention for work in works if work.attention is not None]
         step = call.step
 
@@ -158,9 +158,9 @@ class Run:
         counted = kept is not None or (counts_blocks and self.request.network.block_count > 0)
         if not counted:
             seen(1.0)
-            if not attention and context is None:
+            if not attention and kv_cache is None:
                 return None
-        return self.request.network.patched(call, kept, attention, seen if counted else None, context)
+        return self.request.network.patched(call, kept, attention, seen if counted else None, kv_cache)
 
     # -- ending -------------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class Run:
             name: technique.result(self.schedule) for name, technique in self.techniques.items()
         }
         for technique in self.techniques.values():
-            vars(report).update(technique.end())
+            vars(report).update(technique.figures())
         if request.before is not None:
             report.add(request.before.report)
         if report.outcome == "identical":
@@ -187,7 +187,9 @@ class Run:
             report=report,
             request=self.identity.reused if report.outcome == "hit" else self.identity.computed,
             calls=[*(request.before.calls if request.before else []), self.identity.computed],
-            sigmas=(*request.before.sigmas[:-1], *self.asked.asked) if request.before else self.asked.asked,
+            sigmas=(*request.before.sigmas[:-1], *self.full_schedule.sigmas)
+            if request.before
+            else self.full_schedule.sigmas,
             whole_steps=request.whole_steps,
             final=latent.detach().cpu().clone(),
             seed=self.seed,

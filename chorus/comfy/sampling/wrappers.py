@@ -24,7 +24,7 @@ from ..lookup import refreshed
 from ..networks import ModelCall
 from ..patches import KEY
 from .finished import finished_runs
-from .request import asked_for
+from .request import sampler_call
 from .run import Run
 
 
@@ -73,7 +73,7 @@ def outer_sample(  # type: ignore[no-untyped-def]
     """The OUTER_SAMPLE wrapper: the life of a run."""
     guider = executor.class_obj
     asked: Plan | None = None
-    again: _Again | None = None
+    snapshot: _Snapshot | None = None
 
     def sample(options: dict[str, Any] | None, given_sigmas: torch.Tensor) -> torch.Tensor:
         """The host's own sampling, under other model options where there are some."""
@@ -102,14 +102,14 @@ def outer_sample(  # type: ignore[no-untyped-def]
         warn(f"not active in this run: {reason}")
         if asked is not None:
             finished_runs.bypass(asked.id, reason)
-        return sample(None, sigmas if again is None else again.restored())
+        return sample(None, sigmas if snapshot is None else snapshot.restored())
 
     try:
         began = time.perf_counter()
         asked = guider.model_options["transformer_options"][KEY]
-        again = _Again(guider, sigmas)
+        snapshot = _Snapshot(guider, sigmas)
         plan = refreshed(asked)
-        run = Run(plan, asked_for(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed))
+        run = Run(plan, sampler_call(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed))
         answer = _without_sampling(run, guider)
         options = _options(run, guider)
         _announce(run)
@@ -192,7 +192,7 @@ def _options(run: Run, guider: Any) -> dict[str, Any]:
 
 def _announce(run: Run) -> None:
     try:
-        run_started(run.started())
+        run_started(run.progress())
     except Exception as error:  # a page that cannot be told costs no render
         warn(f"the pages could not be told of this run: {type(error).__name__}: {error}")
 
@@ -219,7 +219,7 @@ def _drop(run: Run) -> None:
         warn(f"a run could not let go of its tensors: {type(error).__name__}: {error}")
 
 
-class _Again:
+class _Snapshot:
     """What sampling changes, kept to begin again after a fault: conditionings, σ (uni_pc writes into them), random
     states.
     """

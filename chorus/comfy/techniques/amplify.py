@@ -75,7 +75,7 @@ class Amplify(Technique):
 
         return CallWork(attention=louder)
 
-    def end(self) -> Mapping[str, Any]:
+    def figures(self) -> Mapping[str, Any]:
         if self.weights is None or self.request.tokens is None:
             return {}
         real = real_tokens(self.request.tokens)

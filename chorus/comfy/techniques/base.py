@@ -15,7 +15,7 @@ import torch
 from ...messages import Message
 from ...reuse.plan import Plan
 from ...reuse.schedule import Schedule
-from ..networks import AttentionWork, Context, ModelCall, Network
+from ..networks import AttentionWork, KVCache, ModelCall, Network
 from ..sampling.finished import FinishedRun
 from ..sampling.samplers import Sampler
 
@@ -95,12 +95,12 @@ class CallWork:
     """What a technique does inside one model call.
 
     kept: [V] positions on the token grid that are computed, in frame-major order; None for all.
-    context: keys and values of the tokens that are not: kept where all are computed, used where they are not.
+    kv_cache: keys and values of the tokens that are not: kept where all are computed, used where they are not.
     attention: what it does at the attention calls of text; None for nothing.
     """
 
     kept: torch.Tensor | None = None
-    context: Context | None = None
+    kv_cache: KVCache | None = None
     attention: AttentionWork | None = None
 
 
@@ -109,7 +109,10 @@ NOTHING = CallWork()
 
 @dataclass
 class Technique:
-    """One technique in one run: made at its beginning, dropped at its end. Methods are called in this order."""
+    """One technique in one run: made at its beginning, dropped at its end.
+
+    Methods are called in this order, but for `expected_share` and `figures`, which may be asked at any time.
+    """
 
     needs_source: ClassVar[bool] = True
 
@@ -143,11 +146,11 @@ class Technique:
         return None
 
     def expected_share(self, schedule: Schedule, step: int) -> float:
-        """The share of the tokens that a step will compute, as far as it is known before sampling."""
+        """The share of the tokens that a step will compute, as far as it is known."""
         return 1.0
 
-    def end(self) -> Mapping[str, Any]:
-        """Figures of the run by their names in `Report`."""
+    def figures(self) -> Mapping[str, Any]:
+        """Figures of the run by their names in `Report`, as far as they are known."""
         return {}
 
     def result(self, schedule: Schedule) -> Any:

@@ -17,11 +17,11 @@ import torch
 from ...cache import CacheError
 from ...messages import Message, said_by, say
 from ...reuse import course
-from ...reuse.join import channel_spread, difference, rim, token_means, with_frames
+from ...reuse.join import channel_spread, difference, joined, rim, token_means, with_frames
 from ...reuse.regions import Regions, build
-from ...reuse.schedule import ANSWERED, FULL, SELECTIVE, Schedule
+from ...reuse.schedule import FULL, SELECTIVE, SKIPPED, Schedule
 from ...reuse.trajectory import SIGMA_TOLERANCE
-from ..networks import Context, ModelCall
+from ..networks import KVCache, ModelCall
 from ..sampling.finished import FinishedRun
 from . import resume, selective
 from .base import NOTHING, CallWork, Decision, Refused, Technique
@@ -53,8 +53,8 @@ class LookAndJoin(Technique):
     weights: torch.Tensor | None = None  # of the own estimate beside what is outside, [1, 1, T, H, W] in [0, 1]
     places: torch.Tensor | None = None  # positions of the tokens that selective steps compute
     share = 1.0  # of the tokens that these are; read from the device once a look
-    context: Context | None = None
-    length: course.Course | None = None
+    kv_cache: KVCache | None = None
+    rule: course.CourseRule | None = None
     kinds: str = ""  # of all steps of the schedule, of which this sampler's may be the first part; "" before the look
 
     # -- before sampling ---------------------------------------------------------------------------------------
@@ -72,22 +72,22 @@ class LookAndJoin(Technique):
             return Refused(why, miss=True)
         if (why := self._refusal(schedule)) is not None:
             return Refused(why)
-        length = course.calibrated().course(request.whole_steps)
-        again = schedule.asked[length.again] if 0 < length.again < schedule.steps else None
+        rule = course.calibrated().rule(request.whole_steps)
+        second_sigma = schedule.sigmas[rule.second_look] if 0 < rule.second_look < schedule.steps else None
         try:
-            source = picture(request, again)
+            source = picture(request, second_sigma)
         except CacheError as error:
             return Refused(say("lookup.unreadable", error=said_by(error)), miss=True)
         if isinstance(source, Message):
             return Refused(source)
-        self.source, self.length = source, length if source.again is not None else replace(length, again=0)
-        self.context = self._new_context()
+        self.source, self.rule = source, rule if source.second is not None else replace(rule, second_look=0)
+        self.kv_cache = self._new_kv_cache()
         self.active = True
         kept = plan.source.entry.settings
         notes = [] if kept["noise"] == request.noise_digest else [say("note.composition", seed=str(kept["seed"]))]
         if selective.NAME in plan.stages and (why := selective.refusal(request)) is not None:
             notes.append(why)
-        looking = schedule.looking(FULL * schedule.steps, self.length.looks)
+        looking = schedule.looking(FULL * schedule.steps, self.rule.looks)
         return Decision(looking, plan.source.entry.id, tuple(notes))
 
     def _go_on(self, schedule: Schedule, before: FinishedRun) -> Decision | None:
@@ -102,7 +102,7 @@ class LookAndJoin(Technique):
         if set(kinds) != {FULL}:
             self.active, self.joined, self.kinds, self.outside = True, begun.joined, kinds, begun.final
             self._use(begun.regions)
-            self.context = self._new_context()
+            self.kv_cache = self._new_kv_cache()
         return Decision(schedule.looking(kinds))
 
     def _refusal(self, schedule: Schedule) -> Message | None:
@@ -110,7 +110,7 @@ class LookAndJoin(Technique):
         request = self.request
         assert request.plan.source is not None
         entry = request.plan.source.entry
-        kept, sigma = entry.settings, min(schedule.asked[0], entry.sigmas[0])
+        kept, sigma = entry.settings, min(schedule.sigmas[0], entry.sigmas[0])
         if sigma < 1.0 - 1e-3 or request.plan.start_latent:
             return say("note.look_start", sigma=sigma)
         if request.sampler.draws_noise or kept["noise_drawn"]:
@@ -125,38 +125,38 @@ class LookAndJoin(Technique):
         if request.ranged or (max(request.cfgs, default=1.0) != 1.0 and kept.get("negative", "") != request.negative):
             return say("note.look_conditions")
         # Estimates of other σ differ for that reason, and the source's picture may be that of fewer steps.
-        walked = entry.sigmas if schedule.complete else entry.sigmas[: len(schedule.asked)]
-        same = len(walked) == len(schedule.asked)
-        if not same or any(abs(a - b) > SIGMA_TOLERANCE for a, b in zip(walked, schedule.asked, strict=True)):
+        walked = entry.sigmas if schedule.complete else entry.sigmas[: len(schedule.sigmas)]
+        same = len(walked) == len(schedule.sigmas)
+        if not same or any(abs(a - b) > SIGMA_TOLERANCE for a, b in zip(walked, schedule.sigmas, strict=True)):
             return say("note.look_sigmas")
         if request.whole_steps < 3:
             return say("note.look_steps", steps=request.whole_steps)
         return None
 
-    def _new_context(self) -> Context | None:
+    def _new_kv_cache(self) -> KVCache | None:
         """Where selective steps keep what they leave out; None where no token can be left out, or nobody wants it."""
         request = self.request
         if selective.NAME not in request.plan.stages or selective.refusal(request) is not None:
             return None
-        return Context(lambda: int(MEMORY * request.free_memory()))
+        return KVCache(lambda: int(MEMORY * request.free_memory()))
 
     def start(self, schedule: Schedule) -> torch.Tensor | Refused | None:
         """The source's noise."""
-        return None if self.source is None else schedule.asked[0] * self.source.noise
+        return None if self.source is None else schedule.sigmas[0] * self.source.noise
 
     # -- around an evaluation ------------------------------------------------------------------------------------
 
     def instead(self, schedule: Schedule, step: int) -> torch.Tensor | None:
-        return self.known if self.active and schedule.is_answered(step) else None
+        return self.known if self.active and schedule.is_skipped(step) else None
 
     def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:
-        if not self.active or self.context is None or not self.joined or call.step >= schedule.k2:
+        if not self.active or self.kv_cache is None or not self.joined or call.step >= schedule.k2:
             return NOTHING
         if schedule.kinds[call.step] == FULL:
-            return CallWork(context=self.context)
-        if self.places is None or not self.context.has(Context.key(call)):
+            return CallWork(kv_cache=self.kv_cache)
+        if self.places is None or not self.kv_cache.has(KVCache.key(call)):
             return NOTHING  # the host samples other conditionings together than in the look
-        return CallWork(kept=self.places, context=self.context)
+        return CallWork(kept=self.places, kv_cache=self.kv_cache)
 
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
         if not self.active:
@@ -168,7 +168,7 @@ class LookAndJoin(Technique):
         if self.joined:
             assert self.weights is not None and self.outside is not None
             self.weights, self.outside = self.weights.to(x0), self.outside.to(x0)  # copied once
-            x0 = torch.where(self.weights > 0, torch.lerp(self.outside, x0, self.weights), self.outside)
+            x0 = joined(self.outside, x0, self.weights)
         self.known = x0
         return x0
 
@@ -177,15 +177,15 @@ class LookAndJoin(Technique):
         if not self.active or not kinds or schedule.kinds == kinds:
             return None
         notes = () if self.joined else (say("note.everywhere"),)
-        if self.context is not None and self.context.full:
+        if self.kv_cache is not None and self.kv_cache.full:
             notes = (*notes, say("note.context_memory"))
         return Decision(schedule.looking(kinds), notes=notes)
 
     def _look(self, x0: torch.Tensor, step: int) -> None:
         """Find where the target differs from the source, and settle what each further step is."""
-        source, length = self.source, self.length
-        assert source is not None and length is not None
-        compared = source.first if not self.kinds else source.again if step == length.again else None
+        source, rule = self.source, self.rule
+        assert source is not None and rule is not None
+        compared = source.first if not self.kinds else source.second if step == rule.second_look else None
         if compared is None:
             return
         looks = course.calibrated()
@@ -198,7 +198,7 @@ class LookAndJoin(Technique):
         self.joined = self.regions.edited <= looks.cut.everywhere
         self.kinds = self._course(step)
         last_joined = max((k for k, kind in enumerate(self.kinds) if kind != FULL), default=0)
-        goes_on = self.joined and step < length.again < last_joined
+        goes_on = self.joined and step < rule.second_look < last_joined
         self.outside = source.before if goes_on else source.final
         if not goes_on:
             self.source = None
@@ -234,20 +234,20 @@ class LookAndJoin(Technique):
         return course.at_most_saved(kinds, self.share, settings.most, step)
 
     def _wanted(self, share: float, fixed: float | None, k2: int | None) -> str:
-        steps, length = self.request.whole_steps, self.length
-        assert length is not None
+        steps, rule = self.request.whole_steps, self.rule
+        assert rule is not None
         if k2 is not None:
-            length = replace(length, last=steps - k2)
+            rule = replace(rule, last=steps - k2)
         if fixed is not None:
-            return course.answering(steps, round(fixed * steps), length.again)
+            return course.skipping_at_least(steps, round(fixed * steps), rule.refresh)
         if not self.joined:
-            return course.thinned(steps, length.thinned)
-        skipping = course.skipping(steps, min(length.full_from, steps - 1), length.again)
-        if self.context is None or self.context.full:
+            return course.thinned_course(steps, rule.thinned)
+        skipping = course.skipping_course(steps, min(rule.full_from, steps - 1), rule.refresh)
+        if self.kv_cache is None or self.kv_cache.full:
             return skipping
-        leaving_out = course.selective(steps, length)
+        leaving_out = course.selective_course(steps, rule)
         if share == 0.0:
-            return leaving_out.replace(SELECTIVE, ANSWERED)
+            return leaving_out.replace(SELECTIVE, SKIPPED)
         return min(leaving_out, skipping, key=lambda kinds: course.cost(kinds, share))
 
     def _fixed_k2(self, steps: int) -> int | None:
@@ -258,13 +258,13 @@ class LookAndJoin(Technique):
     def expected_share(self, schedule: Schedule, step: int) -> float:
         if not self.active or self.regions is None or step == 0:
             return 1.0
-        if schedule.is_answered(step):
+        if schedule.is_skipped(step):
             return 0.0
         return round(self.share, 4) if schedule.is_selective(step) else 1.0
 
     # -- afterwards -----------------------------------------------------------------------------------------------
 
-    def end(self) -> Mapping[str, Any]:
+    def figures(self) -> Mapping[str, Any]:
         return {"looked": None if self.regions is None else self.regions.cpu()}
 
     def result(self, schedule: Schedule) -> _Begun | None:
@@ -275,5 +275,5 @@ class LookAndJoin(Technique):
 
     def drop(self) -> None:
         self.source = self.outside = self.known = self.weights = self.places = None
-        if self.context is not None:
-            self.context.drop()
+        if self.kv_cache is not None:
+            self.kv_cache.drop()

@@ -60,7 +60,7 @@ class Record(Technique):
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
         """Keep the estimates with which the looks of later requests are compared, token by token."""
         done = self.request.before.report.steps if self.request.before else 0
-        looked = course.calibrated().course(self.request.whole_steps).looks
+        looked = course.calibrated().rule(self.request.whole_steps).looks
         compared = not self.request.sampler.draws_noise  # no look goes on from a run that drew noise
         if self.recording is not None and compared and self.begun is not None and done + step in looked:
             means = token_means(x0.detach(), self.request.network.token_size).cpu()
@@ -116,9 +116,9 @@ def coarse_attention(
     Only every n-th token is used, so that the grid fits in COARSE.
     """
     t, h, w = (-(-size // most) for size, most in zip(grid, COARSE, strict=True))
-    asked = q.view(*grid, -1)[::t, ::h, ::w]
-    cells = asked.shape[:3]
-    asked = asked.reshape(-1, heads, q.shape[-1] // heads).transpose(0, 1).float()
+    queries = q.view(*grid, -1)[::t, ::h, ::w]
+    cells = queries.shape[:3]
+    queries = queries.reshape(-1, heads, q.shape[-1] // heads).transpose(0, 1).float()
     keys = k.view(k.shape[0], heads, -1).transpose(0, 1).float()
-    probabilities = torch.softmax(asked @ keys.transpose(1, 2) * asked.shape[-1] ** -0.5, dim=-1).mean(0)
+    probabilities = torch.softmax(queries @ keys.transpose(1, 2) * queries.shape[-1] ** -0.5, dim=-1).mean(0)
     return probabilities[:, real.to(k.device)].T.reshape(-1, *cells).cpu()

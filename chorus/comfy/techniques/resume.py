@@ -85,9 +85,9 @@ class Resume(Technique):
             return Refused(why, miss=True)
         whole = request.whole_steps
         notes: list[Message] = []
-        wanted = steps_reached(schedule.asked, request.sigma_of(settings.share(plan).of(whole)))
+        wanted = steps_reached(schedule.sigmas, request.sigma_of(settings.share(plan).of(whole)))
         affordable = k1 = self._affordable(schedule, wanted, settings, notes)
-        while k1 and not states_for(request, schedule.asked[k1]):
+        while k1 and not states_for(request, schedule.sigmas[k1]):
             k1 -= 1
         if k1 < affordable:
             notes.append(say("note.k1_lowered", wanted=affordable, k1=k1))
@@ -96,7 +96,7 @@ class Resume(Technique):
                 return None
             # What lowered K1 to 0 is the reason; without such a note it was 0 from the beginning.
             return Refused(notes[0] if notes else say("miss.steps", steps=schedule.steps), miss=True)
-        start = min(request.sigma_of(settings.starts_at(plan).of(whole)), schedule.asked[0])
+        start = min(request.sigma_of(settings.starts_at(plan).of(whole)), schedule.sigmas[0])
         if request.sampler.draws_noise:
             notes.append(say("note.draws_noise", sampler=request.sampler.name))
         changed = schedule.from_step(k1, start if states_for(request, start) else None)

@@ -104,7 +104,7 @@ class Selective(Technique):
         full = request.plan.stages.get(FULL)
         k2 = schedule.steps
         if full is not None:
-            k2 = steps_reached(schedule.asked, request.sigma_of(full.share(request.plan).of(request.whole_steps)))
+            k2 = steps_reached(schedule.sigmas, request.sigma_of(full.share(request.plan).of(request.whole_steps)))
         k2 = max(k2, schedule.k1)
         if k2 == schedule.k1:
             return None
@@ -122,7 +122,7 @@ class Selective(Technique):
         return None
 
     def _is_partial(self, schedule: Schedule, step: int) -> bool:
-        return schedule.is_selective(step) and self.known is not None
+        return schedule.in_stage_2(step) and self.known is not None
 
     def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:
         if not self._is_partial(schedule, call.step):
@@ -132,7 +132,7 @@ class Selective(Technique):
         return CallWork(kept=regions.indices())
 
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
-        if self.edit is None or not schedule.is_selective(step):
+        if self.edit is None or not schedule.in_stage_2(step):
             return x0
         if self.known is not None:
             x0 = torch.where(self.edit.to(x0.device), x0, self.known.to(x0))
@@ -141,7 +141,7 @@ class Selective(Technique):
 
     def expected_share(self, schedule: Schedule, step: int) -> float:
         regions = regions_of(self.request.plan)
-        if regions is None or self.edit is None or not schedule.is_selective(step):
+        if regions is None or self.edit is None or not schedule.in_stage_2(step):
             return 1.0
         full = step == schedule.k1 and self.known is None
         return 1.0 if full else round(float(regions.visible.float().mean()), 4)

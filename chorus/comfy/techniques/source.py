@@ -39,20 +39,20 @@ class Picture:
     """What a look needs of the source, in model space, on the CPU.
 
     noise: ε it was sampled from; final: its result; both in the latent's shape.
-    first: its estimate at σ_0; again: at the σ of a second look; both [B, C, T, H, W], means over tokens.
+    first: its estimate at σ_0; second: at the σ of a second look; both [B, C, T, H, W], means over tokens.
     before: its clean component at that σ, which is kept outside the mask until then, so that both estimates are of the
-        same state. It and `again` are None where there is no second look.
+        same state. It and `second` are None where there is no second look.
     """
 
     noise: torch.Tensor
     first: torch.Tensor
     final: torch.Tensor
-    again: torch.Tensor | None = None
+    second: torch.Tensor | None = None
     before: torch.Tensor | None = None
 
 
-def picture(request: Request, again: float | None) -> Picture | Message:
-    """The source's picture, or why it cannot be had. again: σ of a second look. Raises CacheError."""
+def picture(request: Request, second_sigma: float | None) -> Picture | Message:
+    """The source's picture, or why it cannot be had. second_sigma: of a second look. Raises CacheError."""
     entry = _entry(request)
     noise = _noise(request, entry)
     if noise is None:
@@ -60,14 +60,14 @@ def picture(request: Request, again: float | None) -> Picture | Message:
     first = _estimate(entry, entry.sigmas[0])
     if first is None:
         return say("note.look_states")
-    second = None if again is None else _estimate(entry, again)
-    there = states_for(request, again) if again is not None and second is not None else ()
+    name = None if second_sigma is None else _estimate(entry, second_sigma)
+    there = states_for(request, second_sigma) if second_sigma is not None and name is not None else ()
     cache = open_cache(request.plan.cache_name, request.plan.place)
     kept = load_trajectory(cache, entry, request.into_model_space, noise, {*there, 0.0})
     found = Picture(noise, _means(request, cache.load(entry.id, [first])[first]), kept.at(0.0))
-    if again is not None and second is not None and there:
-        found.again = _means(request, cache.load(entry.id, [second])[second])
-        found.before = clean_component(kept.at(again), noise, again)
+    if second_sigma is not None and name is not None and there:
+        found.second = _means(request, cache.load(entry.id, [name])[name])
+        found.before = clean_component(kept.at(second_sigma), noise, second_sigma)
     return found
 
 
