@@ -58,7 +58,8 @@ def test_a_rule_holds_for_its_own_sample_alone(bench):
     """Its source keeps the estimate of its own second look, and the next hit goes on as calibrated."""
     source, known = asked(RED, 8, 12), calibrated().rule(12)
     hit = System("look and join, none left out", selective=False, strength=0.0)
-    other = bench.sample(asked(GREEN, 9, 12), replace(hit, rule=replace(known, second_look=4, full_from=10, thinned=2)), source)
+    given = replace(known, second_look=4, full_from=10, refresh=4, thinned=2)
+    other = bench.sample(asked(GREEN, 9, 12), replace(hit, rule=given), source)
     usual = bench.sample(asked(GREEN, 9, 12), hit, source)
     same = bench.sample(asked(GREEN, 9, 12), replace(hit, rule=known), source)
     assert (other["outcome"], usual["outcome"]) == ("hit", "hit")
