@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from . import report
-from .pairs import Pair
-from .samples import Bench, of
+from .samples import of
 from .systems import System
 
 
@@ -18,22 +17,22 @@ def nirvana(k: int) -> System:
     return System("NIRVANA", k1=k, start=1.0, selective=False, strength=0.0, source_noise=True)
 
 
-def at_cost(bench: Bench, pair: Pair, cost: float, nirvana_wanted: bool) -> dict:
-    """A rival at a fractional number of steps: its measures between those of the two whole numbers around it."""
-    total = pair.target.steps
+def between(cost: float, total: int, sampled: Callable[[int], Mapping[str, Any]]) -> dict[str, Any]:
+    """A rival at a fractional number of steps: its measures between those at the two whole numbers around it.
+
+    cost: in steps, of `total`; sampled: a whole number of steps → measures. What is no number is the nearer one's.
+    """
     low = max(1, min(total, int(np.floor(cost))))
-    high = min(total, low + 1)
-    weight = min(1.0, max(0.0, cost - low))
-
-    def sampled(steps: int) -> dict:
-        if not nirvana_wanted or steps == total:
-            return bench.sample(replace(pair.target, steps=steps))
-        return bench.sample(pair.target, nirvana(total - steps), pair.source)
-
+    weight = min(1.0, max(0.0, cost - low)) if low < total else 0.0
     below = sampled(low)
-    above = sampled(high) if weight > 0 else below
-    measures = {"alignment", "error", "details", "step_equivalents"} & below.keys()  # real weights have no error
-    return {name: (1 - weight) * below[name] + weight * above[name] for name in measures}
+    above = sampled(low + 1) if weight else below
+    nearer = above if weight > 0.5 else below
+    return {
+        name: (1 - weight) * below[name] + weight * above[name]
+        if isinstance(below[name], (int, float)) and isinstance(above[name], (int, float))
+        else nearer[name]
+        for name in below
+    }
 
 
 def details_loss(samples: Sequence[dict], cold: Sequence[dict]) -> dict:

@@ -103,21 +103,19 @@ def digest(*patterns: str) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in found)).hexdigest()[:16]
 
 
-def measured_digest() -> str:
-    """Of everything but Chorus that a sample depends on: weights, the model's files, the measures, the templates."""
-    model, bench = "tests/small_wan", "benchmarks"
-    measures = (f"{bench}/metrics.py", f"{bench}/systems.py", "workflows/api/*", "tools/demo_graph.py")
-    wan = "tests/bench_wan"
-    return digest(f"{model}/weights/*", f"{model}/[cjnst]*.py", f"{wan}/weights/*", f"{wan}/*.py", *measures)
+def measured_digest(subject: Subject) -> str:
+    """Of everything but Chorus that a sample depends on: the subject's files, the measures, the templates."""
+    measures = ("benchmarks/metrics.py", "benchmarks/systems.py", "workflows/api/*", "tools/demo_graph.py")
+    return digest(*subject.files, *measures)
 
 
-def code_digest() -> str:
+def code_digest(subject: Subject) -> str:
     """Of everything that a sample from the cache depends on."""
-    return measured_digest() + digest("chorus/**/*.py", "chorus/**/*.json", "nodes/*.py")
+    return measured_digest(subject) + digest("chorus/**/*.py", "chorus/**/*.json", "nodes/*.py")
 
 
-def _shaped_by(request: Request, system: System, source: Request | None) -> str:
-    code = code_digest() if system.reads else measured_digest()
+def _shaped_by(subject: Subject, request: Request, system: System, source: Request | None) -> str:
+    code = code_digest(subject) if system.reads else measured_digest(subject)
     parts = [asdict(request), asdict(system) | {"name": ""}, asdict(source) if source and system.reads else None, code]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
@@ -186,7 +184,7 @@ class Bench:
         """The sample: outcome, cost, alignment and quality of one request. A system that reads needs a source."""
         if system.source_noise and source is not None:
             request = Request(**{**vars(request), "seed": source.seed})
-        name = _shaped_by(request, system, source)
+        name = _shaped_by(self.subject, request, system, source)
         return self.once(name, lambda: {"system": system.name, **self._sample(name, request, system, source)})
 
     def once(self, name: str, make: Callable[[], dict]) -> dict:
@@ -205,7 +203,7 @@ class Bench:
         The judge fits the object to the source's own video; None where it is not the one the prompt asked for.
         """
         system = System("mask", k1=1, k2=2, edit_dilation=0, visible_dilation=0, method="early start")
-        name = "overlap " + _shaped_by(request, system, source)
+        name = "overlap " + _shaped_by(self.subject, request, system, source)
         return self.once(name, lambda: {"iou": self._overlap(request, system, source)})["iou"]
 
     def _overlap(self, request: Request, system: System, source: Request) -> float | None:
@@ -287,7 +285,7 @@ class Bench:
 
     def cache_of(self, source: Request, precision: str | None = None, rule: CourseRule | None = None) -> str:
         """The cache that holds the source and nothing else, sampled cold. A rule says what is kept for looks."""
-        parts = [repr(source), code_digest(), precision, sorted(rule.looks) if rule else None]
+        parts = [repr(source), code_digest(self.subject), precision, sorted(rule.looks) if rule else None]
         name = f"bench-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
         kept = System("source", reads=False, precision=precision, rule=rule)
         self.once(f"source {name}", lambda: self._fill(name, source, kept))

@@ -59,7 +59,8 @@ class RealWan:
     clip_model: str = "ViT-B-32"  # of the CLIP score
     clip_weights: str = "laion2b_s34b_b79k"  # a tag of open_clip, or a file
 
-    side = 48  # pixels, at which its videos are measured
+    side = 48
+    files = ()  # a server says nothing of its models
 
     def load(self, graph: Graph, request: Request) -> None:
         """Put the model names and the size in the graph."""

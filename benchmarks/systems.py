@@ -62,13 +62,14 @@ class System:
 
 COLD = System("cold", reads=False)
 CHORUS = System("Chorus")
-STAGE_1 = System("stage 1 only", selective=False, strength=0.0, method="early start")
+EARLY_START = System("early start", selective=False, strength=0.0, method="early start")
 
 
 class Subject(Protocol):
     """The model under test: fills the template's loaders, and tells how well a video follows its prompt."""
 
-    side: int
+    side: int  # pixels, at which its videos are measured
+    files: tuple[str, ...]  # of the checkout, which its samples depend on beside ComfyUI and Chorus
 
     def load(self, graph: Graph, request: Request) -> None: ...
 
@@ -79,8 +80,12 @@ class SmallWan:
     """The small Wan of the tests."""
 
     name = "small Wan"
-    size = demo_graph.SIDE
-    side = 48  # pixels, at which its videos are measured
+    size = demo_graph.SIDE  # pixels a side that are asked for: the host's 8 a cell of the latent
+    side = 48
+    files: tuple[str, ...] = (
+        "tests/small_wan/weights/*",
+        *(f"tests/small_wan/{name}.py" for name in ("codec", "export", "judge", "nodes", "scenes", "text_encoder")),
+    )
 
     def load(self, graph: Graph, request: Request) -> None:
         """Put the small Wan's loaders, its size and its CFG in the graph."""
@@ -116,7 +121,12 @@ class BenchWan(SmallWan):
     name = "bench Wan"
     size = 192
     side = 96
-    length = 17
+    length = 17  # frames that are asked for: the host's four a frame of the latent
+    files = (
+        *SmallWan.files,
+        "tests/bench_wan/weights/*",
+        *(f"tests/bench_wan/{name}.py" for name in ("captions", "judge", "scenes")),
+    )
 
     @staticmethod
     def samples(steps: int) -> bool:

@@ -16,11 +16,10 @@ from bench_wan.captions import sample_caption
 from .. import metrics, report
 from ..samples import Bench, of
 from ..systems import BenchWan, Request
-from .hits import kept_share
+from .hits import OTHER_TAKE, kept_share
 
 SEED = 41
 FULL, QUICK = {50: 32, 20: 64, 4: 96}, {20: 8, 4: 16}
-OTHER_TAKE = 500_000  # added to a seed: the reference is cold videos of the same prompts, with other noise
 
 
 def measure(bench: Bench, full: bool) -> report.Result:
@@ -71,7 +70,7 @@ def _with_steps(request: Request, steps: int) -> Request:
 
 
 def _details(wan: Bench, whole: dict, half: dict) -> tuple[int, int]:
-    """How many of the details of all steps half of them show, of how many that could be seen there."""
+    """(details of the run with all steps that the one with half of them shows, details that it could show)."""
     frames = wan.frames(half)
     wanted = details.visible(details.find(wan.frames(whole)), frames)
     return details.matched(wanted, details.find(frames)), len(wanted)

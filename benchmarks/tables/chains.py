@@ -52,7 +52,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
 
 def _chain(bench: Bench, index: int) -> dict:
     """One cache, DEPTHS[-1] edits in a row, every request read and written."""
-    key = hashlib.sha256(f"{SEED} {index} {code_digest()}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{SEED} {index} {code_digest(bench.subject)}".encode()).hexdigest()[:24]
 
     def make() -> dict:
         rng = np.random.default_rng([SEED, index])

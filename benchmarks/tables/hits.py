@@ -10,7 +10,7 @@ named objects. The Fréchet distance is to cold runs of the same prompts with ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,17 +22,15 @@ from chorus.reuse.course import calibrated
 from tools.demo_pictures import mask_of
 
 from .. import metrics, report
-from ..rivals import nirvana
+from ..rivals import between, nirvana
 from ..samples import Bench
 from ..scene_pairs import REPORTED, ScenePair, scene_pairs
-from ..systems import DISTILLED_STEPS, BenchWan, Request, System
+from ..systems import CHORUS, DISTILLED_STEPS, EARLY_START, BenchWan, Request, System
 
 FULL = {4: 165, 20: 99, 50: 55}
 QUICK = {4: 22, 20: 11}
 HIT = System("look and join", strength=0.0)
 SKIPPING = System("look and join, none left out", selective=False, strength=0.0)
-AMPLIFIED = System("look and join, amplified")
-EARLY = System("early start", selective=False, strength=0.0, method="early start")
 OTHER_TAKE = 500_000  # added to a seed
 RIM = 2  # pixels around an object that count as part of it
 
@@ -127,7 +125,7 @@ class Systems:
             "other takes": self._told(self.other, self.other),
             "cold": self._told(self.cold, self.cold),
             "look and join": self._told(self.hit, self.source, inside=self.on_source),
-            "fewer steps": self._between(self.hit["step_equivalents"], self._fewer),
+            "fewer steps": between(self.hit["step_equivalents"], self.steps, self._fewer),
         }
 
     def measured(self) -> dict[str, dict]:
@@ -136,10 +134,10 @@ class Systems:
         return {
             **self.compared(),
             SKIPPING.name: self._told(self._reads(SKIPPING), self.source, inside=self.on_source),
-            AMPLIFIED.name: self._told(self._reads(AMPLIFIED), self.source, inside=self.on_source),
-            "early start": self._told(self._reads(EARLY), self.cold),
-            "fewer steps, source's seed": self._between(cost, self._fewer_on_source),
-            "NIRVANA": self._between(cost, self._nirvana),
+            CHORUS.name: self._told(self._reads(CHORUS), self.source, inside=self.on_source),
+            EARLY_START.name: self._told(self._reads(EARLY_START), self.cold),
+            "fewer steps, source's seed": between(cost, self.steps, self._fewer_on_source),
+            "NIRVANA": between(cost, self.steps, self._nirvana),
         }
 
     def _reads(self, system: System) -> dict:
@@ -155,17 +153,10 @@ class Systems:
         sample = self.on_source if steps == self.steps else self._reads(nirvana(self.steps - steps))
         return self._told(sample, self.source)
 
-    def _between(self, cost: float, sampled: Callable[[int], dict]) -> dict:
-        """Measures at a fractional number of steps, between those of the two whole numbers around it."""
-        low = max(1, min(self.steps, int(np.floor(cost))))
-        weight = min(1.0, max(0.0, cost - low)) if low < self.steps else 0.0
-        below = sampled(low)
-        above = sampled(low + 1) if weight else below
-        mixed = {name: (1 - weight) * below[name] + weight * above[name] for name in below if name != "features"}
-        return mixed | {"features": (above if weight > 0.5 else below)["features"]}
-
     def _told(self, sample: dict, reference: dict, inside: dict | None = None) -> dict[str, Any]:
-        """reference: whose details the sample should show; inside: whose within its edit mask, None for the same."""
+        """reference: the sample whose details are expected; inside: the one expected inside the edit mask, None for the
+        same.
+        """
         frames = self.wan.frames(sample)
         wanted = details.find(self.wan.frames(reference))
         if inside is not None and sample["masks"] is not None:
@@ -173,15 +164,15 @@ class Systems:
             everywhere = edit.mean() > calibrated().cut.everywhere
             wanted = [one for one in wanted if not everywhere and not _lies_in(one, edit)]
             wanted += [one for one in details.find(self.wan.frames(inside)) if everywhere or _lies_in(one, edit)]
-        kept = details.visible(wanted, frames)
+        wanted = details.visible(wanted, frames)
         objects = np.maximum(self.taken, judge.object_masks(frames, self.pair.of.target)) > 0.1
         outside = ~scipy.ndimage.binary_dilation(objects, np.ones((1, 2 * RIM + 1, 2 * RIM + 1)))
         return {
             **{name: float(sample[name]) for name in ("alignment", "error", "seams", "flicker", "copies")},
             "cost": float(sample["step_equivalents"]),
             "features": sample["features"],
-            "wanted": len(kept),
-            "kept": details.matched(kept, details.find(frames)),
+            "wanted": len(wanted),
+            "kept": details.matched(wanted, details.find(frames)),
             "difference": metrics.difference(frames, self.source_frames, outside, BenchWan.side),
         }
 

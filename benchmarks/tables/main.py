@@ -9,7 +9,7 @@ import numpy as np
 from .. import metrics, report
 from ..prompts import stream, vidprom
 from ..samples import Bench, of
-from ..systems import CHORUS, COLD, STAGE_1
+from ..systems import CHORUS, COLD, EARLY_START
 from .locality import EASYCACHE, nirvana_table, ours, run_stream, serve, threshold
 
 SEED = 101
@@ -30,7 +30,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
                 systems = {
                     "cold": None,
                     "NIRVANA": nirvana_table(steps, extra),
-                    "stage 1 only": ours(replace(STAGE_1, easycache=extra)),
+                    "early start": ours(replace(EARLY_START, easycache=extra)),
                     "Chorus": ours(replace(CHORUS, easycache=extra)),
                 }
                 plain = serve(bench, asked, None)

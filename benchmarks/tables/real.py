@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from .. import report
 from ..pairs import Pair
-from ..rivals import at_cost
+from ..rivals import between, nirvana
 from ..samples import Bench, of
 from ..server import PROMPTS
-from ..systems import CHORUS, COLD, STAGE_1, Request
+from ..systems import CHORUS, COLD, EARLY_START, Request
 
 SEED = 131
 
@@ -22,13 +25,13 @@ def measure(bench: Bench, full: bool) -> report.Result:
         ]
         cold = [bench.sample(p.target, COLD) for p in pairs]
         hits = [bench.sample(p.target, CHORUS, p.source) for p in pairs]
-        stage_1 = [bench.sample(p.target, STAGE_1, p.source) for p in pairs]
+        early = [bench.sample(p.target, EARLY_START, p.source) for p in pairs]
         costs = of(hits, "step_equivalents")
         rivals = {
-            name: of([at_cost(bench, p, c, name == "NIRVANA") for p, c in zip(pairs, costs, strict=True)], "alignment")
-            for name in ("NIRVANA", "fewer steps")
+            name: of([between(c, steps, taken(bench, p)) for p, c in zip(pairs, costs, strict=True)], "alignment")
+            for name, taken in (("NIRVANA", _nirvana), ("fewer steps", _fewer))
         }
-        for name, samples in (("cold", cold), ("stage 1 only", stage_1), ("Chorus", hits)):
+        for name, samples in (("cold", cold), ("early start", early), ("Chorus", hits)):
             rows.append(
                 {
                     "steps": steps,
@@ -55,3 +58,14 @@ def measure(bench: Bench, full: bool) -> report.Result:
                 }
             )
     return report.Result("real", "Real prompts on a server's model", list(rows[0]), rows, seeds=[SEED])
+
+
+def _fewer(bench: Bench, pair: Pair) -> Callable[[int], dict]:
+    return lambda steps: bench.sample(replace(pair.target, steps=steps))
+
+
+def _nirvana(bench: Bench, pair: Pair) -> Callable[[int], dict]:
+    total = pair.target.steps
+    return lambda steps: (
+        bench.sample(pair.target) if steps == total else bench.sample(pair.target, nirvana(total - steps), pair.source)
+    )

@@ -24,7 +24,7 @@ from tools.demo_graph import Graph, only
 from .. import report
 from ..pairs import REPORTED, Pair, hit_pairs
 from ..samples import Bench, code_digest, of
-from ..systems import COLD, STAGE_1, Request, System, graph
+from ..systems import COLD, EARLY_START, Request, System, graph
 
 SMALLER = 80  # pixels a side, against the 96 that the small Wan was trained on
 
@@ -76,7 +76,7 @@ def replace_size(size: int):
 
 
 def _crossed(bench: Bench, pair: Pair, source: Request, k: int, start: float) -> dict:
-    parts = repr([pair.target, source, k, start, code_digest()])
+    parts = repr([pair.target, source, k, start, code_digest(bench.subject)])
     name = "transfer " + hashlib.sha256(parts.encode()).hexdigest()[:24]
     return bench.once(name, lambda: bench.measured(_sampled(bench, pair.target, source, k, start), pair.target))
 
@@ -84,7 +84,7 @@ def _crossed(bench: Bench, pair: Pair, source: Request, k: int, start: float) ->
 def _sampled(bench: Bench, target: Request, source: Request, k: int, start: float) -> np.ndarray:
     schedule = _sigmas(target.steps)
     path = stretched(schedule, k, max(_shifted(1 - start), schedule[k]))[k:]
-    made = graph(bench.subject, target, replace(STAGE_1), cache=None, mode="off")
+    made = graph(bench.subject, target, replace(EARLY_START), cache=None, mode="off")
     host = bench.host.host
     caches = host.module("chorus.comfy.caches")
     import comfy.latent_formats

@@ -43,10 +43,10 @@ def test_the_table_for_real_weights(comfy_server, tmp_path):
     videos = tmp_path / "videos"
     result = real.measure(Bench(tmp_path, Scored(), server.Server(comfy_server.url), videos), full=False)
     rows = {row["system"]: row for row in result.rows}
-    assert set(rows) == {"cold", "stage 1 only", "Chorus", "NIRVANA at Chorus's cost", "fewer steps at Chorus's cost"}
+    assert set(rows) == {"cold", "early start", "Chorus", "NIRVANA at Chorus's cost", "fewer steps at Chorus's cost"}
     assert rows["Chorus"]["step equivalents"]["mean"] < rows["cold"]["step equivalents"]["mean"] == 4.0
     assert all(np.isfinite(row["alignment"]["mean"]) for row in rows.values())
-    assert {folder.name for folder in (videos / "4 steps").iterdir()} >= {"cold", "stage 1 only", "Chorus", "NIRVANA"}
+    assert {folder.name for folder in (videos / "4 steps").iterdir()} >= {"cold", "early start", "Chorus", "NIRVANA"}
     assert len(list((videos / "4 steps" / "Chorus").glob("*.mp4"))) == rows["Chorus"]["n"]
 
 

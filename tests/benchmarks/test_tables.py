@@ -12,9 +12,7 @@ import pytest
 
 from benchmarks.pairs import Pair, hit_pairs, request
 from benchmarks.prompts import vectors
-from benchmarks.rivals import at_cost
-from benchmarks.samples import Bench, InProcess
-from benchmarks.systems import Request
+from benchmarks.rivals import between
 from benchmarks.tables import hits, locality, looks
 from small_wan import scenes
 
@@ -51,20 +49,12 @@ def test_pairs_are_alike_different_and_reproducible():
     assert {p.source.seed for p in pairs}.isdisjoint({p.target.seed for p in pairs})
 
 
-def test_a_rival_at_a_fractional_cost_lies_between(comfy_host, tmp_path, monkeypatch):
-    monkeypatch.setenv("CHORUS_CACHE_DIR", "set by the bench")
-    bench = Bench(tmp_path, host=InProcess(tmp_path / "caches", comfy_host))
-    pair = Pair(request(RED, 3, 4), request(GREEN, 4, 4), 0.9)
-    for nirvana in (False, True):
-        low, high = (at_cost(bench, pair, cost, nirvana) for cost in (2.0, 3.0))
-        assert at_cost(bench, pair, 2.25, nirvana) == {
-            name: pytest.approx(0.75 * low[name] + 0.25 * high[name]) for name in low
-        }
-        assert (low["step_equivalents"], high["step_equivalents"]) == (2, 3)
-    assert at_cost(bench, pair, 4.0, True)["alignment"] == bench.sample(pair.target)["alignment"]
-    fewer = bench.sample(Request(**{**vars(pair.target), "steps": 2}))
-    assert at_cost(bench, pair, 2.0, False)["details"] == fewer["details"]
-    bench.host.forget_caches()
+def test_a_rival_at_a_fractional_cost_lies_between():
+    measured = {steps: {"alignment": steps / 4, "features": [steps], "error": None} for steps in range(1, 5)}
+    assert between(2.25, 4, measured.__getitem__) == {"alignment": 0.5625, "features": [2], "error": None}
+    assert between(2.75, 4, measured.__getitem__)["features"] == [3]
+    for cost, steps in ((0.3, 1), (2.0, 2), (4.0, 4), (4.2, 4)):
+        assert between(cost, 4, measured.__getitem__) == measured[steps]
 
 
 def test_ratios_are_of_means_and_none_where_the_rival_loses_nothing():
