@@ -31,7 +31,10 @@ TEXTS = {
     "miss.no_stage": "a match was found, but the sampled model has no Chorus stage node that uses it",
     "miss.image": "the source was made with another start image, control video, audio or reference",
     "miss.seed": "the same prompt with another seed: another take is wanted, so nothing is reused",
+    "miss.other_steps": "the same prompt and seed with another number of steps or other sigmas: sampled in full, so "
+    "that later requests can start from it",
     "miss.steps": "with {steps} steps nothing can be skipped: K1 rounds to 0",
+    "miss.nothing_saved": "K1, K2 and maximum as they are set leave no step to skip",
     "miss.no_state": "the source keeps no state at sigma {sigma}",
     # in which respects an entry differs
     "differs.weights": "other weights",
@@ -68,6 +71,8 @@ TEXTS = {
     "bypassed.start_latent": "sampling starts from another latent than the one given to ChorusCacheLookup",
     "bypassed.middle": "sampling starts in the middle of a schedule, from a latent that was not sampled under this "
     "plan",
+    "bypassed.second": "the first sampler's part came from the cache, the second part was sampled without Chorus: "
+    "{reason}",
     # why a request has no text by which it could be found
     "text.connect": "the prompt cannot be compared: connect CLIP or the positive CONDITIONING to ChorusCacheLookup, or "
     "put open_clip weights on this machine ({reason})",
@@ -94,10 +99,12 @@ TEXTS = {
     "note.composition": "the composition of the match is kept: the noise is that of its seed {seed}, and the seed of "
     "this request has no effect. To use this request's own seed, set take to 'another take'",
     "note.mask_later": "the first step of the run shows where it differs; the mask appears then",
-    "note.everywhere": "the first step shows that nearly the whole picture changes, so little is reused",
+    "note.everywhere": "nearly the whole picture is marked as changed, so little is reused",
+    "note.look_blind": "the first step shows no difference although the prompts differ, so it cannot tell where the "
+    "picture changes, and nothing of the match is kept",
     "note.context_memory": "no selective steps: too little memory is free for the keys and values of the tokens that "
     "they leave out",
-    "note.look_start": "early start instead of look and join: sampling does not begin with pure noise (first sigma "
+    "note.look_start": "early start instead of look and join: sampling does not begin with noise alone (first sigma "
     "{sigma}, or a start latent)",
     "note.look_noise": "early start instead of look and join: the sampler of this run or of the match draws noise",
     "note.look_uncond": "early start instead of look and join: {sampler} needs the estimate without CFG",
@@ -109,25 +116,31 @@ TEXTS = {
     "note.look_sigmas": "early start instead of look and join: the match was sampled over other sigmas",
     "note.look_conditions": "early start instead of look and join: the match had another negative prompt, or a "
     "conditioning applies to a part of the schedule only",
-    "note.look_step_cache": "early start instead of look and join: a step cache (EasyCache, LazyCache) is on",
+    "note.look_step_cache": "early start instead of look and join: a step cache (EasyCache, LazyCache) is on, or was "
+    "on when the match was made",
+    "note.look_guider": "early start instead of look and join: the match was sampled with another guider or other "
+    "context windows",
     "note.look_states": "early start instead of look and join: the match keeps no state of its first step",
     "note.look_masks": "no selective steps: masks from 'look' need the method look and join",
     "note.not_looked": "identical requests were not looked for: {error}",
     "note.k1_lowered": "K1 lowered from {wanted} to {k1}: the source's sampler draws noise, so a run can only start "
     "at the sigma of a kept state",
+    "note.k1_look": "{skipped} steps are skipped instead of {wanted}: the look, the steps that renew the picture and "
+    "the last one are computed",
     "note.draws_noise": "{sampler} draws noise during sampling: the computed steps draw other noise than a run in full",
     "note.areas": "no selective steps: a conditioning applies to a part of the picture only",
     "note.windows": "no selective steps: the model is sampled in context windows",
-    "note.easycache": "EasyCache is on. It cannot be combined with selective steps, so all steps are full",
+    "note.easycache": "a step cache (EasyCache, LazyCache) is on. It cannot be combined with selective steps, so all "
+    "steps are full",
     "note.network": "no selective steps: {network} is not the plain Wan model",
     "note.grid": "no selective steps: masks of {grid} do not fit this latent",
     "note.patched": "no selective steps: another node patches the network's blocks or attention",
-    "note.no_text": "no selective steps: to compare the words, connect the positive CONDITIONING or CLIP to "
+    "note.no_text": "no mask from attention: to compare the words, connect the positive CONDITIONING or CLIP to "
     "ChorusCacheLookup",
-    "note.no_attention": "no selective steps: the source has no recorded attention",
-    "note.only_new": "no selective steps: the prompt only adds words, and it is not known where in the picture they "
-    "will appear",
-    "note.same_words": "the prompts say the same, so no region is marked, and all steps are full",
+    "note.no_attention": "no mask from attention: the source has none recorded",
+    "note.only_new": "no mask from attention: the prompt only adds words, and attention does not tell where in the "
+    "picture they will appear",
+    "note.same_words": "the prompts say the same, so attention marks nothing",
     "note.combined": "no word is amplified: the positive conditioning is a combination",
     "note.no_blocks": "no word is amplified: Chorus does not know the blocks of {network}",
     "note.two_samplers": "no other request can start from this run: only one of its two samplers draws noise",
@@ -141,6 +154,7 @@ TEXTS = {
     "not_kept.there": "nothing stored: this request is in the cache already",
     "not_kept.mode": "nothing stored: the look-up's mode does not write",
     "not_kept.fault": "nothing stored: {error}",
+    "not_kept.not_finite": "nothing stored: the latent holds values that are not finite (NaN)",
     # what is wrong with a cache or an entry
     "fault.unavailable": "The cache at {place} is unavailable: {reason}. {advice}",
     "fault.missing": "Cache entry {entry} is not available: {reason}. The request counts as a miss.",

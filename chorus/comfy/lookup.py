@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..cache import Cache, CacheError, Match, Query, Space
+from ..cache import Cache, CacheError, Entry, Match, Query, Space
 from ..messages import Message, said_by, say
 from ..prompt.embedding import PromptVector
 from ..reuse.calibration import calibration_of
@@ -23,6 +23,8 @@ from .signature import RunningNode
 from .space import expert, models_signed, space_of, start_latent
 from .text import text_of_request
 
+ALIKE = 16  # entries that are compared where several have the same score, as takes of one prompt have
+SAME_SCORE = 1e-6
 MODES = ("read and write", "read only", "write only", "off")
 TAKES = ("keep the match's composition", "another take")
 
@@ -138,12 +140,12 @@ def _searched(plan: Plan) -> Plan:
     """The plan with what its cache answers now."""
     try:
         find = _take if plan.chosen else _search
-        source, score, explanation, nearest = find(open_cache(plan.cache_name, plan.place), plan)
+        source, alike, score, explanation, nearest = find(open_cache(plan.cache_name, plan.place), plan)
     except CacheError as error:
         explanation = say("lookup.unreadable", error=said_by(error))
         warn(str(explanation))
         return replace(plan, explanation=explanation)
-    return replace(plan, source=source, score=score, explanation=explanation, nearest=nearest)
+    return replace(plan, source=source, alike=alike, score=score, explanation=explanation, nearest=nearest)
 
 
 def refreshed(plan: Plan) -> Plan:
@@ -155,23 +157,29 @@ def refreshed(plan: Plan) -> Plan:
     return _searched(plan) if plan.reads and plan.declined is None and plan.source is None else plan
 
 
-# The source, the best score, the sentence that explains it, and on a miss the nearest entries.
-_Found = tuple[Source | None, float, Message, tuple[Refused, ...]]
+def with_source(plan: Plan, entry: Entry) -> Plan:
+    """The plan with another source of the same score. Raises CacheError."""
+    return replace(plan, source=_source(open_cache(plan.cache_name, plan.place), Match(entry, plan.score)))
+
+
+# The source, others of its very score, that score, the sentence that explains it, and on a miss the nearest entries.
+_Found = tuple[Source | None, tuple[Entry, ...], float, Message, tuple[Refused, ...]]
 
 
 def _search(cache: Cache, plan: Plan) -> _Found:
     assert plan.vector is not None
-    found = cache.search(plan.vector, plan.embedder, plan.space, k=3)
+    found = cache.search(plan.vector, plan.embedder, plan.space, k=ALIKE)
     best = found[0] if found else None
     if best is not None and best.score >= plan.threshold:
         why = say("lookup.hit", score=best.score, threshold=plan.threshold, prompt=best.entry.prompt)
-        return _source(cache, best), best.score, why, ()
+        alike = tuple(m.entry for m in found[1:] if m.score > best.score - SAME_SCORE)
+        return _source(cache, best), alike, best.score, why, ()
     elsewhere = cache.search_elsewhere(plan.vector, plan.embedder, plan.space, k=2)
-    nearest = tuple(Refused(m.entry, m.score, plan.space.differing(m.entry.space)) for m in [*found, *elsewhere])
+    nearest = tuple(Refused(m.entry, m.score, plan.space.differing(m.entry.space)) for m in [*found[:3], *elsewhere])
     if not nearest:
-        return None, -1.0, say("miss.empty"), ()
+        return None, (), -1.0, say("miss.empty"), ()
     lines = [say("miss.near", score=r.score, prompt=r.entry.prompt, why=_reasons(r, plan)) for r in nearest[:4]]
-    return None, best.score if best else -1.0, say("miss.nearest", nearest=lines), nearest
+    return None, (), best.score if best else -1.0, say("miss.nearest", nearest=lines), nearest
 
 
 def _take(cache: Cache, plan: Plan) -> _Found:
@@ -179,7 +187,7 @@ def _take(cache: Cache, plan: Plan) -> _Found:
     assert plan.vector is not None
     entry = cache.get(plan.chosen)
     if entry is None:
-        return None, -1.0, say("miss.chosen_gone", entry=plan.chosen), ()
+        return None, (), -1.0, say("miss.chosen_gone", entry=plan.chosen), ()
     same_space = Query(weights=plan.space.weights, shape=plan.space.shape, source=True)
     found = cache.search(plan.vector, plan.embedder, plan.space, max(1, cache.count(same_space)))
     scores = {m.entry.id: m.score for m in found}
@@ -188,10 +196,10 @@ def _take(cache: Cache, plan: Plan) -> _Found:
     if differs := plan.space.differing(entry.space):
         refused = Refused(entry, match.score, differs)
         why = say("miss.chosen_differs", prompt=entry.prompt, why=_reasons(refused, plan))
-        return None, match.score, why, (refused,)
+        return None, (), match.score, why, (refused,)
     if not entry.is_source:
-        return None, match.score, say("miss.chosen_reused", prompt=entry.prompt), ()
-    return _source(cache, match), match.score, say("lookup.chosen", score=match.score, prompt=entry.prompt), ()
+        return None, (), match.score, say("miss.chosen_reused", prompt=entry.prompt), ()
+    return _source(cache, match), (), match.score, say("lookup.chosen", score=match.score, prompt=entry.prompt), ()
 
 
 def _source(cache: Cache, match: Match) -> Source:

@@ -5,6 +5,7 @@ They come from recorded attention, a MASK or segment-anything; those from the lo
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +36,7 @@ def with_regions(
 ) -> Plan:
     """The plan with its masks, or with a note why its middle steps are full ones."""
     began = time.perf_counter()
+    _require(way, mask, checkpoint)
     regions, note = None, say("note.mask_later") if plan.source is not None and way == "look" else None
     if plan.source is not None and way != "look":
         base, note = _base(plan, way, mask, checkpoint)
@@ -45,19 +47,33 @@ def with_regions(
     )
 
 
+def _require(way: str, mask: torch.Tensor | None, checkpoint: str) -> None:
+    """Raises BadInput where a way lacks what it needs: on every run, so that no later one fails at its first hit."""
+    if way not in WAYS:
+        raise BadInput(say("masks.way", way=way, ways=", ".join(WAYS)))
+    if way == "mask" and mask is None:
+        raise BadInput(say("masks.connect"))
+    if way == "segment anything":
+        if importlib.util.find_spec("segment_anything") is None:
+            raise BadInput(say("masks.not_installed"))
+        if checkpoint not in sam_checkpoints() or not _sam_kinds(checkpoint):
+            raise BadInput(say("masks.checkpoint", checkpoint=checkpoint))
+
+
+def _sam_kinds(checkpoint: str) -> list[str]:
+    return [kind for kind in ("vit_h", "vit_l", "vit_b") if kind in checkpoint]
+
+
 def _base(
     plan: Plan, way: str, mask: torch.Tensor | None, checkpoint: str
 ) -> tuple[torch.Tensor | None, Message | None]:
     grid = token_grid(plan.space.shape, WAN_PATCH)
     if way == "mask":
-        if mask is None:
-            raise BadInput(say("masks.connect"))
+        assert mask is not None
         return from_frames(mask, grid), None
     base, note = _attention_base(plan, grid)
     if base is None or way == "attention":
         return base, note
-    if way != "segment anything":
-        raise BadInput(say("masks.way", way=way, ways=", ".join(WAYS)))
     return from_frames(_segment(source_preview(plan), base, checkpoint), grid), None
 
 
@@ -126,16 +142,9 @@ def sam_checkpoints() -> list[str]:
 
 @lru_cache(maxsize=1)
 def _predictor(checkpoint: str) -> Any:
-    import folder_paths
-
-    try:
-        from segment_anything import SamPredictor, sam_model_registry
-    except ImportError as error:
-        raise BadInput(say("masks.not_installed")) from error
-    kinds = [kind for kind in ("vit_h", "vit_l", "vit_b") if kind in checkpoint]
-    if checkpoint not in sam_checkpoints() or not kinds:
-        raise BadInput(say("masks.checkpoint", checkpoint=checkpoint))
     import comfy.model_management
+    import folder_paths
+    from segment_anything import SamPredictor, sam_model_registry
 
-    model = sam_model_registry[kinds[0]](folder_paths.get_full_path_or_raise("sams", checkpoint))
+    model = sam_model_registry[_sam_kinds(checkpoint)[0]](folder_paths.get_full_path_or_raise("sams", checkpoint))
     return SamPredictor(model.to(comfy.model_management.get_torch_device()).eval())

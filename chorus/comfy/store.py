@@ -18,7 +18,7 @@ from ..reuse.profiles import PROFILES, Profile
 from . import workflows
 from .caches import open_cache, warn
 from .events import cache_changed, not_kept
-from .sampling.finished import FinishedRun, Recording, Report, finished_runs
+from .sampling.finished import Bypassed, FinishedRun, Recording, Report, finished_runs
 from .savings import cold_time
 
 _HALF = torch.finfo(torch.float16).max  # encodings of some language models have larger values
@@ -56,10 +56,10 @@ def store(
     samples = latent["samples"]
     run = None if samples.is_nested else finished_runs.find(plan.id, partial(_returned, samples.detach().cpu()))
     if run is None:
-        reason = plan.declined or finished_runs.bypassed(plan.id)
-        if reason is not None:
-            report = Report("bypassed", reason, match_score=None, source_prompt=None, chorus_s=plan.lookup_seconds)
-            return Stored("", say("not_kept.bypassed", reason=reason), report, plan)
+        told = Bypassed(plan.declined) if plan.declined else finished_runs.bypassed(plan.id)
+        if told is not None:
+            report = Report("bypassed", told.reason, None, None, chorus_s=plan.lookup_seconds, notes=list(told.notes))
+            return Stored("", say("not_kept.bypassed", reason=told.reason), report, plan)
         if finished_runs.find(plan.id, lambda run: True) is not None:
             return Stored("", say("not_kept.other_latent"), None, plan)
         return Stored("", say("not_kept.no_run"), None, plan)
@@ -76,7 +76,8 @@ def store(
 
 def _returned(samples: torch.Tensor, run: FinishedRun) -> bool:
     """Whether this LATENT, [B, C, T, H, W], is the run's result; the host may have rounded it since."""
-    return samples.shape == run.final.shape and torch.equal(samples, run.final.to(samples.dtype))
+    final = run.final.to(samples.dtype)
+    return samples.shape == final.shape and torch.allclose(samples, final, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def summary(stored: Stored) -> str:
@@ -110,6 +111,8 @@ def _commit(
         return "", say("not_kept.there")
     if not plan.writes:
         return "", say("not_kept.mode")
+    if not bool(torch.isfinite(run.final).all()):
+        return "", say("not_kept.not_finite")
     assert plan.vector is not None
     profile = PROFILES[precision]
     tensors: dict[str, torch.Tensor] = {"final": run.final}
@@ -122,8 +125,7 @@ def _commit(
         _add_source(tensors, coding, run, run.recording, keep, profile)
     settings = {
         "sampler": run.sampler,
-        "cfgs": list(run.cfgs),
-        "negative": run.negative,
+        "guidance": vars(run.guidance),
         "plan": plan.id,
         "calls": run.calls,
         "seed": run.seed,

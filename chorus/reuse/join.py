@@ -25,12 +25,15 @@ class Cut:
     lowest, highest: the bounds of Otsu's threshold, in channel spreads.
     beside: the share of the threshold above which a token beside a marked one counts, too: where an object changes, its
         edge differs less than its middle.
+    noticed: the least difference of any token, not divided by CFG, from which two estimates differ by more than what
+        keeping one of them in an entry costs.
     everywhere: the share of changed tokens from which a change counts as a global one.
     """
 
     lowest: float
     highest: float
     beside: float
+    noticed: float
     everywhere: float
 
     def __call__(self, difference: torch.Tensor) -> torch.Tensor:

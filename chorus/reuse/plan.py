@@ -53,6 +53,7 @@ class Plan:
     models_signed: tuple[str, ...] = ()  # where other nodes patched them: signatures of what gives them
     prompt_nodes: tuple[str, ...] = ()  # the nodes that encode the prompt
     source: Source | None = None
+    alike: tuple[Entry, ...] = ()  # further entries of the very same score as the source's
     score: float = -1.0  # of the nearest entry in the space, −1 when there is none
     threshold: float = 1.0  # the score from which an entry counts as a match
     nearest: tuple[Refused, ...] = ()  # on a miss, the best first

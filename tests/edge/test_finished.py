@@ -33,8 +33,7 @@ def make(finished):
             "carried": "",
             "text_digest": "t",
             "sampler": "euler",
-            "cfgs": (1.0,),
-            "negative": "",
+            "guidance": None,
             "tokens": None,
             "parent": None,
         }
@@ -71,14 +70,14 @@ def test_several_runs_of_one_plan_wait_side_by_side_and_each_is_found_by_its_lat
     assert len(runs) == 4
 
 
-def test_of_runs_that_fit_alike_the_newest_is_found(finished, make):
+def test_of_runs_that_fit_alike_the_oldest_is_found(finished, make):
     runs, older, newer = finished.FinishedRuns(), make(), make()
     runs.put("a", older)
     runs.put("b", make())
     runs.put("a", newer)
-    assert runs.find("a", anyone) is newer
-    runs.remove(newer)
     assert runs.find("a", anyone) is older
+    runs.remove(older)
+    assert runs.find("a", anyone) is newer
 
 
 def test_runs_that_nobody_stores_do_not_pile_up(finished, make):
@@ -134,9 +133,9 @@ def test_why_a_run_was_left_alone_is_told_to_its_plan_until_one_is_served(finish
     runs = finished.FinishedRuns()
     runs.bypass("a", "first")
     runs.bypass("a", "second")
-    assert (runs.bypassed("a"), runs.bypassed("b")) == ("second", None)
+    assert (runs.bypassed("a").reason, runs.bypassed("b")) == ("second", None)
     runs.put("b", make())
-    assert runs.bypassed("a") == "second"
+    assert runs.bypassed("a").reason == "second"
     runs.put("a", make())
     assert runs.bypassed("a") is None
 

@@ -98,7 +98,7 @@ def test_a_match_that_did_not_begin_with_pure_noise_is_not_compared_with(run, ca
     assert run(red).report["outcome"] == "miss"
     hit = run(looking(cache=cache, seed=7))
     assert hit.report["looked"] is None
-    assert "does not begin with pure noise" in told(hit)
+    assert "does not begin with noise alone" in told(hit)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,16 @@ def test_a_match_that_did_not_begin_with_pure_noise_is_not_compared_with(run, ca
         ({"seed": None}, "cannot be drawn again from its seed"),
         ({"seed": -1}, "cannot be drawn again from its seed"),
         ({"seed": 2}, "cannot be drawn again from its seed"),
-        ({"cfgs": "high"}, "made with CFG high"),
-        ({"cfgs": [2.0]}, r"made with CFG [2.0]"),
+        ({"guidance": None}, "keeps no state of its first step"),
+        ({"guidance": "CFG 2"}, "keeps no state of its first step"),
+        ({"guidance": {"cfgs": "high"}}, "made with CFG high"),
+        ({"guidance": {"cfgs": [2.0]}}, r"made with CFG [2.0]"),
+        ({"guidance": {"negative": "another"}}, "another negative prompt"),
+        ({"guidance": {"ranged": True}}, "a part of the schedule only"),
+        ({"guidance": {"step_cache": True}}, "a step cache"),
+        ({"guidance": {"windows": "of 3 frames"}}, "other context windows"),
+        ({"guidance": {"guider": "Guider_DualCFG"}}, "another guider"),
+        ({"guidance": {"what comes later": 1}}, "keeps no state of its first step"),
     ],
 )
 def test_an_entry_whose_settings_do_not_allow_a_look_serves_an_early_start(
@@ -121,7 +129,8 @@ def test_an_entry_whose_settings_do_not_allow_a_look_serves_an_early_start(
     def changed_first(self, schedule):
         if self.request.plan.source is not None:
             settings = self.request.plan.source.entry.settings
-            settings |= {name: value for name, value in changed.items() if value is not None}
+            for name, value in changed.items():
+                settings[name] = settings[name] | value if isinstance(value, dict) else value
             for name in [name for name, value in changed.items() if value is None]:
                 del settings[name]
         return begin(self, schedule)

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from ...messages import Message
+from ...messages import Message, say
 from ...reuse.plan import Plan
 from ...reuse.regions import Regions
+from .guidance import Guidance
 
 _REASONS = 256  # reasons kept at most; the store node that would ask may never run
 _WAITING_BYTES = 4 << 30  # of the latents that finished runs may hold while they wait to be stored
@@ -133,8 +134,7 @@ class FinishedRun:
     carried: str  # digest of what the conditioning carries beside text
     text_digest: str
     sampler: str
-    cfgs: tuple[float, ...]
-    negative: str  # digest of the negative encodings
+    guidance: Guidance  # of the first part of the schedule
     tokens: torch.Tensor | None  # [L, C] encodings of the prompt as sampled
     parent: str | None
     results: Mapping[str, Any] = field(default_factory=dict)  # the techniques' results, by their names
@@ -150,10 +150,23 @@ class FinishedRun:
         """Whether the schedule reached σ = 0."""
         return self.sigmas[-1] == 0.0
 
+    def goes_on_from(self, latent: torch.Tensor) -> bool:
+        """Whether it is the first part of a schedule, and this LATENT what it came to."""
+        given = latent.detach().cpu()
+        return not self.complete and given.shape == self.final.shape and torch.equal(given, self.final.to(given.dtype))
+
     @property
     def bytes(self) -> int:
         """Of the tensors it holds."""
         return sum(t.numel() * t.element_size() for t in _tensors([self.final, self.noise, self.tokens, self.results]))
+
+
+@dataclass(frozen=True)
+class Bypassed:
+    """Why a run was sampled without Chorus, and what people should know of a first part that was not."""
+
+    reason: Message
+    notes: tuple[Message, ...] = ()
 
 
 class FinishedRuns:
@@ -166,7 +179,7 @@ class FinishedRuns:
     def __init__(self, most_bytes: int = _WAITING_BYTES):
         self._most_bytes = most_bytes
         self._runs: list[tuple[str, FinishedRun]] = []
-        self._bypassed: OrderedDict[str, Message] = OrderedDict()  # by plan id
+        self._bypassed: OrderedDict[str, Bypassed] = OrderedDict()  # by plan id
         self._declined: OrderedDict[str, Message] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -177,10 +190,14 @@ class FinishedRuns:
             while len(self._runs) > 1 and sum(run.bytes for _, run in self._runs) > self._most_bytes:
                 self._runs.pop(0)
 
-    def bypass(self, plan_id: str, reason: Message) -> None:
-        """Remember why a run was sampled without Chorus."""
+    def bypass(self, plan_id: str, reason: Message, began_with: torch.Tensor | None = None) -> None:
+        """Remember why a run was sampled without Chorus. began_with: the LATENT that it began with."""
+        first = None if began_with is None else self.find(plan_id, lambda run: run.goes_on_from(began_with))
+        told = Bypassed(reason)
+        if first is not None and first.report.outcome == "hit":
+            told = Bypassed(say("bypassed.second", reason=reason), tuple(first.report.notes))
         with self._lock:
-            self._bypassed[plan_id] = reason
+            self._bypassed[plan_id] = told
             while len(self._bypassed) > _REASONS:
                 self._bypassed.popitem(last=False)
 
@@ -196,16 +213,16 @@ class FinishedRuns:
         with self._lock:
             return self._declined.get(plan_id)
 
-    def bypassed(self, plan_id: str) -> Message | None:
+    def bypassed(self, plan_id: str) -> Bypassed | None:
         """Why the latest run of a plan was sampled without Chorus; None if it was not."""
         with self._lock:
             return self._bypassed.get(plan_id)
 
     def find(self, plan_id: str, fits: Callable[[FinishedRun], bool]) -> FinishedRun | None:
-        """The newest run of a plan that fits."""
+        """The oldest run of a plan that fits: where several of a list fit, they are asked for in their order."""
         with self._lock:
             runs = [run for owner, run in self._runs if owner == plan_id]
-        return next((run for run in reversed(runs) if fits(run)), None)
+        return next((run for run in runs if fits(run)), None)
 
     def remove(self, run: FinishedRun) -> None:
         with self._lock:

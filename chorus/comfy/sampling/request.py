@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from ...cache import Entry
 from ...messages import say
 from ...prompt.tokens import one_prompt
 from ...reuse.plan import Plan
@@ -16,12 +17,16 @@ from ...reuse.trajectory import SIGMA_TOLERANCE
 from ..content import NotUnderstood, digest, tensor_digest
 from ..embed import same_encoding
 from ..faults import Unsuitable
+from ..lookup import with_source
 from ..networks import Network, network_of
 from ..signature import RunningNode
 from ..space import Expert, carried_inputs, expert, models_signed, prediction_of, start_latent
+from ..techniques import selective
 from ..techniques.base import Request
+from ..techniques.source import schedules_agree
 from ..text import prompt_of_sampler
 from .finished import FinishedRun, finished_runs
+from .guidance import guidance_of, is_plain
 from .identity import Identity, calls, identity_of
 from .samplers import Sampler, known_sampler
 
@@ -73,6 +78,7 @@ def sampler_call(
         assert before.noise is not None
         own_noise, noise_digest, seed = before.noise, before.noise_digest, before.seed
     encodings = [cond.get("cross_attn") for cond in positive]
+    guidance = guidance_of(guider)
     every = [cond for conds in guider.original_conds.values() for cond in conds or []]
 
     def sigma_of(fraction: float) -> float:
@@ -89,7 +95,7 @@ def sampler_call(
         sampler=known,
         options=patcher.model_options["transformer_options"],
         foreign=model[2],
-        windows=patcher.model_options.get("context_handler") is not None,
+        guidance=guidance,
         shape=tuple(noise.shape),
         noise=own_noise,
         noise_digest=noise_digest,
@@ -97,10 +103,8 @@ def sampler_call(
         positive_ids=frozenset(cond.get("uuid") for cond in positive),
         carried=carried,
         text_digest=digest(encodings),
-        cfg=max([1.0, *_cfgs(guider)]),
-        cfgs=_cfgs(guider),
-        negative=digest([cond.get("cross_attn") for cond in guider.original_conds.get("negative") or []]),
-        ranged=any(cond.get("start_percent", 0.0) > 0 or cond.get("end_percent", 1.0) < 1 for cond in every),
+        cfg=max([1.0, *guidance.cfgs]),
+        cfg_known=is_plain(guidance, model[2]),
         areas=any(cond.get("area") is not None or cond.get("mask") is not None for cond in every),
         whole_steps=before.whole_steps if before else _whole_steps(schedule, sigma_of),
         before=before,
@@ -123,6 +127,28 @@ def sampler_call(
         call_number,
     )
     return SamplerCall(request, schedule, identity, seed)
+
+
+def with_closest_source(call: SamplerCall) -> SamplerCall:
+    """The call with the source, of several that match equally well, that was sampled most like it.
+
+    The same noise counts first: of several takes, the one that is kept. Then the same σ, then the same guidance. Masks
+    from a source's attention belong to that source, so that one stays.
+    """
+    request, plan = call.request, call.request.plan
+    masks = plan.stages.get(selective.NAME)
+    if plan.source is None or request.before is not None or (masks is not None and masks.way not in ("look", "mask")):
+        return call
+
+    def likeness(entry: Entry) -> tuple[bool, bool, bool]:
+        kept = entry.settings
+        same_sigmas = schedules_agree(entry.sigmas, call.schedule)
+        return kept["noise"] == request.noise_digest, same_sigmas, kept.get("guidance") == vars(request.guidance)
+
+    closest = max((plan.source.entry, *plan.alike), key=likeness)  # the first of several, which is the newest
+    if closest is plan.source.entry:
+        return call
+    return replace(call, request=replace(request, plan=with_source(plan, closest)))
 
 
 def _suitable(
@@ -177,10 +203,8 @@ def _before(plan: Plan, noise: torch.Tensor, latent_image: torch.Tensor, schedul
         return None
 
     def goes_on(run: FinishedRun) -> bool:
-        if run.complete or run.noise is None or abs(run.sigmas[-1] - schedule.sigmas[0]) >= SIGMA_TOLERANCE:
-            return False
-        latent = latent_image.detach().cpu()
-        return latent.shape == run.final.shape and torch.equal(latent, run.final.to(latent.dtype))
+        meets = abs(run.sigmas[-1] - schedule.sigmas[0]) < SIGMA_TOLERANCE
+        return run.noise is not None and meets and run.goes_on_from(latent_image)
 
     before = finished_runs.find(plan.id, goes_on)
     if before is None:
@@ -202,11 +226,6 @@ def _carried(conds: dict[str, Any], network: Network) -> str:
     """Digest of what all conditionings of a guider carry beside text; "" when nothing."""
     carried = {name: carried_inputs(group or [], network) for name, group in conds.items()}
     return digest({name: one for name, one in carried.items() if one}) if any(carried.values()) else ""
-
-
-def _cfgs(guider: Any) -> tuple[float, ...]:
-    """Every CFG of a guider; one with two conditionings has two."""
-    return tuple(float(v) for name, v in vars(guider).items() if name.startswith("cfg") and isinstance(v, int | float))
 
 
 def _is_stored() -> bool:

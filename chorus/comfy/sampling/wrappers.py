@@ -24,7 +24,8 @@ from ..lookup import refreshed
 from ..networks import ModelCall
 from ..patches import KEY
 from .finished import finished_runs
-from .request import sampler_call
+from .guidance import STEP_CACHES
+from .request import sampler_call, with_closest_source
 from .run import Run
 
 
@@ -101,7 +102,7 @@ def outer_sample(  # type: ignore[no-untyped-def]
         """
         warn(f"not active in this run: {reason}")
         if asked is not None:
-            finished_runs.bypass(asked.id, reason)
+            finished_runs.bypass(asked.id, reason, latent_image)
         return sample(None, sigmas if snapshot is None else snapshot.restored())
 
     try:
@@ -109,7 +110,8 @@ def outer_sample(  # type: ignore[no-untyped-def]
         asked = guider.model_options["transformer_options"][KEY]
         snapshot = _Snapshot(guider, sigmas)
         plan = refreshed(asked)
-        run = Run(plan, sampler_call(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed))
+        call = with_closest_source(sampler_call(plan, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed))
+        run = Run(call.request.plan, call)
         answer = _without_sampling(run, guider)
         options = _options(run, guider)
         _announce(run)
@@ -337,7 +339,7 @@ def _positive_rows(run: Run, x: torch.Tensor, options: dict[str, Any]) -> torch.
 
 def _skips_calls(options: dict[str, Any]) -> bool:
     """Whether a step cache of the host may answer a call instead of the network."""
-    return any(name in options for name in ("easycache", "lazycache"))
+    return not STEP_CACHES.isdisjoint(options)
 
 
 def _input_copy(executor: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

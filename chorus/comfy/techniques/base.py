@@ -17,6 +17,7 @@ from ...reuse.plan import Plan
 from ...reuse.schedule import Schedule
 from ..networks import AttentionWork, KVCache, ModelCall, Network
 from ..sampling.finished import FinishedRun
+from ..sampling.guidance import Guidance
 from ..sampling.samplers import Sampler
 
 
@@ -30,8 +31,8 @@ class Request:
     tokens: [L, C] encodings of the one positive prompt, None for a combination of several.
     positive_ids: the host's ids of the positive conditionings; carried: digest of what they carry beside text.
     text_digest: digest of the encodings as they are sampled, which tells prompts apart.
-    cfg: the largest, at least 1; cfgs: all that the guider has. negative: digest of the negative encodings.
-    ranged: whether a conditioning applies to a part of the schedule only; areas: to a part of the picture only.
+    cfg: the largest, at least 1; cfg_known: whether an estimate is the one without CFG plus so many times the prompt's.
+    areas: whether a conditioning applies to a part of the picture only.
     whole_steps: of the schedule that this run's may be the first or second part of.
     before: the first part of the schedule, where two samplers share it.
     stored: whether the graph has a node that keeps the run.
@@ -46,7 +47,7 @@ class Request:
     sampler: Sampler
     options: Mapping[str, Any]
     foreign: tuple[str, ...]
-    windows: bool
+    guidance: Guidance
     shape: tuple[int, ...]
     noise: torch.Tensor
     noise_digest: str
@@ -55,9 +56,7 @@ class Request:
     carried: str
     text_digest: str
     cfg: float
-    cfgs: tuple[float, ...]
-    negative: str
-    ranged: bool
+    cfg_known: bool
     areas: bool
     whole_steps: int
     before: FinishedRun | None

@@ -20,14 +20,15 @@ from ...reuse import course
 from ...reuse.join import channel_spread, difference, joined, rim, token_means, with_frames
 from ...reuse.regions import Regions, build
 from ...reuse.schedule import FULL, SELECTIVE, SKIPPED, Schedule
-from ...reuse.trajectory import SIGMA_TOLERANCE
 from ..networks import KVCache, ModelCall
 from ..sampling.finished import FinishedRun
+from ..sampling.guidance import Guidance
 from . import resume, selective
 from .base import NOTHING, CallWork, Decision, Refused, Technique
-from .source import Picture, picture, unfit
+from .source import Picture, picture, same_text, schedules_agree, unfit
 
 NAME = "look_and_join"
+LEAST_STEPS = 3  # that are computed where nothing differs
 MEMORY = 0.4  # of the free memory of the model's device, for keys and values of tokens that are left out
 
 
@@ -37,8 +38,24 @@ class _Begun:
 
     kinds: str
     joined: bool
+    blind: bool
     regions: Regions
     final: torch.Tensor
+
+
+def _guided_otherwise(here: Guidance, kept: Any) -> Message | None:
+    """Why estimates of a run and of its match cannot be compared; None where they can. kept: the match's guidance."""
+    if not isinstance(kept, dict) or kept.keys() != vars(here).keys():
+        return say("note.look_states")
+    if kept["cfgs"] != here.cfgs:
+        return say("note.look_cfg", here=str(here.cfgs), there=str(kept["cfgs"]))
+    if here.ranged or kept["ranged"] or kept["negative"] != here.negative:
+        return say("note.look_conditions")
+    if here.step_cache or kept["step_cache"]:
+        return say("note.look_step_cache")
+    if kept != vars(here):
+        return say("note.look_guider")
+    return None
 
 
 class LookAndJoin(Technique):
@@ -46,6 +63,7 @@ class LookAndJoin(Technique):
 
     active = False
     joined = True  # False where everything differs
+    blind = False  # whether the look showed no difference at all, though the texts differ
     source: Picture | None = None  # until its last look is done
     outside: torch.Tensor | None = None  # x0 outside the edit mask, [B, C, T, H, W]
     known: torch.Tensor | None = None  # the latest x0, likewise
@@ -71,7 +89,10 @@ class LookAndJoin(Technique):
         if (why := unfit(request)) is not None:
             return Refused(why, miss=True)
         if (why := self._refusal(schedule)) is not None:
-            return Refused(why)
+            # The same prompt and seed over other σ is a better or a quicker version of the same video.
+            version = why.code == "note.look_sigmas" and same_text(request)
+            version = version and not plan.chosen and settings.fixed is None
+            return Refused(say("miss.other_steps"), miss=True) if version else Refused(why)
         rule = course.calibrated().rule(request.whole_steps)
         second_sigma = schedule.sigmas[rule.second_look] if 0 < rule.second_look < schedule.steps else None
         try:
@@ -81,6 +102,8 @@ class LookAndJoin(Technique):
         if isinstance(source, Message):
             return Refused(source)
         self.source, self.rule = source, rule if source.second is not None else replace(rule, second_look=0)
+        if set(self._course(0, 0.0)) == {FULL}:
+            return Refused(say("miss.nothing_saved"), miss=True)
         self.kv_cache = self._new_kv_cache()
         self.active = True
         kept = plan.source.entry.settings
@@ -100,7 +123,8 @@ class LookAndJoin(Technique):
             rest = FULL * schedule.steps  # it has other steps than the first sampler took it to have
         kinds = FULL + rest[1:]  # another model may compute from here on, so its first step is full
         if set(kinds) != {FULL}:
-            self.active, self.joined, self.kinds, self.outside = True, begun.joined, kinds, begun.final
+            self.active, self.joined, self.blind = True, begun.joined, begun.blind
+            self.kinds, self.outside = kinds, begun.final
             self._use(begun.regions)
             self.kv_cache = self._new_kv_cache()
         return Decision(schedule.looking(kinds))
@@ -117,17 +141,10 @@ class LookAndJoin(Technique):
             return say("note.look_noise")
         if request.sampler.reads_uncond:
             return say("note.look_uncond", sampler=request.sampler.name)
-        if "easycache" in request.options or "lazycache" in request.options:
-            return say("note.look_step_cache")
-        cfgs = kept.get("cfgs", list(request.cfgs))
-        if cfgs != list(request.cfgs):
-            return say("note.look_cfg", here=str(list(request.cfgs)), there=str(cfgs))
-        if request.ranged or (max(request.cfgs, default=1.0) != 1.0 and kept.get("negative", "") != request.negative):
-            return say("note.look_conditions")
+        if (why := _guided_otherwise(request.guidance, kept.get("guidance"))) is not None:
+            return why
         # Estimates of other σ differ for that reason, and the source's picture may be that of fewer steps.
-        walked = entry.sigmas if schedule.complete else entry.sigmas[: len(schedule.sigmas)]
-        same = len(walked) == len(schedule.sigmas)
-        if not same or any(abs(a - b) > SIGMA_TOLERANCE for a, b in zip(walked, schedule.sigmas, strict=True)):
+        if not schedules_agree(entry.sigmas, schedule):
             return say("note.look_sigmas")
         if request.whole_steps < 3:
             return say("note.look_steps", steps=request.whole_steps)
@@ -174,12 +191,22 @@ class LookAndJoin(Technique):
 
     def decide(self, schedule: Schedule, step: int) -> Decision | None:
         kinds = self.kinds[: schedule.steps]
-        if not self.active or not kinds or schedule.kinds == kinds:
+        if not self.active or not kinds:
             return None
-        notes = () if self.joined else (say("note.everywhere"),)
+        notes = self._fewer_skipped()
+        if self.blind:
+            notes = (*notes, say("note.look_blind"))
+        elif not self.joined:
+            notes = (*notes, say("note.everywhere"))
         if self.kv_cache is not None and self.kv_cache.full:
             notes = (*notes, say("note.context_memory"))
-        return Decision(schedule.looking(kinds), notes=notes)
+        return Decision(None if schedule.kinds == kinds else schedule.looking(kinds), notes=notes)
+
+    def _fewer_skipped(self) -> tuple[Message, ...]:
+        """A note where a fixed K1 asks for more skipped steps than there can be."""
+        fixed, steps = self.request.plan.stages[resume.NAME].fixed, self.request.whole_steps
+        skipped, wanted = self.kinds.count(SKIPPED), round((fixed or 0.0) * steps)
+        return () if fixed is None or skipped >= wanted else (say("note.k1_look", skipped=skipped, wanted=wanted),)
 
     def _look(self, x0: torch.Tensor, step: int) -> None:
         """Find where the target differs from the source, and settle what each further step is."""
@@ -191,17 +218,26 @@ class LookAndJoin(Technique):
         looks = course.calibrated()
         means, spread = token_means(x0, self.request.network.token_size), channel_spread(with_frames(source.final))
         apart = difference(means, compared, spread)
-        # x0 = u + CFG · (c − u), and u is the same in both: so much larger is the difference of the guided estimates.
-        changed = looks.cut(apart / max(1.0, self.request.cfg))
+        if not self.kinds and self._may_be_blind() and bool(apart.max() < looks.cut.noticed):
+            self.blind, changed = True, torch.ones_like(apart, dtype=torch.bool)
+        else:
+            # x0 = u + CFG · (c − u), and u is the same in both: so much larger is the difference of guided estimates.
+            changed = looks.cut(apart / (self.request.cfg if self.request.cfg_known else 1.0))
         self._use(self._regions(changed if self.regions is None else changed | self.regions.base, looks.grow))
         assert self.regions is not None
-        self.joined = self.regions.edited <= looks.cut.everywhere
-        self.kinds = self._course(step)
+        self.joined = not self.blind and self.regions.edited <= looks.cut.everywhere
+        self.kinds = self._course(step, self.share)
         last_joined = max((k for k, kind in enumerate(self.kinds) if kind != FULL), default=0)
         goes_on = self.joined and step < rule.second_look < last_joined
         self.outside = source.before if goes_on else source.final
         if not goes_on:
             self.source = None
+
+    def _may_be_blind(self) -> bool:
+        """Whether a look without any difference tells nothing: the texts differ, and no MASK says where they do."""
+        plan = self.request.plan
+        given = plan.stages.get(selective.NAME)
+        return not same_text(self.request) and (given is None or given.way != "mask")
 
     def _use(self, regions: Regions) -> None:
         self.regions, self.places = regions, regions.indices()
@@ -222,16 +258,19 @@ class LookAndJoin(Technique):
             base = base | known.base.to(base.device)
         return build(base, given.edit_radius, given.visible_radius)
 
-    def _course(self, step: int) -> str:
-        """What each step is, those up to the look at `step` as they were; within what people have set by hand."""
+    def _course(self, step: int, share: float) -> str:
+        """What each step is, those up to the look at `step` as they were; within what people have set by hand.
+
+        share: of the tokens that selective steps compute.
+        """
         steps, settings = self.request.whole_steps, self.request.plan.stages[resume.NAME]
         k2 = self._fixed_k2(steps)
         past = self.kinds[: step + 1]
-        kinds = past + self._wanted(self.share, settings.fixed, k2)[len(past) :]
+        kinds = past + self._wanted(share, settings.fixed, k2)[len(past) :]
         if k2 is not None:
             first = max(k2, step + 1)
             kinds = kinds[:first] + FULL * (steps - first)
-        return course.at_most_saved(kinds, self.share, settings.most, step)
+        return course.at_most_saved(kinds, share, settings.most, step)
 
     def _wanted(self, share: float, fixed: float | None, k2: int | None) -> str:
         steps, rule = self.request.whole_steps, self.rule
@@ -247,7 +286,8 @@ class LookAndJoin(Technique):
             return skipping
         leaving_out = course.selective_course(steps, rule)
         if share == 0.0:
-            return leaving_out.replace(SELECTIVE, SKIPPED)
+            nothing = leaving_out.replace(SELECTIVE, SKIPPED)
+            return nothing if steps - nothing.count(SKIPPED) >= LEAST_STEPS else skipping
         return min(leaving_out, skipping, key=lambda kinds: course.cost(kinds, share))
 
     def _fixed_k2(self, steps: int) -> int | None:
@@ -265,13 +305,13 @@ class LookAndJoin(Technique):
     # -- afterwards -----------------------------------------------------------------------------------------------
 
     def figures(self) -> Mapping[str, Any]:
-        return {"looked": None if self.regions is None else self.regions.cpu()}
+        return {"looked": None if self.regions is None or self.blind else self.regions.cpu()}
 
     def result(self, schedule: Schedule) -> _Begun | None:
         if not self.active or self.regions is None or schedule.complete:
             return None
         assert self.outside is not None
-        return _Begun(self.kinds, self.joined, self.regions.cpu(), self.outside.cpu())
+        return _Begun(self.kinds, self.joined, self.blind, self.regions.cpu(), self.outside.cpu())
 
     def drop(self) -> None:
         self.source = self.outside = self.known = self.weights = self.places = None

@@ -72,7 +72,7 @@ class Record(Technique):
         grid = network.token_grid(call.shape)
         if self.recording is None or tokens is None or call.context is None or grid is None:
             return NOTHING
-        if call.step not in watched_steps(schedule.steps) or self.request.windows or not bool(call.rows.any()):
+        if call.step not in watched_steps(schedule.steps) or self.request.guidance.windows or not bool(call.rows.any()):
             return NOTHING
         blocks = {network.block_count // 4, network.block_count // 2, 3 * network.block_count // 4}
         row = int(call.rows.nonzero()[0])

@@ -65,7 +65,7 @@ def regions_of(plan: Plan) -> Regions | None:
 
 def refusal(request: Request) -> Message | None:
     """Why no step of a request can compute a part of the tokens only; None where it can."""
-    if request.windows:
+    if request.guidance.windows:
         return say("note.windows")
     if request.areas:
         return say("note.areas")

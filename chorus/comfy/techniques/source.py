@@ -9,6 +9,7 @@ import torch
 from ...cache import Entry
 from ...messages import Message, say
 from ...reuse.join import token_means, with_frames
+from ...reuse.schedule import Schedule
 from ...reuse.trajectory import SIGMA_TOLERANCE, clean_component, serving
 from ..caches import load_trajectory, open_cache, stored_estimates, stored_states
 from ..content import tensor_digest
@@ -22,10 +23,24 @@ def unfit(request: Request) -> Message | None:
     kept = plan.source.entry.settings
     if kept["carried"] != request.carried:
         return say("miss.image")
-    same_text = kept["text"] == request.text_digest if "text" in kept else plan.source.entry.prompt == plan.prompt
-    if same_text and not plan.chosen and kept["noise"] != request.noise_digest:
+    if same_text(request) and not plan.chosen and kept["noise"] != request.noise_digest:
         return say("miss.seed")
     return None
+
+
+def same_text(request: Request) -> bool:
+    """Whether the match was sampled from the very same text."""
+    plan = request.plan
+    assert plan.source is not None
+    kept = plan.source.entry.settings
+    return bool(kept["text"] == request.text_digest if "text" in kept else plan.source.entry.prompt == plan.prompt)
+
+
+def schedules_agree(walked: tuple[float, ...], schedule: Schedule) -> bool:
+    """Whether a run over the σ `walked` is one over this schedule, or over one that begins with it."""
+    walked = walked if schedule.complete else walked[: len(schedule.sigmas)]
+    same = len(walked) == len(schedule.sigmas)
+    return same and all(abs(a - b) <= SIGMA_TOLERANCE for a, b in zip(walked, schedule.sigmas, strict=True))
 
 
 def states_for(request: Request, sigma: float) -> tuple[float, ...]:
