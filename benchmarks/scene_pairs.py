@@ -32,7 +32,8 @@ class ScenePair:
     target_seed: int
 
 
-def _other(rng: np.random.Generator, values: Iterable[_Value], *but: str | None) -> _Value:
+def _picked(rng: np.random.Generator, values: Iterable[_Value], *but: str | None) -> _Value:
+    """One of the values at random, none of `but`."""
     left = [value for value in values if value not in but]
     return left[int(rng.integers(len(left)))]
 
@@ -42,7 +43,7 @@ def _second(part: int, values: Iterable[str]) -> Callable[[Caption, np.random.Ge
         if caption.second is None:
             return None
         second = list(caption.second)
-        second[part] = _other(rng, values, second[part], caption.colour if part == 0 else None)
+        second[part] = _picked(rng, values, second[part], caption.colour if part == 0 else None)
         return replace(caption, second=tuple(second))
 
     return change
@@ -52,29 +53,29 @@ def _added(caption: Caption, rng: np.random.Generator) -> Caption | None:
     lacking = [name for name in ("second", "dots") if getattr(caption, name) is None]
     if not lacking:
         return None
-    if _other(rng, lacking) == "dots":
-        return replace(caption, dots=_other(rng, COUNTS))
-    colour = _other(rng, COLOURS, caption.colour)
-    return replace(caption, second=(colour, _other(rng, SHAPES), _other(rng, PLACES)))
+    if _picked(rng, lacking) == "dots":
+        return replace(caption, dots=_picked(rng, COUNTS))
+    colour = _picked(rng, COLOURS, caption.colour)
+    return replace(caption, second=(colour, _picked(rng, SHAPES), _picked(rng, PLACES)))
 
 
 def _removed(caption: Caption, rng: np.random.Generator) -> Caption | None:
     had = [name for name in ("second", "dots") if getattr(caption, name) is not None]
-    return replace(caption, **{_other(rng, had): None}) if had else None
+    return replace(caption, **{_picked(rng, had): None}) if had else None
 
 
 CHANGES: dict[str, Callable[[Caption, np.random.Generator], Caption | None]] = {
-    "colour": lambda c, rng: replace(c, colour=_other(rng, COLOURS, c.colour, c.second[0] if c.second else None)),
-    "shape": lambda c, rng: replace(c, shape=_other(rng, SHAPES, c.shape)),
-    "direction": lambda c, rng: replace(c, direction=_other(rng, DIRECTIONS, c.direction)),
-    "background": lambda c, rng: replace(c, background=_other(rng, BACKGROUNDS, c.background)),
+    "colour": lambda c, rng: replace(c, colour=_picked(rng, COLOURS, c.colour, c.second[0] if c.second else None)),
+    "shape": lambda c, rng: replace(c, shape=_picked(rng, SHAPES, c.shape)),
+    "direction": lambda c, rng: replace(c, direction=_picked(rng, DIRECTIONS, c.direction)),
+    "background": lambda c, rng: replace(c, background=_picked(rng, BACKGROUNDS, c.background)),
     "second colour": _second(0, COLOURS),
     "second shape": _second(1, SHAPES),
     "second place": _second(2, PLACES),
-    "dots": lambda c, rng: replace(c, dots=_other(rng, COUNTS, c.dots)) if c.dots else None,
+    "dots": lambda c, rng: replace(c, dots=_picked(rng, COUNTS, c.dots)) if c.dots else None,
     "added": _added,
     "removed": _removed,
-    "camera": lambda c, rng: replace(c, pan=_other(rng, [*PANS, None], c.pan)),
+    "camera": lambda c, rng: replace(c, pan=_picked(rng, [*PANS, None], c.pan)),
 }
 """By name: one change of a caption, None where the caption has nothing to change so."""
 
@@ -118,7 +119,7 @@ def _changed(caption: Caption, changes: tuple[str, ...], rng: np.random.Generato
     after: Caption | None = caption
     for name in changes:
         if name == ANY:
-            name = _other(rng, left)
+            name = _picked(rng, left)
             left.remove(name)
         after = after and CHANGES[name](after, rng)
     return after

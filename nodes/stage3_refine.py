@@ -23,7 +23,8 @@ class ChorusStage3Refine(io.ComfyNode):
                     "k2",
                     options=list(stages.CHOICES),
                     default="auto",
-                    tooltip="auto: K1 plus the calibrated distance. fixed: the fraction below.",
+                    tooltip="auto: as calibrated; after a look so many of the last steps, after an early start K1 "
+                    "plus a distance. fixed: the fraction below.",
                 ),
                 io.Float.Input(
                     "fraction",

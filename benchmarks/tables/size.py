@@ -38,10 +38,10 @@ from ..systems import CHORUS, Request, System
 KEEP = 0.75  # the store node's default
 WAN = (1, 16, 21, 60, 104)  # 81 frames of 832 × 480
 TOKEN = (1, 2, 2)
-TODAY = "fp16"
+BASELINE = "fp16"
 CODED = ("small", "near-lossless")
 PAIRS = {4: (64, 6), 20: (48, 4)}  # steps → pairs in full and quick
-FEWER = 12  # of them for what hardly varies: near-lossless, and the stored result
+FEWER = 12  # pairs for near-lossless, whose values hardly vary
 STATES_OF = 4  # small-Wan runs from which Wan-sized latents are made
 SEED = 61
 THREADS = 2
@@ -58,10 +58,10 @@ def measure(bench: Bench, full: bool) -> report.Result:
 
     for steps, counts in PAIRS.items():
         pairs = hit_pairs(counts[0 if full else 1], REPORTED, steps)
-        for profile in (TODAY, *CODED):
+        for profile in (BASELINE, *CODED):
             row = _small_wan(bench, pairs[:FEWER] if profile == "near-lossless" else pairs, steps, profile)
             rows.append(row)
-            if profile != TODAY:
+            if profile != BASELINE:
                 note("compression_ratio_small_wan", profile, steps, row["ratio"])
                 note("alignment_delta", profile, steps, row["alignment, as calibrated"])
                 note("alignment_delta_at_k1", profile, steps, row["alignment, state at K1"])
@@ -90,7 +90,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
 _TIMES = {"encode_ms": "encode, ms a state", "decode_ms": "decode, ms a state"}
 
 
-def bytes_today(values: int, steps: int) -> int:
+def fp16_bytes(values: int, steps: int) -> int:
     """Of states and final latent of so many values each, as fp16 keeps them."""
     return values * (2 * max(1, round(KEEP * steps)) + 4)
 
@@ -107,16 +107,16 @@ def _small_wan(bench: Bench, pairs: list[Pair], steps: int, profile: str) -> dic
         "n": len(pairs),
         "states": shares[0]["states"],
         "bits a value": report.estimate([8 * s["bytes"] / (s["values"] * (1 + s["states"])) for s in shares]),
-        "ratio": report.estimate([bytes_today(s["values"], steps) / s["bytes"] for s in shares]),
+        "ratio": report.estimate([fp16_bytes(s["values"], steps) / s["bytes"] for s in shares]),
         "whole entry, kB": report.estimate([s["entry"] / 1e3 for s in shares]),
     }
     at_k1 = System("state taken at K1", k1=max(1, round(0.45 * steps)), start=1.0, selective=False, strength=0.0)
     for name, system in (("as calibrated", CHORUS), ("state at K1", at_k1)):
-        today, coded = (
+        plain, coded = (
             of([bench.sample(p.target, replace(system, precision=kept), p.source) for p in pairs], "alignment")
-            for kept in (TODAY, profile)
+            for kept in (BASELINE, profile)
         )
-        row[f"alignment, {name}"] = report.estimate(coded - today if profile != TODAY else coded)
+        row[f"alignment, {name}"] = report.estimate(coded - plain if profile != BASELINE else coded)
     return row
 
 
@@ -209,7 +209,7 @@ def _wan(
                 found["encode"].append(1e3 * encode_s)
                 found["decode"].append(1e3 * decode_s)
             values = int(np.prod(WAN))
-            found["ratio"].append(bytes_today(values, steps) / size)
+            found["ratio"].append(fp16_bytes(values, steps) / size)
             found["bits"].append(8 * size / (values * (1 + states)))
     return {
         "latents": latents,
@@ -240,7 +240,7 @@ def _timed(tensor: torch.Tensor, coding: str) -> tuple[int, float, float]:
 
 @contextmanager
 def _threads():
-    """As many threads as the bar allows."""
+    """Torch limited to THREADS."""
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:

@@ -24,8 +24,8 @@ AREA = (0.05, 0.07)  # of an object, as a share of the frame
 SPEED = (4.0, 5.2)  # pixels a frame, of the main object
 DRIFT = 1.0  # pixels a frame at most, of an object that no prompt names
 PAN = 4.0  # pixels a frame, one cell of the latent
-# 1: the main object starts anywhere on its way; below, rather further on (or rather at the beginning, where the second
-# object is ahead), and a second object lies rather far out on its side.
+# The exponent of random positions: 1 is anywhere on the way. Below 1 the main object starts rather far along its way
+# (or rather at the beginning, where the second object is ahead), and a second object lies rather far out on its side.
 LEAN = 0.4
 WHITE = (0.97, 0.97, 0.97)
 DOT_RADIUS = (5.4, 6.2)
@@ -57,7 +57,7 @@ _REACH = {"circle": 1.0, "square": 0.9, "triangle": 1.05, "cross": 1.0}
 class Layout:
     """Everything about B scenes. Places are pixels, [..., 2] as (x, y), at the first frame; drifts are pixels a frame.
 
-    Objects: main, second, third. `seconds`, `dots` count what is named; `shape`, `colour` are indices.
+    Objects: main, second, third. `dots` counts what is named; `shape`, `colour` are indices.
     """
 
     background: Tensor  # [B]

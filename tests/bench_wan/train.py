@@ -2,7 +2,7 @@
 
 Run from `tests/`; needs nothing but torch, numpy and safetensors. Under `torchrun --nproc-per-node N -m` the processes
 share the work, `--batch` scenes each. On the CPU the scenes come from a pool that is drawn once; a GPU draws them as it
-goes. `--minutes` ends the run by time, and writes the averaged weights every minute.
+goes. `--minutes` ends the run by time, and writes the averaged weights after every `--every` seconds.
 
 Rectified flow: v = noise − x0, timestep 1000 σ, σ stratified and shifted by 5. Muon for the blocks' matrices, AdamW for
 the rest; an average of the weights ships. Beside the velocity the middle block learns to say what each token shows:
@@ -41,7 +41,7 @@ EMPTY_CAPTIONS = 0.08
 AVERAGE = 0.998
 PEAK_RATE = 1e-3
 CHUNK = 200  # scenes drawn at once
-DRAWN_AT_ONCE = 2048  # the same on a GPU
+DRAWN_AT_ONCE = 2048  # at most, on a GPU
 KINDS = 5  # main, second and third object, dots, details
 MARKS = KINDS + 2 * (len(COLOURS) + len(SHAPES)) + len(DIRECTIONS) + len(COUNTS) + len(PANS)
 MARKS_WEIGHT = 0.05  # of the loss of what a token shows, summed over the marks
@@ -261,8 +261,8 @@ def save(file: Path, **state: Any) -> None:
 
 
 def quick(device: torch.device) -> AbstractContextManager:
-    """Half precision where that is the quicker one: on a GPU, and on a CPU with units for it."""
-    half = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    """Half precision where that is the quicker one: on a GPU, and on a CPU with instructions for it."""
+    half = device.type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
 
 

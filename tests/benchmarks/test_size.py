@@ -21,10 +21,10 @@ def alike(latent: torch.Tensor, axis: int) -> float:
     return float((before * after).mean() / centred.square().mean())
 
 
-def test_todays_bytes_are_those_of_the_readme_before_compression():
+def test_bytes_in_fp16_are_those_of_the_readme_before_compression():
     """71 MB for 20 steps at 832 × 480 and 81 frames."""
     values = 16 * 21 * 60 * 104
-    assert [round(size.bytes_today(values, steps) / 1e6) for steps in (4, 20, 50)] == [21, 71, 168]
+    assert [round(size.fp16_bytes(values, steps) / 1e6) for steps in (4, 20, 50)] == [21, 71, 168]
 
 
 def test_latents_of_wans_size_are_as_alike_to_their_neighbours_as_the_small_ones():

@@ -23,7 +23,7 @@ _WAITING_BYTES = 4 << 30  # of the latents that finished runs may hold while the
 class Report:
     """The figures of one request, under the names of docs/demo.md. Seconds are wall time."""
 
-    outcome: str  # "hit", "miss", "identical", "bypassed"
+    outcome: str  # "hit", "miss", "identical", "bypassed", "unread" (nothing was looked for)
     reason: Message
     match_score: float | None
     source_prompt: str | None
@@ -72,7 +72,7 @@ class Report:
         return vars(self) | words | {"looked": differs}
 
     def headline(self) -> str:
-        """One line for the node: "hit 0.87 · 2 of 4 steps reused · 38 % of tokens at step 3"."""
+        """One line for the node: "hit 0.87 · 30% differs · cost of 2.6 of 4 steps"."""
         if self.outcome == "identical":
             return f"identical request · {self.steps_computed} of {self.steps} steps computed"
         if self.outcome != "hit":
