@@ -204,33 +204,47 @@ class LookAndJoin(Technique):
 
     def _fewer_skipped(self) -> tuple[Message, ...]:
         """A note where a fixed K1 asks for more skipped steps than there can be."""
-        fixed, steps = self.request.plan.stages[resume.NAME].fixed, self.request.whole_steps
-        skipped, wanted = self.kinds.count(SKIPPED), round((fixed or 0.0) * steps)
-        return () if fixed is None or skipped >= wanted else (say("note.k1_look", skipped=skipped, wanted=wanted),)
+        settings = self.request.plan.stages[resume.NAME]
+        if settings.fixed is None:
+            return ()
+        skipped = self.kinds.count(SKIPPED)
+        wanted = round(min(settings.fixed, settings.most) * self.request.whole_steps)
+        return (say("note.k1_look", skipped=skipped, wanted=wanted),) if skipped < wanted else ()
 
     def _look(self, x0: torch.Tensor, step: int) -> None:
-        """Find where the target differs from the source, and settle what each further step is."""
-        source, rule = self.source, self.rule
-        assert source is not None and rule is not None
-        compared = source.first if not self.kinds else source.second if step == rule.second_look else None
+        """At a step of a look, find where the target differs from the source, and settle what each further step is."""
+        assert self.source is not None and self.rule is not None
+        first = not self.kinds
+        compared = self.source.first if first else self.source.second if step == self.rule.second_look else None
         if compared is None:
             return
-        looks = course.calibrated()
-        means, spread = token_means(x0, self.request.network.token_size), channel_spread(with_frames(source.final))
-        apart = difference(means, compared, spread)
-        if not self.kinds and self._may_be_blind() and bool(apart.max() < looks.cut.noticed):
+        cut = course.calibrated().cut
+        apart = self._difference(x0, compared)
+        if first and self._may_be_blind() and bool(apart.max() < cut.noticed):
             self.blind, changed = True, torch.ones_like(apart, dtype=torch.bool)
         else:
             # x0 = u + CFG · (c − u), and u is the same in both: so much larger is the difference of guided estimates.
-            changed = looks.cut(apart / (self.request.cfg if self.request.cfg_known else 1.0))
-        self._use(self._regions(changed if self.regions is None else changed | self.regions.base, looks.grow))
-        assert self.regions is not None
-        self.joined = not self.blind and self.regions.edited <= looks.cut.everywhere
+            changed = cut(apart / (self.request.cfg if self.request.cfg_known else 1.0))
+        regions = self._regions(changed if self.regions is None else changed | self.regions.base)
+        self._use(regions)
+        self.joined = not self.blind and regions.edited <= cut.everywhere
         self.kinds = self._course(step, self.share)
+        self._choose_outside(step)
+
+    def _difference(self, x0: torch.Tensor, compared: torch.Tensor) -> torch.Tensor:
+        """Between an estimate [B, C, T, H, W] and the source's, given as means over tokens: [T, H, W] in spreads."""
+        assert self.source is not None
+        spread = channel_spread(with_frames(self.source.final))
+        return difference(token_means(x0, self.request.network.token_size), compared, spread)
+
+    def _choose_outside(self, step: int) -> None:
+        """Keep the source's own c outside the mask until a second look, and its result from the last look on."""
+        source, rule = self.source, self.rule
+        assert source is not None and rule is not None
         last_joined = max((k for k, kind in enumerate(self.kinds) if kind != FULL), default=0)
-        goes_on = self.joined and step < rule.second_look < last_joined
-        self.outside = source.before if goes_on else source.final
-        if not goes_on:
+        looks_again = self.joined and step < rule.second_look < last_joined
+        self.outside = source.before if looks_again else source.final
+        if not looks_again:
             self.source = None
 
     def _may_be_blind(self) -> bool:
@@ -246,11 +260,11 @@ class LookAndJoin(Technique):
         weights = rim(self.request.network.cells(regions.edit, sizes))[None, None]
         self.weights = weights if len(self.request.shape) == 5 else weights[:, :, 0]
 
-    def _regions(self, base: torch.Tensor, grow: int) -> Regions:
+    def _regions(self, base: torch.Tensor) -> Regions:
         """The masks, with what the mask node knew before; a MASK counts alone."""
         given = self.request.plan.stages.get(selective.NAME)
         if given is None:
-            return build(base, grow, 0)
+            return build(base, course.calibrated().grow, 0)
         if given.regions is not None:
             known = given.regions.on_grid((base.shape[0], base.shape[1], base.shape[2]))
             if given.way == "mask":
