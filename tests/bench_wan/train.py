@@ -271,7 +271,7 @@ class Step:
 
     def __init__(self, model: Twin, device: torch.device, from_image: bool):
         self.model, self.device, self.from_image = model, device, from_image
-        self._network: Any = torch.compile(model)
+        self._network: Any = torch.compile(model, dynamic=False)  # a graph for videos, another one for stills
         self._tried = False
 
     def __call__(self, x0: Tensor, sigma: Tensor, context: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
@@ -328,7 +328,8 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--every", type=float, default=60.0, help="with --minutes: write them after so many seconds")
     parser.add_argument("--from-image", action="store_true", help="train the model that is given the first frame")
     parser.add_argument("--frames", type=int, default=scenes.FRAMES, help="train on the first frames alone")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--stills", type=int, default=0, help="single frames a step, beside the videos")
+    parser.add_argument("--batch", type=int, default=8, help="videos a step")
     parser.add_argument("--rate", type=float, default=PEAK_RATE, help="of learning, at its peak")
     parser.add_argument("--pool", type=int, default=24_000, help="scenes; captions, where scenes are drawn as it goes")
     parser.add_argument("--draw", action="store_true", help="draw scenes as it goes on the CPU, too")
@@ -336,16 +337,21 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def source_of(args: argparse.Namespace, seen: int, device: torch.device, process: int, processes: int) -> Pool | Drawn:
-    """Where the batches come from."""
-    seeds = [args.seed, seen, process]
+def sources_of(
+    args: argparse.Namespace, seen: int, device: torch.device, process: int, processes: int
+) -> list[Pool | Drawn]:
+    """Where the batches of a step come from: videos, and single frames."""
+    wanted = [(args.batch, args.frames, [args.seed, seen, process])]
+    if args.stills:
+        wanted.append((args.stills, 1, [args.seed, seen, process, 1]))
     if args.draw or device.type == "cuda":
-        return Drawn(args.pool, args.batch, args.frames, seeds, device)
+        return [Drawn(args.pool, batch, frames, seeds, device) for batch, frames, seeds in wanted]
     if process == 0:
         pool(args.work, args.pool, args.seed * 100_000)
     if processes > 1:
         torch.distributed.barrier()
-    return Pool(pool(args.work, args.pool, args.seed * 100_000), args.batch, args.frames, seeds)
+    scenes_of_all = pool(args.work, args.pool, args.seed * 100_000)
+    return [Pool(scenes_of_all, batch, frames, seeds) for batch, frames, seeds in wanted]
 
 
 def main(given: Sequence[str] | None = None, told: Callable[[dict], None] = lambda line: None) -> None:
@@ -363,7 +369,7 @@ def main(given: Sequence[str] | None = None, told: Callable[[dict], None] = lamb
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device)
         seen, spent = state["samples"], state["seconds"]
-    source = source_of(args, seen, device, process, processes)
+    sources = sources_of(args, seen, device, process, processes)
     if device.type == "cpu":
         fp32_muon()
     torch.manual_seed(args.seed)
@@ -395,7 +401,9 @@ def main(given: Sequence[str] | None = None, told: Callable[[dict], None] = lamb
         for optim in optims:
             for group in optim.param_groups:
                 group["lr"] = args.rate * rate(clock.done(seen)) * warm
-        lost.append(gradients(*source.next()))
+        lost.append(gradients(*sources[0].next()))
+        for stills in sources[1:]:
+            gradients(*stills.next())
         if processes > 1:
             share_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

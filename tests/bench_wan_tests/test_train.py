@@ -23,7 +23,7 @@ WEIGHTS = Path(__file__).parents[1] / "small_wan" / "weights" / "small_wan_t2v.s
 @pytest.fixture(autouse=True)
 def eager(monkeypatch):
     """Compiling takes a minute and changes nothing."""
-    monkeypatch.setattr(torch, "compile", lambda model: model)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
 
 
 def run(work: Path, *arguments: str) -> list[dict]:
@@ -45,6 +45,23 @@ def test_a_stopped_training_goes_on_where_it_was(tmp_path):
     curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert [line["samples"] for line in curve] == [4, 6]
     assert run(tmp_path, "--samples", "100", "--until", "6") == []
+
+
+def test_stills_train_the_network_beside_the_videos(tmp_path, monkeypatch):
+    """A step has the gradients of both; samples count videos."""
+    batches, plain = [], train.Step.__call__
+
+    def watched(self, x0, *rest):
+        before = [p.grad for p in self.model.parameters()]
+        told = plain(self, x0, *rest)
+
+        batches.append((len(x0), x0.shape[2], any(grad is not None for grad in before)))
+        return told
+
+    monkeypatch.setattr(train.Step, "__call__", watched)
+    lines = run(tmp_path, "--samples", "100", "--until", "4", "--frames", "2", "--stills", "3")
+    assert lines[-1]["samples"] == 4
+    assert batches == [(2, 2, False), (3, 1, True)] * 2
 
 
 def test_a_training_by_time_writes_weights_that_a_network_takes(tmp_path):
@@ -69,7 +86,7 @@ def test_by_time_the_rate_follows_the_clock(monkeypatch):
 
 
 def test_what_does_not_compile_is_trained_eagerly(monkeypatch, capsys):
-    def broken(model: Twin):
+    def broken(model: Twin, **_: object):
         def call(*batch: torch.Tensor) -> None:
             raise RuntimeError("no compiler\nhere")
 
