@@ -31,6 +31,7 @@ class Result:
     seeds: Sequence[int] = ()
     summary: dict[str, Any] = field(default_factory=dict)  # this table's part of its summary file
     draw: Callable[[Any], None] | None = None  # draws the plot on a matplotlib Axes
+    plot_size: tuple[float, float] = (7.0, 4.2)  # inches
     summary_file: str = "summary.json"  # cache.json: what concerns the cache alone
 
 
@@ -143,7 +144,7 @@ def _plot(result: Result, file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=result.plot_size, layout="constrained")
     assert result.draw is not None
     result.draw(axes)
     axes.set_title(result.title, fontsize=10)

@@ -19,7 +19,7 @@ import scipy.ndimage
 
 from bench_wan import details, judge
 from chorus.reuse.course import calibrated
-from tools.demo_pictures import mask_of
+from tools.demo_pictures import mask_of, outlined
 
 from .. import metrics, report
 from ..rivals import between, nirvana
@@ -29,6 +29,7 @@ from ..systems import CHORUS, DISTILLED_STEPS, EARLY_START, BenchWan, Request, S
 
 FULL = {4: 165, 20: 99, 50: 55}
 QUICK = {4: 22, 20: 11}
+PICTURED = ("colour", "second shape", "direction", "added", "background")  # kinds of change
 HIT = System("look and join", strength=0.0)
 SKIPPING = System("look and join, none left out", selective=False, strength=0.0)
 OTHER_TAKE = 500_000  # added to a seed
@@ -54,11 +55,15 @@ def measure(bench: Bench, full: bool) -> report.Result:
     keys = ("hit_cost", "alignment_vs_fewer", "details_vs_fewer", "details_loss_over_fewer", "error_ratio_vs_fewer")
     keys += ("seams_ratio_vs_fewer", "consistency_ratio_own", "consistency_ratio_source", "loss_ratio_vs_nirvana")
     summary: dict[str, dict] = {key: {} for key in keys}
+    pictures: dict[str, dict[str, np.ndarray]] = {}
     for steps, count in (FULL if full else QUICK).items():
         if not BenchWan.samples(steps):
             continue
         pairs = [pair_of(pair, steps) for pair in scene_pairs(count, REPORTED)]
-        told = _measured(wan, pairs)
+        compared = [Systems(wan, pair) for pair in pairs]
+        told = of_systems([systems.measured() for systems in compared])
+        firsts = {systems.pair.of.change: systems for systems in reversed(compared)}
+        pictures |= {f"{change}, {steps} steps": firsts[change].pictures() for change in PICTURED if change in firsts}
         for change in ("all", *sorted({p.of.change for p in pairs})):
             chosen = np.array([change in ("all", p.of.change) for p in pairs])
             rows += [
@@ -75,7 +80,26 @@ def measure(bench: Bench, full: bool) -> report.Result:
         rows=rows,
         seeds=[REPORTED],
         summary=summary,
+        draw=lambda axes: _draw(axes, pictures),
+        plot_size=(11.0, 1.45 * max(1, len(pictures))),
     )
+
+
+def _draw(axes: Any, pictures: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """A row of pictures for each kind of change, a column for each system."""
+    names = list(next(iter(pictures.values()), {}))
+    rows = [np.concatenate([_framed(row[name]) for name in names], 1) for row in pictures.values()]
+    if not rows:
+        return
+    axes.imshow(np.concatenate(rows))
+    axes.set_xticks([(i + 0.5) * rows[0].shape[1] / len(names) for i in range(len(names))], names, fontsize=7)
+    axes.set_yticks([(i + 0.5) * rows[0].shape[0] for i in range(len(rows))], list(pictures), fontsize=7)
+    axes.tick_params(length=0)
+    axes.set_frame_on(False)
+
+
+def _framed(picture: np.ndarray) -> np.ndarray:
+    return np.pad(picture, ((3, 3), (3, 3), (0, 0)), constant_values=1.0)
 
 
 def pair_of(pair: ScenePair, steps: int) -> Pair:
@@ -88,11 +112,6 @@ def pair_of(pair: ScenePair, steps: int) -> Pair:
 
 
 Told = dict[str, dict[str, np.ndarray]]
-
-
-def _measured(wan: Bench, pairs: Sequence[Pair]) -> Told:
-    """By system, by measure: [N]. Rivals are taken at the cost of each pair's hit."""
-    return of_systems([Systems(wan, pair).measured() for pair in pairs])
 
 
 def of_systems(measured: Sequence[Mapping[str, Mapping[str, Any]]]) -> Told:
@@ -139,6 +158,28 @@ class Systems:
             "fewer steps, source's seed": between(cost, self.steps, self._fewer_on_source),
             "NIRVANA": between(cost, self.steps, self._nirvana),
         }
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """The last frame under each system, [H, W, 3] in [0, 1]; rivals with the number of steps nearest to the cost.
+
+        The hit has a line around its edit mask.
+        """
+        steps = max(1, round(self.hit["step_equivalents"]))
+        shown = {
+            "source": self.source,
+            "in full": self.cold,
+            "in full,\nsource's seed": self.on_source,
+            "look and join": self.hit,
+            "fewer steps": self.wan.sample(_shorter(self.pair.target, steps)),
+            "fewer steps,\nsource's seed": self.wan.sample(_shorter(self.pair.target_on_source_noise, steps)),
+            "early start": self._reads(EARLY_START),
+            "NIRVANA": self._reads(nirvana(self.steps - steps)),
+        }
+        videos = {name: self.wan.frames(sample) for name, sample in shown.items()}
+        if self.hit["masks"] is not None:
+            whole = (255 * videos["look and join"]).round().astype(np.uint8)
+            videos["look and join"] = outlined(whole, self.hit["masks"]) / 255
+        return {name: frames[-1] for name, frames in videos.items()}
 
     def _reads(self, system: System) -> dict:
         return self.wan.sample(self.pair.target, system, self.pair.source)

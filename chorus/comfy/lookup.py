@@ -159,7 +159,9 @@ def refreshed(plan: Plan) -> Plan:
 
 def with_source(plan: Plan, entry: Entry) -> Plan:
     """The plan with another source of the same score. Raises CacheError."""
-    return replace(plan, source=_source(open_cache(plan.cache_name, plan.place), Match(entry, plan.score)))
+    source = _source(open_cache(plan.cache_name, plan.place), Match(entry, plan.score))
+    why = say("lookup.hit", score=plan.score, threshold=plan.threshold, prompt=entry.prompt)
+    return replace(plan, source=source, explanation=why)
 
 
 # The source, others of its very score, that score, the sentence that explains it, and on a miss the nearest entries.

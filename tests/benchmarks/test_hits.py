@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from bench_wan import details
@@ -64,6 +65,14 @@ def test_details_are_those_of_the_source_outside_the_edit_mask_and_of_the_target
     seen = details.visible(details.find(systems.source_frames), systems.source_frames)
     outside = sum(not hits._lies_in(one, edit) for one in seen)
     assert 0 < outside <= told["kept"] <= told["wanted"]
+
+
+def test_every_system_is_pictured_and_the_hit_with_its_mask(systems):
+    pictures = systems.pictures()
+    assert {picture.shape for picture in pictures.values()} == {(96, 96, 3)}
+    frames = systems.wan.frames(systems.hit)
+    assert not np.allclose(pictures["look and join"], frames[-1], atol=0.01), "no line around the mask"
+    assert np.allclose(pictures["in full"], systems.wan.frames(systems.cold)[-1])
 
 
 def test_the_summary_of_one_pair(measured, systems):

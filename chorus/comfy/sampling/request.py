@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...cache import Entry
+from ...cache import CacheError, Entry
 from ...messages import say
 from ...prompt.tokens import one_prompt
 from ...reuse.plan import Plan
@@ -148,7 +148,10 @@ def with_closest_source(call: SamplerCall) -> SamplerCall:
     closest = max((plan.source.entry, *plan.alike), key=likeness)  # the first of several, which is the newest
     if closest is plan.source.entry:
         return call
-    return replace(call, request=replace(request, plan=with_source(plan, closest)))
+    try:
+        return replace(call, request=replace(request, plan=with_source(plan, closest)))
+    except CacheError:
+        return call  # the one that the look-up found serves as well
 
 
 def _suitable(
