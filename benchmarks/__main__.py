@@ -7,12 +7,15 @@ import dataclasses
 import hashlib
 import importlib
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+
+from tools.demo_graph import CHECKOUT
 
 from . import page, report
 from .samples import KEPT, Bench
@@ -52,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}; all without")
     parser.add_argument("--full", action="store_true", help="all samples; hours instead of minutes")
     parser.add_argument("--output", type=Path, help="folder for the results; quick ones go to bench_output/")
+    parser.add_argument("--processes", type=int, default=1, help="that share the samples of the bench model's tables")
+    parser.add_argument("--order", type=int, help=argparse.SUPPRESS)  # of the samples, in a process beside another one
     parser.add_argument("--fresh", action="store_true", help="forget the samples of earlier runs first")
     server = parser.add_argument_group("real weights", "table `real` against a ComfyUI server that has this pack")
     server.add_argument("--server", metavar="URL", help="for example http://127.0.0.1:8188")
@@ -73,7 +78,8 @@ def main(arguments: Sequence[str]) -> int:
         kept = KEPT / hashlib.sha256(repr([options.server, subject]).encode()).hexdigest()[:12]
         bench = Bench(kept, subject, Server(options.server), kept / "videos")
     else:
-        bench = Bench()
+        bench = Bench(order=options.order if options.processes < 2 else 0)
+    helpers = [_beside(number, options) for number in range(1, options.processes)]
     try:
         for name in options.tables or known:
             began, sampled = time.perf_counter(), bench.sampled
@@ -85,11 +91,21 @@ def main(arguments: Sequence[str]) -> int:
             console.print(f"{name}: {bench.sampled - sampled} samples, {seconds:.0f} s\n", style="dim")
             summary = report.summarise(result, output)
     finally:
+        for helper in helpers:
+            helper.terminate()
         bench.close()
     console.print(f"written: {summary.parent}")
     if whole and options.output is None:
         page.write(TABLES)
     return 0
+
+
+def _beside(order: int, options: argparse.Namespace) -> subprocess.Popen:
+    """A process that samples for the same tables in another order; its results are thrown away."""
+    folder = KEPT / "beside" / str(order)
+    given = [*options.tables, "--order", str(order), "--output", str(folder), *(["--full"] if options.full else [])]
+    launched = [sys.executable, "-P", str(CHECKOUT / "tools" / "launch.py"), __package__, *given]
+    return subprocess.Popen(launched, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

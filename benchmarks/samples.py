@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import os
+import random
 import re
 import tempfile
 import time
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from . import metrics
 from .systems import COLD, Request, SmallWan, Subject, System, graph
 
 KEPT = CHECKOUT / "bench_output"
+_Item, _Made = TypeVar("_Item"), TypeVar("_Made")
 
 
 class Host(Protocol):
@@ -130,8 +132,11 @@ class Bench:
         host: Host | None = None,
         videos: Path | None = None,
         frames: Path | None = None,
+        order: int | None = None,
     ):
-        """videos: a folder where every video that is sampled is written, for eyes and for other tools' measures.
+        """order: of what `each` makes, for processes that share the work; None for the given one.
+
+        videos: a folder where every video that is sampled is written, for eyes and for other tools' measures.
 
         frames: likewise, in eight bits and else exactly, for measures that compare videos.
         """
@@ -142,10 +147,21 @@ class Bench:
         kept.mkdir(parents=True, exist_ok=True)
         self._file = kept / f"samples-{os.getpid()}.jsonl"
         self._samples: dict[str, dict] = {}
+        self._order = order
         self._opened = 0
         self._count = [0]  # of samples made by this process; shared with what `of` gives
-        for file in kept.glob("samples-*.jsonl"):
-            for line in file.read_text(encoding="utf-8").splitlines():
+        self._read: dict[Path, int] = {}  # bytes of each file of samples
+        self._read_samples()
+
+    def _read_samples(self) -> None:
+        """Read what this and other processes have sampled since the last time."""
+        for file in self._kept.glob("samples-*.jsonl"):
+            with file.open("rb") as kept:
+                kept.seek(self._read.get(file, 0))
+                new = kept.read()
+            whole = new[: new.rfind(b"\n") + 1]  # a line at the end may not be complete yet
+            self._read[file] = self._read.get(file, 0) + len(whole)
+            for line in whole.decode("utf-8").splitlines():
                 try:
                     sample = json.loads(line)
                 except ValueError:
@@ -166,9 +182,17 @@ class Bench:
     def of(self, subject: Any) -> Bench:
         """A bench for another subject on the same host, whose samples lie apart and whose videos are kept."""
         kept = self._kept / subject.name.replace(" ", "_")
-        bench = Bench(kept, subject, self.host, frames=kept / "frames")
+        bench = Bench(kept, subject, self.host, frames=kept / "frames", order=self._order)
         bench._count = self._count
         return bench
+
+    def each(self, items: Sequence[_Item], make: Callable[[_Item], _Made]) -> list[_Made]:
+        """`make` of every item, in an order of this process's own where several share the work."""
+        numbers = list(range(len(items)))
+        if self._order is not None:
+            random.Random(self._order).shuffle(numbers)
+        made = {number: make(items[number]) for number in numbers}
+        return [made[number] for number in range(len(items))]
 
     @property
     def sampled(self) -> int:
@@ -189,6 +213,8 @@ class Bench:
 
     def once(self, name: str, make: Callable[[], dict]) -> dict:
         """What `make` gives, kept under `name`: made once, also over several runs of the bench."""
+        if name not in self._samples:
+            self._read_samples()
         if name not in self._samples:
             sample = {"id": name, **make()}
             with self._file.open("a", encoding="utf-8") as kept:

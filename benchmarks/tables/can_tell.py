@@ -29,9 +29,9 @@ def measure(bench: Bench, full: bool) -> report.Result:
         if not BenchWan.samples(steps):
             continue
         requests = _requests(count, steps)
-        whole = [wan.sample(r) for r in requests]
-        half = [wan.sample(_with_steps(r, steps // 2)) for r in requests]
-        reference = [wan.sample(Request(**{**vars(r), "seed": r.seed + OTHER_TAKE})) for r in requests]
+        whole = wan.each(requests, wan.sample)
+        half = wan.each([_with_steps(r, steps // 2) for r in requests], wan.sample)
+        reference = wan.each([Request(**{**vars(r), "seed": r.seed + OTHER_TAKE}) for r in requests], wan.sample)
         features = [np.array([s["features"] for s in part]) for part in (whole, half, reference)]
         kept, wanted = np.array([_details(wan, *pair) for pair in zip(whole, half, strict=True)]).T
         rows.append(

@@ -41,7 +41,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
             for other in ({}, *others[steps][: None if full else 1]):
                 rule = replace(known, **other)
                 system = replace(hit, rule=rule)
-                told = of_systems([Systems(wan, pair, system).compared() for pair in pairs])
+                told = of_systems(wan.each(pairs, lambda pair, hit=system: Systems(wan, pair, hit).compared()))
                 loss = told["cold"]["alignment"] - told["look and join"]["alignment"]
                 rows.append(
                     {

@@ -60,8 +60,8 @@ def measure(bench: Bench, full: bool) -> report.Result:
         if not BenchWan.samples(steps):
             continue
         pairs = [pair_of(pair, steps) for pair in scene_pairs(count, REPORTED)]
-        compared = [Systems(wan, pair) for pair in pairs]
-        told = of_systems([systems.measured() for systems in compared])
+        compared, measured = zip(*wan.each(pairs, lambda pair: _measured(Systems(wan, pair))), strict=True)
+        told = of_systems(measured)
         firsts = {systems.pair.of.change: systems for systems in reversed(compared)}
         pictures |= {f"{change}, {steps} steps": firsts[change].pictures() for change in PICTURED if change in firsts}
         for change in ("all", *sorted({p.of.change for p in pairs})):
@@ -109,6 +109,10 @@ def pair_of(pair: ScenePair, steps: int) -> Pair:
         Request(pair.source.text, pair.source_seed, steps, caption=pair.source),
         Request(pair.target.text, pair.target_seed, steps, caption=pair.target),
     )
+
+
+def _measured(systems: Systems) -> tuple[Systems, dict[str, dict]]:
+    return systems, systems.measured()
 
 
 Told = dict[str, dict[str, np.ndarray]]

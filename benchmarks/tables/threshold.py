@@ -28,8 +28,8 @@ def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by number of changes and by score."""
     wan, rows = bench.of(BenchWan()), []
     pairs = [pair_of(pair, STEPS) for pair in distant_pairs(FULL if full else QUICK, REPORTED)]
-    compared = [Systems(wan, pair) for pair in pairs]
-    told = of_systems([systems.compared() for systems in compared])
+    compared, measured = zip(*wan.each(pairs, lambda pair: _compared(Systems(wan, pair))), strict=True)
+    told = of_systems(measured)
     scores = np.array([systems.hit["match_score"] for systems in compared])
     reached = _reached(ASKED if full else ASKED // 10, WARM if full else WARM // 10)
     for changes in sorted({pair.of.change for pair in pairs}):
@@ -42,6 +42,10 @@ def measure(bench: Bench, full: bool) -> report.Result:
             rows.append(_row(f"score {lower:.1f} to {upper:.1f}", told, chosen, scores, proportion(reached >= lower)))
         upper = lower
     return report.Result("threshold", "How unlike a request may be", list(rows[0]), rows, [REPORTED])
+
+
+def _compared(systems: Systems) -> tuple[Systems, dict[str, dict]]:
+    return systems, systems.compared()
 
 
 def _reached(asked: int, warm: int) -> np.ndarray:

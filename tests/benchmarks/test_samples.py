@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -44,6 +45,29 @@ def test_cold_is_the_whole_schedule_and_is_kept(bench, kept):
     assert bench.sampled == sampled
     assert Bench(kept).sample(asked(RED, 1)) == first  # and no host is started for it
     assert bench.sample(asked(RED, 2))["features"] != first["features"]
+
+
+def test_processes_side_by_side_share_what_they_sample(bench, kept):
+    beside = Bench(kept, order=1)
+    sample = bench.sample(asked(RED, 21))
+    assert beside.sample(asked(RED, 21)) == sample  # and no host is started for it
+    line = json.dumps({"id": "from another process", "n": 1}) + "\n"
+    with (kept / "samples-other.jsonl").open("w", encoding="utf-8") as other:
+        other.write(line[:20])
+        other.flush()
+        assert beside.once("made here", lambda: {"n": 2})["n"] == 2
+        other.write(line[20:])
+    assert beside.once("from another process", lambda: pytest.fail("made twice"))["n"] == 1
+
+
+def test_each_process_has_an_order_of_its_own_and_one_result(tmp_path):
+    orders, numbers = [], list(range(20))
+    for order in (None, 0, 1):
+        seen: list[int] = []
+        made = Bench(tmp_path, order=order).each(numbers, lambda n, seen=seen: seen.append(n) or 10 * n)
+        assert made == [10 * n for n in numbers] and sorted(seen) == numbers
+        orders.append(seen)
+    assert orders[0] == numbers and orders[1] != orders[2] != numbers
 
 
 @pytest.mark.parametrize("steps", [4, 6, 20])
