@@ -222,7 +222,8 @@ def test_an_interrupt_at_any_statement_interrupts(bench, pytestconfig):
     right = bench.run(scenario.after, unharmed)[0]
     clean = bench.on_the_model()
     # What runs when a graph is queued runs in the server, where no interrupt is raised.
-    during = [spot for spot in sorted(spots) if "store" not in spot.file and "files" not in spot.file]
+    # Behind the store (`stored_figures`), the entry is there already.
+    during = [spot for spot in sorted(spots) if not any(part in str(spot) for part in ("store", "files"))]
     failures = {}
     for spot in during if pytestconfig.getoption("--all-lines") else during[:: max(1, len(during) // 15)]:
         cache, error = bench.copy(prepared), comfy.model_management.InterruptProcessingException()
