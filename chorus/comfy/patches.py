@@ -6,13 +6,15 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+from .sampling.guidance import STEP_CACHES
+
 KEY = "chorus"
 
 # What does not change which video a model stands for, so that requests with and without it may share states: this
 # pack's own parts, step caches and context windows of the host, compiled forms of the same network, and the shift of
 # its schedule.
 _WINDOWS = {"ContextWindows_prepare_sampling", "ContextWindows_sampler_sample"}
-_NEUTRAL_KEYS = {KEY, "easycache", "lazycache", "torch.compile"} | _WINDOWS
+_NEUTRAL_KEYS = {KEY, "torch.compile"} | STEP_CACHES | _WINDOWS
 _NEUTRAL_OPTIONS = {"context_handler", "torch_compile_kwargs", "to_load_options", "transformer_options"}
 _NEUTRAL_OBJECTS = {"model_sampling"}
 

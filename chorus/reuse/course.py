@@ -93,7 +93,7 @@ def skipping_course(steps: int, full_from: int, refresh: int) -> str:
 
 
 def skipping_at_least(steps: int, saved: int, refresh: int) -> str:
-    """The first course of `skipping_course` that skips so many steps or more; where none does, the one that skips most."""
+    """The first course of `skipping_course` that skips so many steps or more, else the one that skips most."""
     kinds = FULL * steps
     for full_from in range(1, steps):
         kinds = skipping_course(steps, full_from, refresh)
