@@ -140,6 +140,22 @@ def test_why_a_run_was_left_alone_is_told_to_its_plan_until_one_is_served(finish
     assert runs.bypassed("a") is None
 
 
+def test_a_second_sampler_that_is_left_alone_tells_of_a_first_part_from_the_cache(finished, make, pack_module):
+    """With the first part's notes; a first part in full, or another latent, is nothing to tell of."""
+    why = pack_module("chorus.messages").say("bypassed.text")
+    for outcome, latent, code in (
+        ("hit", torch.zeros(NUMBERS), "bypassed.second"),
+        ("hit", torch.ones(NUMBERS), "bypassed.text"),
+        ("miss", torch.zeros(NUMBERS), "bypassed.text"),
+    ):
+        runs, report = finished.FinishedRuns(), finished.Report(outcome, why, None, None, notes=["its seed"])
+        runs.put("a", make(report=report, sigmas=(1.0, 0.5)))
+        runs.bypass("a", why, latent)
+        told = runs.bypassed("a")
+        assert told.reason.code == code
+        assert told.notes == (("its seed",) if code == "bypassed.second" else ())
+
+
 def test_reasons_that_nobody_asks_for_do_not_pile_up(finished):
     runs = finished.FinishedRuns()
     for number in range(300):
