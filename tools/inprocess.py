@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import gc
 import importlib
 import logging
 import sys
@@ -211,6 +212,8 @@ def boot(
             loaded = loop.run_until_complete(nodes.load_custom_node(str(folder), core_nodes))
         if not loaded:
             raise HostFailure(f"custom node '{name}' did not load:\n" + "\n".join(lines))
+    gc.collect()
+    gc.freeze()  # The host collects garbage after each graph; what is loaded by now stays and need not be looked at.
     return ComfyHost(root, base, loop, node_cache)
 
 

@@ -23,6 +23,9 @@ sys.path[0] = str(CHECKOUT)  # instead of tools/, so that `tools` is a package
 
 from tools import comfyui, devcache, environment  # noqa: E402
 
+# These wait for servers and browsers, which two files at a time would starve.
+ALONE = ("tests/demo", "tests/face", "tests/host", "tests/shared", "tests/workflows")
+
 
 def demo(arguments: Sequence[str]) -> int:
     """start ComfyUI with the pack and show it at work"""
@@ -36,8 +39,15 @@ def test(arguments: Sequence[str]) -> int:
     pytest = [_python(), "-P", "-m", "pytest", "-q"]
     if arguments:
         return _run([*pytest, *arguments])
-    # ComfyUI keeps node outputs as users have it by default; what depends on that most runs the classic way, too.
-    return max(_run(pytest), _run([*pytest, "tests/sampling", "--node-cache", "classic"]))
+    # Such small tensors are not faster with more threads, and threads that wait for each other starve beside others.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    two_files = [*pytest, "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+    return max(
+        _run([*two_files, *(f"--ignore={folder}" for folder in ALONE)]),
+        _run([*pytest, *ALONE]),
+        # ComfyUI keeps node outputs as users have it by default; what depends on that most runs the classic way, too.
+        _run([*two_files, "tests/sampling", "--node-cache", "classic"]),
+    )
 
 
 def _install_browser() -> None:

@@ -124,19 +124,14 @@ def test_a_mask_serves_without_any_words(made, plan_of):
     assert regions.base.any() and torch.equal(regions.base, regions.base[:1].expand(GRID))
 
 
-def test_mask_without_a_mask_says_what_to_connect(masks, plan_of):
-    with pytest.raises(ValueError, match="connect a MASK"):
-        masks.with_regions(plan_of(), "mask", None, 1, 1, "none")
-
-
-def test_an_unknown_way_is_refused_by_name(masks, looking):
-    with pytest.raises(ValueError, match="magic"):
-        masks.with_regions(looking, "magic", None, 1, 1, "none")
-
-
-def test_a_segmenter_without_its_weights_says_where_to_put_them(masks, looking):
-    with pytest.raises(ValueError, match="models/sams"):
-        masks.with_regions(looking, "segment anything", None, 1, 1, "none")
+@pytest.mark.parametrize("hit", [True, False], ids=["hit", "miss"])
+@pytest.mark.parametrize(
+    ("way", "why"),
+    [("mask", "connect a MASK"), ("magic", "magic"), ("segment anything", "models/sams")],
+)
+def test_a_way_that_lacks_what_it_needs_says_so_on_every_run(masks, plan_of, way, why, hit):
+    with pytest.raises(ValueError, match=why):
+        masks.with_regions(plan_of(hit=hit), way, None, 1, 1, "none")
 
 
 # -- what people see --------------------------------------------------------------------------------------------

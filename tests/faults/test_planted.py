@@ -25,7 +25,7 @@ MODULES = (
     "chorus/reuse/**/*.py",
     "chorus/prompt/**/*.py",
 )
-SAMPLE = 40  # statements a scenario where not all are asked for
+SAMPLE = 24  # statements a scenario where not all are asked for
 PLANTED = "a planted fault"
 
 

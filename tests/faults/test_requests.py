@@ -52,6 +52,24 @@ def test_a_list_of_prompts_through_one_chain(run, comfy_host, cache, stored):
     assert all(torch.equal(finals[prompt], latent) for prompt, latent in zip(PROMPTS, expected, strict=True))
 
 
+def test_a_latent_that_is_not_finite_is_not_kept(run, cache, stored):
+    def broken(args: dict) -> torch.Tensor:
+        return args["cond"] * (1.0 if float(args["sigma"].flatten()[0]) > 0.5 else float("nan"))
+
+    odd_nodes.given["broken"] = lambda model: model.set_model_sampler_cfg_function(broken)
+    g = graph(cache=cache, cfg=3.0)
+    loaded = g["lookup"]["inputs"]["model"]
+    g["broken"] = node("Patched", model=loaded, name="broken")
+    for name, part in g.items():
+        if name != "broken" and part["inputs"].get("model") == loaded:
+            part["inputs"]["model"] = ["broken", 0]
+    result = run(g)
+    assert result.latent.isnan().any() and "not finite (NaN)" in told(result)
+    assert stored() == []
+    assert run(graph(cache=cache, cfg=3.0)).report["outcome"] == "miss"
+    assert len(stored()) == 1
+
+
 def test_a_list_of_seeds_after_one_look_up(run, comfy_host, cache, stored):
     seeds = (11, 12, 13)
 
