@@ -124,7 +124,7 @@ class BenchWan(SmallWan):
     length = 17  # frames that are asked for: the host's four a frame of the latent
     files = (
         *SmallWan.files,
-        "tests/bench_wan/weights/*",
+        *(f"tests/bench_wan/weights/{file.name}" for file in (MODEL_FILE, LORA_FILE)),
         *(f"tests/bench_wan/{name}.py" for name in ("captions", "judge", "scenes")),
     )
 

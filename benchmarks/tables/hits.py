@@ -25,13 +25,13 @@ from .. import metrics, report
 from ..rivals import between, nirvana
 from ..samples import Bench
 from ..scene_pairs import REPORTED, ScenePair, scene_pairs
-from ..systems import CHORUS, DISTILLED_STEPS, EARLY_START, BenchWan, Request, System
+from ..systems import DISTILLED_STEPS, EARLY_START, BenchWan, Request, System
 
 FULL = {4: 165, 20: 99, 50: 55}
 QUICK = {4: 22, 20: 11}
 PICTURED = ("colour", "second shape", "direction", "added", "background")  # kinds of change
-HIT = System("look and join", strength=0.0)
-SKIPPING = System("look and join, none left out", selective=False, strength=0.0)
+HIT = System("look and join")
+SKIPPING = System("look and join, none left out", selective=False)
 OTHER_TAKE = 500_000  # added to a seed
 RIM = 2  # pixels around an object that count as part of it
 
@@ -157,7 +157,6 @@ class Systems:
         return {
             **self.compared(),
             SKIPPING.name: self._told(self._reads(SKIPPING), self.source, inside=self.on_source),
-            CHORUS.name: self._told(self._reads(CHORUS), self.source, inside=self.on_source),
             EARLY_START.name: self._told(self._reads(EARLY_START), self.cold),
             "fewer steps, source's seed": between(cost, self.steps, self._fewer_on_source),
             "NIRVANA": between(cost, self.steps, self._nirvana),

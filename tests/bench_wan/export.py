@@ -15,6 +15,7 @@ from .twin import CONFIG
 
 WEIGHTS = Path(__file__).parent / "weights"
 MODEL_FILE = WEIGHTS / "bench_wan_t2v.safetensors"
+FROM_IMAGE_FILE = WEIGHTS / "bench_wan_i2v.safetensors"
 LORA_FILE = WEIGHTS / "bench_wan_4step_lora.safetensors"
 # What the host's model detection cannot read from the tensors.
 METADATA = {"config": json.dumps({"transformer": {k: CONFIG[k] for k in ("text_dim", "num_heads")}})}

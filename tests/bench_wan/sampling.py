@@ -35,22 +35,28 @@ def noise(seeds: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def estimate(model: Any, context: Tensor, x: Tensor, sigma: float, cfg: float = CFG) -> Tensor:
-    """x0 [N, 16, T, h, w] at x; context: [N, L, C]."""
-    timestep = torch.full((len(x),), sigma * 1000, device=x.device)
-    v = _velocity(model, x, timestep, context)
+def estimate(
+    model: Any, context: Tensor, x: Tensor, sigma: float, cfg: float = CFG, given: Tensor | None = None
+) -> Tensor:
+    """x0 [N, 16, T, h, w] at x; context: [N, L, C]; given: further channels of the input, see `train.first_frame`."""
+    timestep, inputs = torch.full((len(x),), sigma * 1000, device=x.device), x
+    if given is not None:
+        inputs = torch.cat((x, given), 1)
+    v = _velocity(model, inputs, timestep, context)
     if cfg != 1.0:
-        without = _velocity(model, x, timestep, torch.zeros_like(context))
+        without = _velocity(model, inputs, timestep, torch.zeros_like(context))
         v = without + cfg * (v - without)
     return x - sigma * v
 
 
-def path(model: Any, context: Tensor, start: Tensor, steps: int, cfg: float = CFG) -> list[Tensor]:
-    """x at σ_0 … σ_N, each [N, 16, T, h, w]; start: the noise; context: [N, L, C]."""
+def path(
+    model: Any, context: Tensor, start: Tensor, steps: int, cfg: float = CFG, given: Tensor | None = None
+) -> list[Tensor]:
+    """x at σ_0 … σ_N, each [N, 16, T, h, w]; start: the noise; context: [N, L, C]; given: as `estimate` takes it."""
     states = [start]
     for sigma, after in pairwise(sigmas(steps).tolist()):
         x = states[-1]
-        states.append(x + (x - estimate(model, context, x, sigma, cfg)) / sigma * (after - sigma))
+        states.append(x + (x - estimate(model, context, x, sigma, cfg, given)) / sigma * (after - sigma))
     return states
 
 
