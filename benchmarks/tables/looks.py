@@ -33,12 +33,12 @@ QUICK = {20: 11}
 AT_ONCE = 11
 PATCH = (1, 2, 2)
 DIFFERENT = 0.3  # in channel spreads, of the finished videos: the truth
-BESIDE = (1.0, 0.7, 0.5, 0.3)  # share of the threshold that counts beside marked tokens
+HIGHEST = (0.9, 0.6, 0.45, 0.3)  # upper bounds of the threshold, in channel spreads
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One pair: [T, H, W] on the token grid. second: by BESIDE; {} without a second look."""
+    """One pair: [T, H, W] on the token grid. second: by HIGHEST; {} without a second look."""
 
     change: str
     truth: torch.Tensor
@@ -47,29 +47,29 @@ class Seen:
 
 
 def measure(bench: Bench, full: bool) -> report.Result:
-    """Rows by steps, look, threshold beside marked tokens and what the prompt changes."""
+    """Rows by steps, look, upper bound of the threshold and what the prompt changes."""
     rows = []
     for steps, count in (FULL if full else QUICK).items():
         if not BenchWan.samples(steps):
             continue
         seen = list(_looked(scene_pairs(count, TUNED), steps))
-        for beside in BESIDE:
+        for highest in HIGHEST:
             for look in ("first", "both") if calibrated().rule(steps).second_look else ("first",):
-                masks = [_mask(one, beside, look) for one in seen]
+                masks = [_mask(one, highest, look) for one in seen]
                 for change in ("all", *sorted({one.change for one in seen})):
                     picked = [i for i, one in enumerate(seen) if change in ("all", one.change)]
                     row = _row(change, [seen[i] for i in picked], [masks[i] for i in picked])
-                    rows.append({"steps": steps, "look": look, "beside": beside, **row})
+                    rows.append({"steps": steps, "look": look, "highest": highest, **row})
     return report.Result(name="looks", title="What a look finds", columns=list(rows[0]), rows=rows, seeds=[TUNED])
 
 
-def _cut(beside: float) -> Cut:
-    return replace(calibrated().cut, beside=beside)
+def _cut(highest: float) -> Cut:
+    return replace(calibrated().cut, highest=highest)
 
 
-def _mask(seen: Seen, beside: float, look: str) -> torch.Tensor:
-    mask = _cut(beside)(seen.first)
-    return mask | _cut(beside)(seen.second[beside]) if look == "both" and beside in seen.second else mask
+def _mask(seen: Seen, highest: float, look: str) -> torch.Tensor:
+    mask = _cut(highest)(seen.first)
+    return mask | _cut(highest)(seen.second[highest]) if look == "both" and highest in seen.second else mask
 
 
 def _row(change: str, seen: list[Seen], masks: list[torch.Tensor]) -> dict:
@@ -113,8 +113,8 @@ def _looked(pairs: list[ScenePair], steps: int) -> Iterator[Seen]:
             spread = channel_spread(source[-1][one])
             first = _apart(looks[1][one], looks[0][one], spread) / cfg
             second = {}
-            for beside in BESIDE if second_look else ():
-                mask = _cut(beside)(first)
+            for highest in HIGHEST if second_look else ():
+                mask = _cut(highest)(first)
                 if float(mask.float().mean()) > calibrated().cut.everywhere:
                     continue
                 cells = on_cells(mask, PATCH, tuple(noise.shape[-3:]))
@@ -122,7 +122,7 @@ def _looked(pairs: list[ScenePair], steps: int) -> Iterator[Seen]:
                 x0 = torch.lerp(clean, looks[1][one], rim(cells))
                 x = sigmas[second_look] * noise[one] + (1 - sigmas[second_look]) * x0
                 estimate = sampling.estimate(model, contexts[1][one], x, sigmas[second_look], cfg)
-                second[beside] = _apart(estimate, _estimate(source, sigmas, second_look)[one], spread) / cfg
+                second[highest] = _apart(estimate, _estimate(source, sigmas, second_look)[one], spread) / cfg
             truth = _apart(target[-1][one], source[-1][one], spread) > DIFFERENT
             yield Seen(pair.change, truth, first, second)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .regions import dilate, otsu
+from .regions import otsu
 
 _BINS = 128  # of Otsu's histogram
 _LEAST_SPREAD = 1e-3  # of a channel; one that hardly varies must not outweigh the others
@@ -23,8 +23,6 @@ class Cut:
     """How a difference becomes a mask.
 
     lowest, highest: the bounds of Otsu's threshold, in channel spreads.
-    beside: the share of the threshold above which a token beside a marked one counts, too: where an object changes, its
-        edge differs less than its middle.
     noticed: the least difference of any token, not divided by CFG, from which two estimates differ by more than what
         keeping one of them in an entry costs.
     everywhere: the share of changed tokens from which a change counts as a global one.
@@ -32,15 +30,12 @@ class Cut:
 
     lowest: float
     highest: float
-    beside: float
     noticed: float
     everywhere: float
 
     def __call__(self, difference: torch.Tensor) -> torch.Tensor:
         """The tokens [T, H, W] bool at which the difference is above the cut."""
-        threshold = min(self.highest, max(self.lowest, otsu(difference, _BINS)))
-        changed = difference > threshold
-        return changed | (dilate(changed, 1) & (difference > self.beside * threshold))
+        return difference > min(self.highest, max(self.lowest, otsu(difference, _BINS)))
 
 
 def rim(cells: torch.Tensor) -> torch.Tensor:

@@ -63,13 +63,13 @@ def test_ratios_are_of_means_and_none_where_the_rival_loses_nothing():
     assert np.isnan(hits._ratio(cold - ours, cold - cold))
 
 
-def test_a_second_look_and_a_lower_cut_beside_marked_tokens_mark_no_less(monkeypatch):
+def test_a_second_look_and_a_lower_bound_mark_no_less(monkeypatch):
     monkeypatch.setattr(looks, "QUICK", {20: 1})
     rows = [row for row in looks.measure(None, False).rows if row["change"] == "all"]
-    marked = {(row["look"], row["beside"]): row["marked"]["mean"] for row in rows}
-    assert set(marked) == {(look, beside) for look in ("first", "both") for beside in looks.BESIDE}
-    assert all(0 < marked["first", beside] <= marked["both", beside] < 1 for beside in looks.BESIDE)
-    first = [marked["first", beside] for beside in looks.BESIDE]
+    marked = {(row["look"], row["highest"]): row["marked"]["mean"] for row in rows}
+    assert set(marked) == {(look, highest) for look in ("first", "both") for highest in looks.HIGHEST}
+    assert all(0 < marked["first", highest] <= marked["both", highest] < 1 for highest in looks.HIGHEST)
+    first = [marked["first", highest] for highest in looks.HIGHEST]
     assert first == sorted(first) and first[0] < first[-1]
     assert all(0 < row["found"]["mean"] <= 1 and 0 < row["right"]["mean"] <= 1 for row in rows)
 

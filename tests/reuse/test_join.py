@@ -108,24 +108,14 @@ def test_a_channel_that_does_not_vary_does_not_divide_by_nothing():
 @given(SEEDS)
 def test_the_cut_lies_within_its_bounds(seed):
     apart = latent(seed)[0, 0].abs()
-    mask = Cut(0.3, 0.6, 1.0, 0.03, 0.9)(apart)
+    mask = Cut(0.3, 0.6, 0.03, 0.9)(apart)
     assert not bool((mask & (apart <= 0.3)).any())
     assert not bool((~mask & (apart > 0.6)).any())
     assert torch.equal(mask, apart > min(0.6, max(0.3, otsu(apart, 128))))
 
 
-@given(SEEDS, st.sampled_from([0.3, 0.5, 0.7]))
-def test_beside_marked_tokens_of_the_same_frame_less_counts(seed, share):
-    apart = latent(seed)[0, 0].abs()
-    strong = Cut(0.3, 0.6, 1.0, 0.03, 0.9)(apart)
-    mask, threshold = Cut(0.3, 0.6, share, 0.03, 0.9)(apart), min(0.6, max(0.3, otsu(apart, 128)))
-    for t, h, w in np.ndindex(*apart.shape):
-        beside = bool(strong[t, max(0, h - 1) : h + 2, max(0, w - 1) : w + 2].any())
-        assert bool(mask[t, h, w]) == bool(strong[t, h, w] or (beside and apart[t, h, w] > share * threshold))
-
-
 def test_where_nothing_differs_no_token_is_marked():
-    assert not bool(Cut(0.15, 0.5, 0.5, 0.03, 0.9)(torch.zeros(2, 3, 4)).any())
+    assert not bool(Cut(0.15, 0.5, 0.03, 0.9)(torch.zeros(2, 3, 4)).any())
 
 
 # -- the rim ----------------------------------------------------------------------------------------------------
