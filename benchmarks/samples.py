@@ -70,11 +70,15 @@ class InProcess:
         nodes.common_ksampler = timed
 
     @contextmanager
-    def going_by(self, rule: CourseRule, steps: int) -> Iterator[None]:
-        """Look and join by this rule with so many steps, instead of the calibrated one."""
+    def going_by(self, rule: CourseRule | None, highest: float | None, steps: int) -> Iterator[None]:
+        """Look and join with so many steps by this rule and bound, instead of the calibrated ones; see `System`."""
         module = self.host.module("chorus.reuse.course")
         calibrated = module.calibrated
-        looks = replace(calibrated(), rules={steps: module.CourseRule(**vars(rule))})
+        looks = calibrated()
+        if rule is not None:
+            looks = replace(looks, rules={steps: module.CourseRule(**vars(rule))})
+        if highest is not None:
+            looks = replace(looks, cut=replace(looks.cut, highest=highest))
         module.calibrated = lambda: looks
         try:
             yield
@@ -304,9 +308,9 @@ class Bench:
 
     def _run(self, request: Request, system: System, cache_name: str | None, mode: str):
         made = graph(self.subject, request, system, cache=cache_name, mode=mode)
-        if system.rule is None:
+        if system.rule is None and system.highest is None:
             return self.host.run(made)
-        with self.host.going_by(system.rule, request.steps):
+        with self.host.going_by(system.rule, system.highest, request.steps):
             return self.host.run(made)
 
     def cache_of(self, source: Request, precision: str | None = None, rule: CourseRule | None = None) -> str:

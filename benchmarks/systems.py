@@ -58,6 +58,7 @@ class System:
     method: str | None = None  # of stage 1, None: the node's default
     easycache: float | None = None  # reuse threshold of the host's own EasyCache
     rule: CourseRule | None = None  # how look and join goes on after the look, None: as calibrated
+    highest: float | None = None  # upper bound of a look's threshold, in channel spreads, None: as calibrated
 
 
 COLD = System("cold", reads=False)

@@ -1,6 +1,6 @@
-"""How a hit goes on after its look: what the courses of chorus/reuse/looks.json rest on, on the tuning half.
+"""What hits go by: the cut and the courses of chorus/reuse/looks.json, on the tuning half.
 
-Each course differs from the one in use in one thing. The rows say what hits cost with it, and how they compare with
+Each row differs from what is in use in one thing. The rows say what hits cost with it, and how they compare with
 fewer steps at that cost; a row that is cheaper than the one in use at equal words, details and object error would be
 the better choice.
 """
@@ -8,8 +8,9 @@ the better choice.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from chorus.reuse.course import CourseRule, calibrated
+from chorus.reuse.course import calibrated
 
 from .. import report
 from ..samples import Bench
@@ -19,12 +20,12 @@ from .hits import HIT, SKIPPING, Systems, of_systems, over_fewer, pair_of
 
 FULL = {4: 44, 20: 33, 50: 11}
 QUICK = {20: 2}
-OTHERS: dict[int, tuple[dict[str, int], ...]] = {
-    4: ({"last": 2}, {"second_look": 1, "last": 2}),
-    20: ({"second_look": 3}, {"second_look": 6}, {"every": 5}, {"last": 5}),
-    50: ({"second_look": 15}, {"last": 10}),
+OTHERS: dict[int, tuple[dict[str, Any], ...]] = {
+    4: ({"highest": 0.3}, {"highest": 0.9}, {"last": 2}, {"second_look": 1, "last": 2}),
+    20: ({"highest": 0.3}, {"highest": 0.9}, {"second_look": 3}, {"every": 5}, {"last": 5}),
+    50: ({"highest": 0.3}, {"second_look": 15}, {"last": 10}),
 }
-"""By the number of steps: what other courses have in place of the one in use."""
+"""By the number of steps: what is tried in place of what is in use, fields of a `CourseRule` or the cut's `highest`."""
 WITHOUT = {4: (), 20: ({"full_from": 10}, {"full_from": 14}), 50: ()}
 """The same where no token is left out."""
 
@@ -39,15 +40,15 @@ def measure(bench: Bench, full: bool) -> report.Result:
         known = calibrated().rule(steps)
         for hit, others in ((HIT, OTHERS), (SKIPPING, WITHOUT)):
             for other in ({}, *others[steps][: None if full else 1]):
-                rule = replace(known, **other)
-                system = replace(hit, rule=rule)
+                rule = replace(known, **{name: value for name, value in other.items() if name != "highest"})
+                system = replace(hit, rule=rule, highest=other.get("highest"))
                 told = of_systems(wan.each(pairs, lambda pair, hit=system: Systems(wan, pair, hit).compared()))
                 loss = told["cold"]["alignment"] - told["look and join"]["alignment"]
                 rows.append(
                     {
                         "steps": steps,
                         "system": hit.name,
-                        "course": _differs(rule, known),
+                        "course": ", ".join(f"{name} {value}" for name, value in other.items()) or "in use",
                         "n": len(pairs),
                         "alignment loss": report.estimate(loss),
                         "copies": report.estimate(told["look and join"]["copies"]),
@@ -56,13 +57,8 @@ def measure(bench: Bench, full: bool) -> report.Result:
                 )
     return report.Result(
         name="courses",
-        title="How a hit goes on after its look",
+        title="What hits with a look go by",
         columns=list(rows[0]),
         rows=rows,
         seeds=[TUNED],
     )
-
-
-def _differs(rule: CourseRule, known: CourseRule) -> str:
-    mine, usual = vars(rule), vars(known)
-    return ", ".join(f"{name} {mine[name]}" for name in mine if mine[name] != usual[name]) or "in use"
