@@ -45,8 +45,8 @@ def main() -> None:
     for first in range(0, args.count, AT_ONCE):
         some = captions[first : first + AT_ONCE]
         context, noise = Encoder()([c.text for c in some]), sampling.noise(range(first, first + len(some)))
-        scenes = train.drawn(some, args.seed * 1_000 + first)[0].float() if args.from_image else None
-        given = None if scenes is None else train.first_frame(scenes)
+        truth = train.drawn(some, args.seed * 1_000 + first)[0].float() if args.from_image else None
+        given = None if truth is None else train.first_frame(truth)
         with train.quick(torch.device("cpu")):
             states = sampling.path(model, context, noise, steps, cfg, given)
         videos = codec.decode(states[-1]).float().numpy()
@@ -54,8 +54,8 @@ def main() -> None:
             for name, shown in judge.correct(video, caption).items():
                 right[name].append(shown)
             right["objects too many"].append(judge.copies(video, caption))
-        if scenes is not None:
-            frames = codec.decode(scenes[:, :, :1]).float().numpy()[:, 0]
+        if truth is not None:
+            frames = codec.decode(truth[:, :, :1]).float().numpy()[:, 0]
             right["difference to the given frame"] += list(np.sqrt(((videos[:, 0] - frames) ** 2).mean((1, 2, 3))))
     for name, values in sorted(right.items()):
         print(f"{name}: {np.mean(values):.2f} (n = {len(values)})")
