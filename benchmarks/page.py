@@ -18,8 +18,8 @@ The bench writes this page from the JSON files in `benchmarks/results/`, which a
 table names its command (`make bench` has few samples, `make bench-full` all). \
 `looks`, `courses`, `hits`, `threshold` and `can_tell` sample the bench's model ([bench_wan.md](bench_wan.md)), \
 the others the small Wan ([small_wan.md](small_wan.md)), all but `looks` through the real host. \
-`±` is half of a 95 % bootstrap interval over requests, for Fréchet distances of one over halves of the requests. The choices made from these figures \
-are in [method.md](method.md).
+`±` is half of a 95 % bootstrap interval over requests, for Fréchet distances of one over halves of the requests. \
+The choices made from these figures are in [method.md](method.md).
 
 Alignment is the share of a prompt's attributes that the judge reads back from the video. A loss is relative to the \
 same request sampled in full. The error of the named objects is their RMS difference (RGB in 0 to 1) from the best \
