@@ -50,13 +50,15 @@ def _latency(model: str, seconds: float, steps: int = 4) -> Task:
 
 
 TRAINING = ("--work", "{work}", "--seconds", "{seconds}")
+FEW_SCENES = ("--batch", "2", "--captions", "400")
 # In order of worth.
 TASKS = (
     Task("check", "benchmarks.gpu.check", (), 60),
     _latency("wan-1.3b", 60),
     _latency("wan-14b", 150),
-    Task("train", "benchmarks.gpu.training", TRAINING, 360, small=("--batch", "2", "--captions", "400")),
-    Task("distil", "benchmarks.gpu.training", ("distil", *TRAINING), 60),
+    Task("train", "benchmarks.gpu.training", TRAINING, 240, small=FEW_SCENES),
+    Task("distil", "benchmarks.gpu.training", ("distil", *TRAINING), 80),
+    Task("train-image", "benchmarks.gpu.training", ("--from-image", *TRAINING), 120, small=FEW_SCENES),
     _latency("wan-1.3b", 100, steps=50),
     _latency("hunyuan-1.5", 60),
 )
@@ -105,7 +107,7 @@ class Log:
 def run(task: Task, seconds: float, options: argparse.Namespace, work: Path, found: dict[str, str], log: Log) -> str:
     """Run a task; "" or why it did not come to its end."""
     file = options.out / f"{task.name}.json"
-    filled = [part.format(seconds=round(seconds, 1), work=work / "training") for part in task.arguments]
+    filled = [part.format(seconds=round(seconds, 1), work=work / task.name) for part in task.arguments]
     command = [sys.executable, "-P", str(CHECKOUT / "tools" / "launch.py"), task.module, *filled]
     command += ["--output", str(file), *(("--small", *task.small) if options.small else ())]
     output, grace = work / f"{task.name}.log", GRACE_SMALL if options.small else GRACE

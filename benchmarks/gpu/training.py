@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bench_wan import distill, train
+from bench_wan.export import FROM_IMAGE_FILE, LORA_FILE, MODEL_FILE
 
 from . import models
 from .prepare import CHECKOUT, TRAVEL
@@ -24,16 +25,18 @@ from .results import write
 # The first that exists is gone on from.
 STARTS = (
     TRAVEL / TRAVELLED,
-    CHECKOUT / "tests" / "bench_wan" / "weights" / "bench_wan_t2v.safetensors",
+    MODEL_FILE,
     CHECKOUT / "tests" / "small_wan" / "weights" / "small_wan_t2v.safetensors",
 )
-WEIGHTS, LORA = "bench_wan_t2v.safetensors", "bench_wan_4step_lora.safetensors"
 RATE = 2e-3  # of learning at its peak, with batches 16 to 32 times those on a CPU
+STILLS = 2  # single frames for each video: from them the number of dots is learnt
 CLOSING = 4.0  # seconds before the end of the budget at which the training stops
 
 
-def start() -> Path:
-    return next(file for file in STARTS if file.exists())
+def start(trained: Path, from_image: bool) -> Path:
+    """What to begin with; trained: where this machine's own training leaves its weights."""
+    first = (trained,) if from_image else ()
+    return next(file for file in (*first, *STARTS) if file.exists())
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--captions", type=int, default=60_000, help="so many prompts; scenes are never repeated")
     parser.add_argument("--weights", type=Path, help="to begin with; default: the best that are here")
+    parser.add_argument("--from-image", action="store_true", help="train the model that is given the first frame")
     parser.add_argument("--fresh", action="store_true", help="begin with random weights")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write; the weights lie beside it")
     options = parser.parse_args(arguments)
@@ -52,14 +56,19 @@ def main(arguments: Sequence[str]) -> int:
         print("PyTorch sees no CUDA device here", file=sys.stderr)
         return 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    given = None if options.fresh else options.weights or start()
+    trained = options.output.with_name(MODEL_FILE.name)
+    made = options.output.with_name(FROM_IMAGE_FILE.name) if options.from_image else trained
+    given = None if options.fresh else options.weights or start(trained, options.from_image)
+    stills = 0 if options.from_image else STILLS * options.batch  # a given frame leaves nothing to learn from a still
     result: dict[str, Any] = {
         "about": (__doc__ or "").strip(),
         "commit": models.commit(),
         "machine": models.machine(device),
         "torch": torch.__version__,
         "from": None if given is None else given.name,
+        "from_image": options.from_image,
         "batch": options.batch,
+        "stills": stills,
         "rate": RATE,
         "curve": [],
     }
@@ -73,8 +82,9 @@ def main(arguments: Sequence[str]) -> int:
 
     minutes = (options.seconds - CLOSING - (time.monotonic() - began)) / 60
     command = ["--work", str(options.work), "--minutes", f"{minutes:.4f}", "--pool", str(options.captions), "--draw"]
-    command += ["--batch", str(options.batch), "--rate", str(RATE)]
-    command += ["--weights", str(options.output.with_name(WEIGHTS)), "--every", "5" if options.small else "60"]
+    command += ["--batch", str(options.batch), "--stills", str(stills), "--rate", str(RATE)]
+    command += ["--from-image"] if options.from_image else []
+    command += ["--weights", str(made), "--every", "5" if options.small else "60"]
     if given is not None:
         command += ["--from-weights", str(given)]
     print(" ".join(command), flush=True)
@@ -90,7 +100,7 @@ def distilled(arguments: Sequence[str]) -> int:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
-    trained = options.output.with_name(WEIGHTS)
+    trained = options.output.with_name(MODEL_FILE.name)
     if not trained.exists():
         print(f"{trained} is not there: the training has come to nothing", file=sys.stderr)
         return 1
@@ -99,7 +109,7 @@ def distilled(arguments: Sequence[str]) -> int:
     )
     options.work.mkdir(parents=True, exist_ok=True)
     sys.argv = ["distill", "--work", str(options.work), "--model", str(trained)]
-    sys.argv += ["--out", str(options.output.with_name(LORA)), *few]
+    sys.argv += ["--out", str(options.output.with_name(LORA_FILE.name)), *few]
     began = time.monotonic()
     distill.main()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

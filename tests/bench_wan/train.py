@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -229,12 +230,16 @@ def first_frame(x0: Tensor) -> Tensor:
 
     Four say which latent frames are given; in the others are these frames, and gray where none is.
     """
-    gray = torch.full((1, x0.shape[2], scenes.SIZE, scenes.SIZE, 3), 0.5, device=x0.device)
-    image = latents.codec(x0.device).encode(gray).to(x0).repeat(len(x0), 1, 1, 1, 1)
+    image = _gray(x0.shape[2], x0.device).to(x0).repeat(len(x0), 1, 1, 1, 1)
     image[:, :, 0] = x0[:, :, 0]
     told = torch.zeros_like(x0[:, :4])
     told[:, :, 0] = 1.0
     return torch.cat((told, image), 1)
+
+
+@cache
+def _gray(frames: int, device: torch.device) -> Tensor:
+    return latents.codec(device).encode(torch.full((1, frames, scenes.SIZE, scenes.SIZE, 3), 0.5, device=device))
 
 
 def begun_with(model: Twin, file: Path) -> None:

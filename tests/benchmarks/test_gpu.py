@@ -117,7 +117,7 @@ def results(bare, travelled, tmp_path_factory) -> Path:
     assert faulty != sound
     source.write_text(faulty, encoding="utf-8")
     out = tmp_path_factory.mktemp("out")
-    tasks = ["train=20" if name == "train" else name for name in run.NAMES]
+    tasks = [f"{name}=20" if name.startswith("train") else name for name in run.NAMES]
     process = started(bare, travelled, out, *tasks)
     try:
         assert process.wait(400) == 1
@@ -190,11 +190,15 @@ def test_the_training_leaves_weights_that_a_network_takes_even_where_nothing_com
     before = load_file(Path(__file__).parents[1] / "small_wan" / "weights" / "small_wan_t2v.safetensors")
     moved = [name for name, value in weights.items() if not value.equal(before[name])]
     assert len(moved) > 100
-    assert (results / "bench_wan_4step_lora.safetensors").stat().st_size < 16 * 2**20
+    for name in ("bench_wan_4step_lora", "bench_wan_i2v"):
+        assert (results / f"{name}.safetensors").stat().st_size < 16 * 2**20
+    given_a_frame = load_file(results / "bench_wan_i2v.safetensors")
+    Twin(in_dim=36).load_state_dict({name: value.float() for name, value in given_a_frame.items()})
+    assert read(results / "train-image.json")["from"] == "bench_wan_t2v.safetensors"
 
 
 def test_as_many_files_come_back_as_may(results):
-    assert len(list(results.iterdir())) <= 10  # two calls of at most 8 each, see README.md
+    assert len(list(results.iterdir())) <= 13  # two calls of at most 8 each, see README.md
 
 
 def test_what_is_known_outlives_a_killed_run(bare, travelled, tmp_path):
