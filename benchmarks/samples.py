@@ -31,7 +31,7 @@ from tools import inprocess
 from tools.demo_graph import CHECKOUT, Graph, only
 
 from . import metrics
-from .systems import COLD, Request, SmallWan, Subject, System, graph
+from .systems import COLD, Request, SmallWan, Subject, System, distilled, graph
 
 KEPT = CHECKOUT / "bench_output"
 _Item, _Made = TypeVar("_Item"), TypeVar("_Made")
@@ -109,19 +109,20 @@ def digest(*patterns: str) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in found)).hexdigest()[:16]
 
 
-def measured_digest(subject: Subject) -> str:
+def measured_digest(subject: Subject, request: Request) -> str:
     """Of everything but Chorus that a sample depends on: the subject's files, the measures, the templates."""
+    files = (*subject.files, *(subject.distillation if distilled(request) else ()))
     measures = ("benchmarks/metrics.py", "benchmarks/systems.py", "workflows/api/*", "tools/demo_graph.py")
-    return digest(*subject.files, *measures)
+    return digest(*files, *measures)
 
 
-def code_digest(subject: Subject) -> str:
+def code_digest(subject: Subject, request: Request) -> str:
     """Of everything that a sample from the cache depends on."""
-    return measured_digest(subject) + digest("chorus/**/*.py", "chorus/**/*.json", "nodes/*.py")
+    return measured_digest(subject, request) + digest("chorus/**/*.py", "chorus/**/*.json", "nodes/*.py")
 
 
 def _shaped_by(subject: Subject, request: Request, system: System, source: Request | None) -> str:
-    code = code_digest(subject) if system.reads else measured_digest(subject)
+    code = (code_digest if system.reads else measured_digest)(subject, request)
     parts = [asdict(request), asdict(system) | {"name": ""}, asdict(source) if source and system.reads else None, code]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
@@ -315,7 +316,7 @@ class Bench:
 
     def cache_of(self, source: Request, precision: str | None = None, rule: CourseRule | None = None) -> str:
         """The cache that holds the source and nothing else, sampled cold. A rule says what is kept for looks."""
-        parts = [repr(source), code_digest(self.subject), precision, sorted(rule.looks) if rule else None]
+        parts = [repr(source), code_digest(self.subject, source), precision, sorted(rule.looks) if rule else None]
         name = f"bench-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
         kept = System("source", reads=False, precision=precision, rule=rule)
         self.once(f"source {name}", lambda: self._fill(name, source, kept))

@@ -71,6 +71,7 @@ class Subject(Protocol):
 
     side: int  # pixels, at which its videos are measured
     files: tuple[str, ...]  # of the checkout, which its samples depend on beside ComfyUI and Chorus
+    distillation: tuple[str, ...]  # those that only samples of few steps depend on, too
 
     def load(self, graph: Graph, request: Request) -> None: ...
 
@@ -87,6 +88,7 @@ class SmallWan:
         "tests/small_wan/weights/*",
         *(f"tests/small_wan/{name}.py" for name in ("codec", "export", "judge", "nodes", "scenes", "text_encoder")),
     )
+    distillation: tuple[str, ...] = ()
 
     def load(self, graph: Graph, request: Request) -> None:
         """Put the small Wan's loaders, its size and its CFG in the graph."""
@@ -125,9 +127,10 @@ class BenchWan(SmallWan):
     length = 17  # frames that are asked for: the host's four a frame of the latent
     files = (
         *SmallWan.files,
-        *(f"tests/bench_wan/weights/{file.name}" for file in (MODEL_FILE, LORA_FILE)),
+        f"tests/bench_wan/weights/{MODEL_FILE.name}",
         *(f"tests/bench_wan/{name}.py" for name in ("captions", "judge", "scenes")),
     )
+    distillation = (f"tests/bench_wan/weights/{LORA_FILE.name}",)
 
     @staticmethod
     def samples(steps: int) -> bool:

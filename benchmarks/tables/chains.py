@@ -13,7 +13,7 @@ from .. import report
 from ..pairs import request
 from ..prompts import edited
 from ..samples import Bench, code_digest
-from ..systems import COLD, System
+from ..systems import COLD, Request, System
 
 SEED = 81
 DEPTHS = (1, 2, 4, 8)
@@ -52,7 +52,8 @@ def measure(bench: Bench, full: bool) -> report.Result:
 
 def _chain(bench: Bench, index: int) -> dict:
     """One cache, DEPTHS[-1] edits in a row, every request read and written."""
-    key = hashlib.sha256(f"{SEED} {index} {code_digest(bench.subject)}".encode()).hexdigest()[:24]
+    code = code_digest(bench.subject, Request("", 0))
+    key = hashlib.sha256(f"{SEED} {index} {code}".encode()).hexdigest()[:24]
 
     def make() -> dict:
         rng = np.random.default_rng([SEED, index])

@@ -76,7 +76,7 @@ def replace_size(size: int):
 
 
 def _crossed(bench: Bench, pair: Pair, source: Request, k: int, start: float) -> dict:
-    parts = repr([pair.target, source, k, start, code_digest(bench.subject)])
+    parts = repr([pair.target, source, k, start, code_digest(bench.subject, pair.target)])
     name = "transfer " + hashlib.sha256(parts.encode()).hexdigest()[:24]
     return bench.once(name, lambda: bench.measured(_sampled(bench, pair.target, source, k, start), pair.target))
 

@@ -45,7 +45,8 @@ TINTS = ((1.00, 0.58, 0.12), (0.62, 0.28, 0.95), (0.68, 1.00, 0.78))  # orange, 
 TEXTURES = ("disc", "ring", "bar")
 DETAIL_RADIUS = (2.4, 4.0)
 DETAIL_DRIFT = 2.5  # pixels a frame at most, on either axis
-TRIES = 256  # layouts drawn at once for a scene; the first without overlap is taken
+TRIES = 256  # layouts drawn at once for each scene; the first without overlap is taken
+MOST_TRIES = 2**15  # layouts drawn at once for a scene whose caption leaves little room, when few others are open
 
 # Area of a shape of radius 1, by which the radius follows from the area.
 _UNIT_AREA = {"circle": np.pi, "square": 4 * 0.86**2, "triangle": 1.95, "cross": 4 * 0.36 * 2 - 4 * 0.36**2}
@@ -124,7 +125,8 @@ def lay_out(captions: Sequence[Caption], seed: int, device: str | torch.device =
     dot_place = torch.zeros(count, MOST_DOTS, 2, device=device)
     open_rows = rows
     for _ in range(1000):
-        found, good = _tries(between, *(part[open_rows] for part in fixed))
+        tries = min(MOST_TRIES, TRIES * (count // len(open_rows)))
+        found, good = _tries(between, tries, *(part[open_rows] for part in fixed))
         first, done = good.float().argmax(1), good.any(1)
         for target, part in zip((radius, place, drift, dot_place), found, strict=True):
             target[open_rows[done]] = part[torch.arange(len(open_rows), device=device), first][done]
@@ -164,20 +166,20 @@ def lay_out(captions: Sequence[Caption], seed: int, device: str | torch.device =
     )
 
 
-def _tries(between, unit_area, shape_reach, way, named, places, dots, dot_radius, pan):  # type: ignore[no-untyped-def]
-    """TRIES layouts of R scenes: ((radii, places, drifts, places of dots), which of them are good [R, TRIES])."""
+def _tries(between, tries, unit_area, shape_reach, way, named, places, dots, dot_radius, pan):  # type: ignore[no-untyped-def]
+    """`tries` layouts of R scenes: ((radii, places, drifts, places of dots), which of them are good [R, tries])."""
     n, device = len(way), way.device
-    radius = (between(*AREA, n, TRIES, OBJECTS) * SIZE * SIZE / unit_area[:, None]).sqrt()
+    radius = (between(*AREA, n, tries, OBJECTS) * SIZE * SIZE / unit_area[:, None]).sqrt()
     reach = radius * shape_reach[:, None]
-    drift = torch.zeros(n, TRIES, OBJECTS, 2, device=device)
-    drift[:, :, 0] = way[:, None] * between(*SPEED, n, TRIES)[..., None]
+    drift = torch.zeros(n, tries, OBJECTS, 2, device=device)
+    drift[:, :, 0] = way[:, None] * between(*SPEED, n, tries)[..., None]
     drift[:, :, 1:, 0] = pan[:, None, None]
     free = torch.stack((named < 2, torch.ones_like(named, dtype=torch.bool)), 1)  # the named second object rests
-    drift[:, :, 1:] += between(-DRIFT, DRIFT, n, TRIES, OBJECTS - 1, 2) * free[:, None, :, None]
+    drift[:, :, 1:] += between(-DRIFT, DRIFT, n, tries, OBJECTS - 1, 2) * free[:, None, :, None]
     last = drift * (FRAMES - 1)
     low = reach[..., None] + 0.5 - last.clamp(max=0)
     high = SIZE - reach[..., None] - 0.5 - last.clamp(min=0)
-    share = between(0, 1, n, TRIES, OBJECTS, 2)
+    share = between(0, 1, n, tries, OBJECTS, 2)
     side = torch.tensor([*PLACES.values(), (0, 0)], device=device).float()[places]
     towards = torch.where((side * way).sum(1, keepdim=True) > 0, -way, way)  # then the words tell something of places
     share[:, :, 0] = _leaning(share[:, :, 0], towards[:, None])
@@ -185,7 +187,7 @@ def _tries(between, unit_area, shape_reach, way, named, places, dots, dot_radius
     place = low + (high - low) * share
     good = (high > low).all(3).all(2)
     moments = torch.arange(FRAMES, device=device)
-    path = place[:, :, None] + drift[:, :, None] * moments[:, None, None]  # [n, TRIES, FRAMES, OBJECTS, 2]
+    path = place[:, :, None] + drift[:, :, None] * moments[:, None, None]  # [n, tries, FRAMES, OBJECTS, 2]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         apart = (path[:, :, :, a] - path[:, :, :, b]).norm(dim=-1).amin(2)
         good = good & (apart > reach[..., a] + reach[..., b] + 1.0)
@@ -205,7 +207,7 @@ def _leaning(share: Tensor, towards: Tensor) -> Tensor:
 
 def _dots(between, path, reach, dots, dot_radius, pan):  # type: ignore[no-untyped-def]
     """Places of the white dots, as on a die and beside objects on their paths, and whether there is room for them."""
-    n, device = len(dots), dots.device
+    (n, tries), device = path.shape[:2], dots.device
     apart = (2 * dot_radius + DOT_GAP)[:, None, None, None, None]
     offset = torch.tensor(DIE, device=device)[dots][:, None, None] * apart  # [n, 1, 1, MOST_DOTS, 2]
     edge = (dot_radius + 1.0)[:, None, None, None]
@@ -213,8 +215,8 @@ def _dots(between, path, reach, dots, dot_radius, pan):  # type: ignore[no-untyp
     shift = pan[:, None, None] * (FRAMES - 1)
     low[..., 0] -= shift.clamp(max=0)
     high[..., 0] -= shift.clamp(min=0)
-    place = (low + (high - low) * between(0, 1, n, TRIES, DICE, 2))[..., None, :] + offset
-    clear = torch.ones(n, TRIES, DICE, dtype=torch.bool, device=device)
+    place = (low + (high - low) * between(0, 1, n, tries, DICE, 2))[..., None, :] + offset
+    clear = torch.ones(n, tries, DICE, dtype=torch.bool, device=device)
     wanted = torch.arange(MOST_DOTS, device=device) < dots[:, None, None, None]
     for t in range(FRAMES):
         now = place.clone()

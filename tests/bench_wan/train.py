@@ -276,7 +276,8 @@ class Step:
 
     def __init__(self, model: Twin, device: torch.device, from_image: bool):
         self.model, self.device, self.from_image = model, device, from_image
-        self._network: Any = torch.compile(model, dynamic=False)  # a graph for videos, another one for stills
+        for block in model.blocks:  # which share their graphs; one graph of all of them takes minutes to compile
+            block.compile(dynamic=False)
         self._tried = False
 
     def __call__(self, x0: Tensor, sigma: Tensor, context: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,7 +290,8 @@ class Step:
             if self._tried:
                 raise
             print(f"not compiled: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}", flush=True)
-            self._network = self.model
+            for block in self.model.blocks:
+                block._compiled_call_impl = None
             self.model.zero_grad(set_to_none=True)
             told = self._gradients(x0, sigma, context, marks)
         self._tried = True
@@ -298,7 +300,7 @@ class Step:
     def _gradients(self, x0: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         given = first_frame(x0) if self.from_image else None
         with quick(self.device):
-            flow, shown = losses(self._network, x0, *rest, given=given)
+            flow, shown = losses(self.model, x0, *rest, given=given)
         (flow + MARKS_WEIGHT * shown).backward()
         return flow.detach(), shown.detach()
 

@@ -86,13 +86,13 @@ def test_by_time_the_rate_follows_the_clock(monkeypatch):
 
 
 def test_what_does_not_compile_is_trained_eagerly(monkeypatch, capsys):
-    def broken(model: Twin, **_: object):
-        def call(*batch: torch.Tensor) -> None:
+    def broken(block: torch.nn.Module, **_: object):
+        def call(*given: torch.Tensor) -> None:
             raise RuntimeError("no compiler\nhere")
 
-        return call
+        block._compiled_call_impl = call  # type: ignore[assignment]
 
-    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(torch.nn.Module, "compile", broken)
     step = train.Step(Twin(train.MARKS).initialise(), torch.device("cpu"), from_image=False)
     source = train.Drawn(4, 2, 1, [1, 0, 0], torch.device("cpu"))
     flow, shown = step(*source.next())
