@@ -37,7 +37,9 @@ def main() -> None:
     args = parser.parse_args()
     weights = _read(args.model or (FROM_IMAGE_FILE if args.from_image else MODEL_FILE))
     if args.distilled:
-        weights = merge(weights, {name.removeprefix(LORA_PREFIX): value for name, value in _read(args.lora or LORA_FILE).items()})
+        weights = merge(
+            weights, {name.removeprefix(LORA_PREFIX): value for name, value in _read(args.lora or LORA_FILE).items()}
+        )
     steps, cfg = (sampling.DISTILLED_STEPS, 1.0) if args.distilled else (STEPS, sampling.CFG)
     model = Twin(in_dim=weights["patch_embedding.weight"].shape[1])
     model.load_state_dict(weights)
