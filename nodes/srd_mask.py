@@ -43,7 +43,7 @@ class ChorusSRDMask(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "visible_dilation",
-                    default=0,
+                    default=1,
                     min=0,
                     max=64,
                     tooltip="By how many tokens the visible mask reaches beyond the edit mask.",

@@ -21,11 +21,12 @@ from .hits import HIT, SKIPPING, Systems, of_systems, over_fewer, pair_of
 FULL = {4: 44, 20: 33, 50: 11}
 QUICK = {20: 2}
 OTHERS: dict[int, tuple[dict[str, Any], ...]] = {
-    4: ({"highest": 0.3}, {"highest": 0.9}, {"last": 2}, {"second_look": 1, "last": 2}),
-    20: ({"highest": 0.3}, {"highest": 0.9}, {"second_look": 3}, {"every": 5}, {"last": 5}),
-    50: ({"highest": 0.3}, {"second_look": 15}, {"last": 10}),
+    4: ({"highest": 0.3}, {"highest": 0.9}, {"stride": 1}, {"visible_dilation": 0}, {"visible_dilation": 2}, {"every": 2}),
+    20: ({"highest": 0.3}, {"highest": 0.9}, {"stride": 1}, {"visible_dilation": 0}, {"every": 5}, {"last": 5}),
+    50: ({"stride": 1}, {"visible_dilation": 0}, {"last": 10}),
 }
-"""By the number of steps: what is tried in place of what is in use, fields of a `CourseRule` or the cut's `highest`."""
+"""By the number of steps: what is tried in place of what is in use, fields of a `CourseRule` or of a `System`."""
+OF_SYSTEM = {"highest", "visible_dilation"}
 WITHOUT = {4: (), 20: ({"full_from": 10}, {"full_from": 14}), 50: ()}
 """The same where no token is left out."""
 
@@ -40,8 +41,9 @@ def measure(bench: Bench, full: bool) -> report.Result:
         known = calibrated().rule(steps)
         for hit, others in ((HIT, OTHERS), (SKIPPING, WITHOUT)):
             for other in ({}, *others[steps][: None if full else 1]):
-                rule = replace(known, **{name: value for name, value in other.items() if name != "highest"})
-                system = replace(hit, rule=rule, highest=other.get("highest"))
+                rule = replace(known, **{name: value for name, value in other.items() if name not in OF_SYSTEM})
+                of_system = {name: value for name, value in other.items() if name in OF_SYSTEM}
+                system = replace(hit, rule=rule, **of_system)
                 told = of_systems(wan.each(pairs, lambda pair, hit=system: Systems(wan, pair, hit).compared()))
                 loss = told["cold"]["alignment"] - told["look and join"]["alignment"]
                 rows.append(

@@ -40,7 +40,7 @@ def regions(
 def all_stages(plan: Plan) -> Plan:
     """The plan with every stage at its calibrated settings, for the all-in-one node."""
     plan = reuse(plan, "auto", 0.0, 0.8)
-    plan = masks.with_regions(plan, "look", None, course.calibrated().grow, 0, "none")
+    plan = masks.with_regions(plan, "look", None, course.calibrated().grow, course.calibrated().margin, "none")
     plan, _ = amplification(plan, 0.25, "outputs", 0.5)
     return refinement(plan, "auto", 0.0)
 

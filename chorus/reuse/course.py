@@ -18,10 +18,11 @@ from .schedule import FULL, SELECTIVE, SKIPPED
 
 @dataclass(frozen=True)
 class CourseRule:
-    """What the courses of one number of steps are made from. All are numbers of steps.
+    """What the courses of one number of steps are made from: numbers of steps, but for `stride`.
 
     second_look: the step of a second look, which is compared with the source's estimate there; 0 for none.
     every, last: with selective steps, each `every`-th step is a full one, and so are the `last` ones.
+    stride: of the steps that leave tokens out, each `stride`-th is computed, and the others are skipped.
     full_from, refresh: where no token is left out, all steps are full from `full_from` on; before it, every
         `refresh`-th one is (0: the first alone), and the others are skipped.
     thinned: how many steps are skipped where everything differs.
@@ -33,6 +34,7 @@ class CourseRule:
     full_from: int
     refresh: int
     thinned: int
+    stride: int
 
     @property
     def looks(self) -> set[int]:
@@ -40,19 +42,22 @@ class CourseRule:
         return {0, self.second_look}
 
     def scaled(self, factor: float) -> CourseRule:
-        """For a schedule so many times as long."""
-        return CourseRule(**{name: round(value * factor) if value else 0 for name, value in vars(self).items()})
+        """For a schedule so many times as long, with the same stride."""
+        longer = {name: round(value * factor) if value else 0 for name, value in vars(self).items()}
+        return CourseRule(**longer | {"stride": self.stride})
 
 
 @dataclass(frozen=True)
 class Looks:
     """The figures of looks.json, set by hand after the tables `looks` and `courses`.
 
-    grow: by how many tokens the mask reaches beyond the difference, where no node says it.
+    grow: by how many tokens the edit mask reaches beyond the difference, where no node says it.
+    margin: by how many tokens the visible mask reaches beyond the edit mask, likewise.
     """
 
     cut: Cut
     grow: int
+    margin: int
     rules: Mapping[int, CourseRule]
 
     def rule(self, steps: int) -> CourseRule:
@@ -66,21 +71,24 @@ def calibrated() -> Looks:
     """From looks.json."""
     table = json.loads((Path(__file__).parent / "looks.json").read_text(encoding="utf-8"))
     rules = {int(steps): CourseRule(**values) for steps, values in table["courses"].items()}
-    return Looks(Cut(**table["cut"]), table["grow"], rules)
+    return Looks(Cut(**table["cut"]), table["grow"], table["margin"], rules)
 
 
 def selective_course(steps: int, rule: CourseRule) -> str:
     """A course that leaves tokens out.
 
-    The look is a full step. Those up to a second look are skipped; from then on all are selective but for the full ones
-    that `every` and `last` ask for.
+    The look is a full step. Those up to a second look are skipped; from then on all are selective or skipped but for
+    the full ones that `every` and `last` ask for. The first one after a full step is selective.
     """
-    every, last = max(1, rule.every), max(1, rule.last)
+    every, last, stride = max(1, rule.every), max(1, rule.last), max(1, rule.stride)
 
     def kind(k: int) -> str:
         if k < rule.second_look:
             return SKIPPED if k else FULL
-        return FULL if (k - rule.second_look) % every == 0 or k >= steps - last else SELECTIVE
+        since = (k - rule.second_look) % every  # the latest full step
+        if since == 0 or k >= steps - last:
+            return FULL
+        return SELECTIVE if (since - 1) % stride == 0 else SKIPPED
 
     return "".join(kind(k) for k in range(steps))
 

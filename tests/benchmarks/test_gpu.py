@@ -150,13 +150,13 @@ def test_each_step_is_what_the_course_says(results):
         assert row["n"] == 1 and row["mean"] > 0 and row["wall_over_limit"] > 0
         if row["case"] in LOOKS:
             assert row["steps"][0] == "F" and row["step_equivalents"] <= 3
-            assert ("S" in row["steps"]) == ("50%" not in row["case"])
+            assert "S" in row["steps"]
 
 
 def test_fifty_steps_and_a_model_without_selective_steps(results):
     rows = {row["case"]: row for row in read(results / "wan-1.3b-50.json")["rows"]}
     course = rows["look and join, 25%"]["steps"]
-    assert len(course) == 50 and course[0] == "F" and course.count("S") >= 25
+    assert len(course) == 50 and course[0] == "F" and course.count("S") >= 10
     expected = course.count("F") + VISIBLE["25%"] * course.count("S")
     assert rows["look and join, 25%"]["step_equivalents"] == pytest.approx(expected, abs=1e-4)
     assert rows["early start"]["step_equivalents"] == 37

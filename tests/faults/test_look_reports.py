@@ -227,7 +227,7 @@ def test_a_fixed_k2_says_from_which_step_on_all_is_computed(run, cache, comfy_ho
     with block_lengths() as lengths:
         hit = run(masked(looking(cache=cache, steps=20, k2=0.75), [(32, 32, 64, 64)], comfy_host, visible=0))
     kinds = "".join("F" if length == TOKENS else "S" for length in lengths[::5])
-    assert kinds == "F---FSSSSSSSFSSFFFFF".replace("-", "")
+    assert kinds == "F---FS-S-S-SFS-FFFFF".replace("-", "")
     assert (hit.report["outcome"], hit.report["k2"]) == ("hit", 15)
 
 

@@ -16,7 +16,7 @@ STEPS = st.integers(3, 100)
 @st.composite
 def rules(draw, steps: int) -> course.CourseRule:
     second_look = draw(st.integers(0, steps - 1))
-    return course.CourseRule(second_look, draw(st.integers(1, steps)), draw(st.integers(1, steps)), 1, 0, 1)
+    return course.CourseRule(second_look, draw(st.integers(1, steps)), draw(st.integers(1, steps)), 1, 0, 1, draw(st.integers(1, 3)))
 
 
 @st.composite
@@ -74,7 +74,10 @@ def test_selective_steps_lie_between_full_ones_behind_the_looks(steps, data):
     assert kinds[: max(1, second_look)] == "F" + "-" * max(0, second_look - 1)
     assert all(kinds[k] == "F" for k in range(second_look, steps, rule.every))
     assert all(kinds[k] == "F" for k in range(max(second_look, steps - rule.last), steps))
-    assert set(kinds[second_look:]) <= {"F", "S"}
+    for k in range(second_look + 1, steps):
+        if kinds[k] != "F":
+            since = k - kinds.rindex("F", 0, k)  # the latest full step
+            assert kinds[k] == ("S" if (since - 1) % rule.stride == 0 else "-")
 
 
 @given(courses(), SHARES)

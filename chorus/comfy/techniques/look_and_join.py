@@ -242,7 +242,7 @@ class LookAndJoin(Technique):
         source, rule = self.source, self.rule
         assert source is not None and rule is not None
         last_joined = max((k for k, kind in enumerate(self.kinds) if kind != FULL), default=0)
-        looks_again = self.joined and step < rule.second_look < last_joined
+        looks_again = self.joined and step < rule.second_look < last_joined and self.kinds[rule.second_look] == FULL
         self.outside = source.before if looks_again else source.final
         if not looks_again:
             self.source = None
