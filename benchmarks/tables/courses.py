@@ -21,7 +21,14 @@ from .hits import HIT, SKIPPING, Systems, of_systems, over_fewer, pair_of
 FULL = {4: 44, 20: 33, 50: 11}
 QUICK = {20: 2}
 OTHERS: dict[int, tuple[dict[str, Any], ...]] = {
-    4: ({"highest": 0.3}, {"highest": 0.9}, {"stride": 1}, {"visible_dilation": 0}, {"visible_dilation": 2}, {"every": 2}),
+    4: (
+        {"highest": 0.3},
+        {"highest": 0.9},
+        {"stride": 1},
+        {"visible_dilation": 0},
+        {"visible_dilation": 2},
+        {"every": 2},
+    ),
     20: ({"highest": 0.3}, {"highest": 0.9}, {"stride": 1}, {"visible_dilation": 0}, {"every": 5}, {"last": 5}),
     50: ({"stride": 1}, {"visible_dilation": 0}, {"last": 10}),
 }

@@ -16,7 +16,9 @@ STEPS = st.integers(3, 100)
 @st.composite
 def rules(draw, steps: int) -> course.CourseRule:
     second_look = draw(st.integers(0, steps - 1))
-    return course.CourseRule(second_look, draw(st.integers(1, steps)), draw(st.integers(1, steps)), 1, 0, 1, draw(st.integers(1, 3)))
+    return course.CourseRule(
+        second_look, draw(st.integers(1, steps)), draw(st.integers(1, steps)), 1, 0, 1, draw(st.integers(1, 3))
+    )
 
 
 @st.composite
