@@ -1,6 +1,7 @@
 // Chorus in ComfyUI's frontend: results on the nodes, the cache panel, and settings.
 
 import { app } from "../../scripts/app.js"
+import { menuOf } from "./gesture.js"
 import { h } from "./lib/dom.js"
 import { isLookup } from "./lib/graph.js"
 import { loadTexts, t } from "./lib/i18n.js"
@@ -43,6 +44,10 @@ app.registerExtension({
   nodeCreated(node) {
     if (isLookup(node)) applyDefaults(node)
     decorate(node, openEntry)
+  },
+
+  getNodeMenuItems(node) {
+    return menuOf(node)
   },
 
   onNodeOutputsUpdated(outputs) {
