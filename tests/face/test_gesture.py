@@ -48,7 +48,11 @@ TOOLS = """([model, side, length, prompt]) => {
             const b = base(prompt)
             const second = add("UNETLoader", { unet_name: model })
             const half = (from, values, latent) =>
-                add("KSamplerAdvanced", { ...few, noise_seed: 7, ...values }, { model: [from, 0], latent_image: [latent, 0], ...conds(b) })
+                add(
+                    "KSamplerAdvanced",
+                    { ...few, noise_seed: 7, ...values },
+                    { model: [from, 0], latent_image: [latent, 0], ...conds(b) },
+                )
             const first = half(b.model, { end_at_step: 2, return_with_leftover_noise: "enable" }, b.latent)
             shown(b, half(second, { add_noise: "disable", start_at_step: 2 }, first))
             return first
@@ -67,7 +71,10 @@ TOOLS = """([model, side, length, prompt]) => {
     }
     window.told = (graph = app.graph) => {
         const { nodes, links, definitions } = graph.serialize()
-        const ends = (l) => (Array.isArray(l) ? l.slice(1).join() : [l.origin_id, l.origin_slot, l.target_id, l.target_slot, l.type].join())
+        const ends = (l) => {
+            const whole = Array.isArray(l) ? l.slice(1) : [l.origin_id, l.origin_slot, l.target_id, l.target_slot, l.type]
+            return whole.join()
+        }
         const slots = (all) => (all ?? []).map(({ name, type }) => [name, type])
         const node = (n) => [n.id, n.type, n.title, n.pos, n.size, n.widgets_values, slots(n.inputs), slots(n.outputs)]
         const by = (a, b) => a[0] - b[0]
@@ -102,7 +109,6 @@ CACHE = """(name) => {
         chorus.widgets.find((widget) => widget.name === key).value = value
 }"""
 KINDS = ("KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced")
-LATENT = {"KSampler": ["KSampler", 0], "KSamplerAdvanced": ["KSamplerAdvanced", 0]}
 
 
 def prepare(page: Any, kind: str) -> None:
@@ -143,7 +149,9 @@ def test_what_is_added_is_wired_and_works(open_page, kind) -> None:
         assert ("low_noise_model" in chorus) == (kind == "KSamplerAdvanced")
         (store,) = (node["inputs"] for node in queued if node["type"] == "ChorusCacheStore")
         assert store["latent"] == [kind, 0] and store["chorus"] == ["Chorus", 1] and store["frames"] == ["VAEDecode", 0]
-        models = [node["inputs"]["model"] for node in queued if node["type"] in ("KSampler", "KSamplerAdvanced", "CFGGuider")]
+        models = [
+            node["inputs"]["model"] for node in queued if node["type"] in ("KSampler", "KSamplerAdvanced", "CFGGuider")
+        ]
         assert models == ([["Chorus", 0], ["Chorus", 2]] if kind == "KSamplerAdvanced" else [["Chorus", 0]])
         face.run()
         assert "Miss" in face.result("ChorusCacheStore")
