@@ -70,10 +70,10 @@ TOOLS = """([model, side, length, prompt]) => {
         },
     }
     window.told = (graph = app.graph) => {
-        const { nodes, links, definitions } = graph.serialize()
+        const { nodes, links } = graph.serialize()
         const ends = (l) => {
-            const whole = Array.isArray(l) ? l.slice(1) : [l.origin_id, l.origin_slot, l.target_id, l.target_slot, l.type]
-            return whole.join()
+            const named = ["origin_id", "origin_slot", "target_id", "target_slot", "type"]
+            return (Array.isArray(l) ? l.slice(1) : named.map((name) => l[name])).join()
         }
         const slots = (all) => (all ?? []).map(({ name, type }) => [name, type])
         const node = (n) => [n.id, n.type, n.title, n.pos, n.size, n.widgets_values, slots(n.inputs), slots(n.outputs)]
