@@ -99,7 +99,7 @@ TEXTS = {
     "note.composition": "the composition of the match is kept: the noise is that of its seed {seed}, and the seed of "
     "this request has no effect. To use this request's own seed, set take to 'another take'",
     "note.mask_later": "the first step of the run shows where it differs; the mask appears then",
-    "note.everywhere": "nearly the whole picture is marked as changed, so little is reused",
+    "note.everywhere": "more than half of the picture is marked as changed, so little is reused",
     "note.look_blind": "the first step shows no difference although the prompts differ, so it cannot tell where the "
     "picture changes, and nothing of the match is kept",
     "note.context_memory": "no selective steps: too little memory is free for the keys and values of the tokens that "

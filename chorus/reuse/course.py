@@ -25,7 +25,7 @@ class CourseRule:
     stride: of the steps that leave tokens out, each `stride`-th is computed, and the others are skipped.
     full_from, refresh: where no token is left out, all steps are full from `full_from` on; before it, every
         `refresh`-th one is (0: the first alone), and the others are skipped.
-    thinned: how many steps are skipped where everything differs.
+    thinned: how many steps are skipped after a global change, see `Cut.everywhere`.
     """
 
     second_look: int
@@ -51,8 +51,8 @@ class CourseRule:
 class Looks:
     """The figures of looks.json, set by hand after the tables `looks` and `courses`.
 
-    grow: by how many tokens the edit mask reaches beyond the difference, where no node says it.
-    margin: by how many tokens the visible mask reaches beyond the edit mask, likewise.
+    grow: by how many tokens the edit mask reaches beyond the difference, where there is no mask node.
+    margin: by how many tokens the visible mask reaches beyond the edit mask, for the all-in-one node.
     """
 
     cut: Cut

@@ -25,7 +25,7 @@ class Cut:
     lowest, highest: the bounds of Otsu's threshold, in channel spreads.
     noticed: the least difference of any token, not divided by CFG, from which two estimates differ by more than what
         keeping one of them in an entry costs.
-    everywhere: the share of changed tokens from which a change counts as a global one.
+    everywhere: the share of changed tokens above which a change counts as a global one.
     """
 
     lowest: float

@@ -78,12 +78,18 @@ def flat_start(monkeypatch):
     return on
 
 
-def test_a_first_step_that_does_not_depend_on_the_prompt_keeps_nothing_of_the_match(run, cache, flat_start):
+def test_a_first_step_that_does_not_depend_on_the_prompt_keeps_nothing_of_the_match(
+    run, cache, flat_start, pack_module, monkeypatch
+):
+    wrappers, told_of = pack_module("chorus.comfy.sampling.wrappers"), []
     left = RED.replace("right", "left")
     run(flat_start(looking(RED, cache=cache, steps=8, cfg=3.0)))
+    monkeypatch.setattr(wrappers, "run_started", told_of.append)
     hit = run(flat_start(looking(left, cache=cache, steps=8, cfg=3.0, seed=7)))
     assert hit.report["outcome"] == "hit" and hit.report["looked"] is None
     assert "cannot tell where the picture changes" in told(hit)
+    assert [figures["looking"] for figures in told_of] == [True, False], "the page shows how the run goes on"
+    assert told_of[-1]["k1"] == hit.report["k1"] > 0
     source, truth = (run(plain(flat_start(looking(p, cache=cache, steps=8, cfg=3.0)))) for p in (RED, left))
     assert difference(hit.latent, truth.latent) < 0.5 * difference(hit.latent, source.latent)
 

@@ -209,7 +209,7 @@ def test_a_whole_change_says_so_and_shows_its_cost(run, cache):
     g = masked_whole(looking(UNLIKE, cache=cache, steps=4))
     hit = run(g)
     assert hit.report["outcome"] == "hit"
-    assert hit.report["looked"] == 1.0 and "nearly the whole picture" in told(hit)
+    assert hit.report["looked"] == 1.0 and "more than half of the picture" in told(hit)
     assert cost_shown(hit.report) == hit.report["step_equivalents"] == 3
 
 

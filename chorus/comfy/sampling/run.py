@@ -10,6 +10,7 @@ import torch
 from ...cache import Entry
 from ...messages import Message, say
 from ...reuse.plan import Plan
+from ...reuse.schedule import FULL
 from ..networks import ModelCall
 from ..shown import packed_masks, plan_figures
 from ..techniques import ORDER, Technique
@@ -100,8 +101,8 @@ class Run:
         """What the open pages are told when sampling begins, and whenever a look has decided how it goes on."""
         schedule = self.schedule
         looked = next((found for t in self.techniques.values() if (found := t.figures().get("looked"))), None)
-        all_full = bool(schedule.kinds) and looked is None
-        k1, k2 = (0, 0) if all_full else (schedule.k1, schedule.k2)
+        undecided = looked is None and set(schedule.kinds) == {FULL}  # the look is still to come
+        k1, k2 = (0, 0) if undecided else (schedule.k1, schedule.k2)
         techniques = self.techniques.values()
         return plan_figures(self.plan) | {
             "outcome": self.report.outcome,
@@ -111,7 +112,7 @@ class Run:
             "steps": schedule.steps,
             "k1": k1,
             "k2": k2,
-            "looking": all_full and self.request.before is None,
+            "looking": undecided and self.request.before is None,
             "looked": None if looked is None else looked.edited,
             "masks": packed_masks(looked),
             "token_share": [min(t.expected_share(schedule, step) for t in techniques) for step in range(k1, k2)],

@@ -62,7 +62,7 @@ class LookAndJoin(Technique):
     """Decides before sampling whether a look is possible, and after each look what every further step is."""
 
     active = False
-    joined = True  # False where everything differs
+    joined = True  # False after a global change, where nothing of the source is kept
     blind = False  # whether the look showed no difference at all, though the texts differ
     source: Picture | None = None  # until its last look is done
     outside: torch.Tensor | None = None  # x0 outside the edit mask, [B, C, T, H, W]
