@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..chorus.comfy import masks, stages
 from ..chorus.comfy.faults import never_lost
+from ..chorus.reuse.course import calibrated
 from .sockets import CATEGORY, Chorus
 
 
@@ -36,14 +37,14 @@ class ChorusSRDMask(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "edit_dilation",
-                    default=0,
+                    default=calibrated().grow,
                     min=0,
                     max=64,
                     tooltip="By how many tokens the edit mask reaches beyond the difference.",
                 ),
                 io.Int.Input(
                     "visible_dilation",
-                    default=1,
+                    default=calibrated().margin,
                     min=0,
                     max=64,
                     tooltip="By how many tokens the visible mask reaches beyond the edit mask.",

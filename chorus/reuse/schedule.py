@@ -23,8 +23,9 @@ class Schedule:
         all are full. 0 ≤ K1 ≤ K2 ≤ N. Steps [K1, K2) are stage 2; with a look, `kinds` says what each of them is.
     start: the σ at which the walk begins, at or above σ_K1; None for σ_K1 itself. From a higher one the N − K1
         steps cover all the way from there, spaced as the schedule is.
-    kinds: where the walk begins at σ_0 with a look, what each of the N steps is: FULL, SELECTIVE or SKIPPED (the
-        latest estimate is used again, so that the state moves on in a straight line). "" for all other walks.
+    kinds: where the run looks, or goes on after a first sampler that has looked, what each of the N steps is: FULL,
+        SELECTIVE or SKIPPED (the latest estimate is used again, so that the state moves on in a straight line). ""
+        for all other walks.
     looks: the steps whose estimates are compared with the source's, so that nothing else may change them.
     """
 

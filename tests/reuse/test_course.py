@@ -133,3 +133,13 @@ def test_a_calibrated_number_of_steps_has_its_own_rule():
     looks = course.calibrated()
     for steps, rule in looks.rules.items():
         assert looks.rule(steps) == rule
+
+
+def test_a_second_look_begins_with_nine_steps_and_is_a_full_step_in_every_course():
+    looks = course.calibrated()
+    second = {steps: looks.rule(steps).second_look for steps in range(3, 201)}
+    assert [steps for steps, look in second.items() if not look] == list(range(3, 9))
+    for steps, look in second.items():
+        rule = looks.rule(steps)
+        skipping = course.skipping_course(steps, min(rule.full_from, steps - 1), rule.refresh)
+        assert skipping[look] == course.selective_course(steps, rule)[look] == "F"

@@ -1,7 +1,8 @@
 """What a technique is: a way to compute less of a request, or to record it for later ones.
 
 A run asks its techniques in order. Each *returns* what it decides; the run applies it. No technique writes into the
-run or knows another one, so a new one touches its module here, its node and its texts, and nothing else.
+run or calls another one; some read what people have set for another stage. So a new one touches its module here, its
+node and its texts, and nothing else.
 """
 
 from __future__ import annotations

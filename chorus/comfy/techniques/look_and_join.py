@@ -28,7 +28,7 @@ from .base import NOTHING, CallWork, Decision, Refused, Technique
 from .source import Picture, picture, same_text, schedules_agree, unfit
 
 NAME = "look_and_join"
-LEAST_STEPS = 3  # that are computed where nothing differs
+LEAST_STEPS = 3  # that are computed where nothing differs, so that what is kept becomes one picture with the words
 MEMORY = 0.4  # of the free memory of the model's device, for keys and values of tokens that are left out
 
 
@@ -146,7 +146,7 @@ class LookAndJoin(Technique):
         # Estimates of other σ differ for that reason, and the source's picture may be that of fewer steps.
         if not schedules_agree(entry.sigmas, schedule):
             return say("note.look_sigmas")
-        if request.whole_steps < 3:
+        if request.whole_steps < LEAST_STEPS:
             return say("note.look_steps", steps=request.whole_steps)
         return None
 
@@ -306,7 +306,7 @@ class LookAndJoin(Technique):
 
     def _fixed_k2(self, steps: int) -> int | None:
         """The step from which on all are full, where the stage 3 node says it; None as calibrated."""
-        full = self.request.plan.stages.get(selective.FULL)
+        full = self.request.plan.stages.get(selective.REFINE)
         return None if full is None or full.fixed is None else min(steps - 1, max(1, round(full.fixed * steps)))
 
     def expected_share(self, schedule: Schedule, step: int) -> float:

@@ -16,7 +16,7 @@ from . import resume
 from .base import NOTHING, CallWork, Decision, Refused, Request, Technique
 from .resume import fraction_of_steps
 
-NAME, FULL = "regions", "refine"
+NAME, REFINE = "regions", "refine"
 # Patches that may use the whole picture of an evaluation, or answer one evaluation with another one's result.
 _WHOLE = ("wrapper", "option model_function_wrapper", "option sampler_", "object diffusion_model")
 
@@ -54,7 +54,7 @@ class Refinement:
 
 def with_refinement(plan: Plan, choice: str, fraction: float) -> Plan:
     """The plan with stage 3: K2 as a fraction of the steps, fixed or at the calibrated distance behind K1."""
-    return plan.with_stage(FULL, Refinement(fraction_of_steps("K2", fraction) if choice == "fixed" else None))
+    return plan.with_stage(REFINE, Refinement(fraction_of_steps("K2", fraction) if choice == "fixed" else None))
 
 
 def regions_of(plan: Plan) -> Regions | None:
@@ -101,7 +101,7 @@ class Selective(Technique):
             return None  # everything differs, or nothing does: the steps are full ones
         if (why := self._refusal(regions)) is not None:
             return Refused(why)
-        full = request.plan.stages.get(FULL)
+        full = request.plan.stages.get(REFINE)
         k2 = schedule.steps
         if full is not None:
             k2 = steps_reached(schedule.sigmas, request.sigma_of(full.share(request.plan).of(request.whole_steps)))
