@@ -25,7 +25,7 @@ class CourseRule:
     stride: of the steps that leave tokens out, each `stride`-th is computed, and the others are skipped.
     full_from, refresh: where no token is left out, all steps are full from `full_from` on; before it, every
         `refresh`-th one is (0: the first alone), and the others are skipped.
-    thinned: how many steps are skipped after a global change, see `Cut.everywhere`.
+    thinned: by how many steps the run is shorter after a global change, see `Cut.everywhere`.
     """
 
     second_look: int
@@ -110,13 +110,18 @@ def skipping_at_least(steps: int, saved: int, refresh: int) -> str:
     return kinds
 
 
-def thinned_course(steps: int, saved: int) -> str:
-    """So many steps skipped, spread between the first and the last one, which are full: what is left are longer steps
-    on the model's own σ.
+def thinned_course(steps: int, saved: int) -> tuple[str, dict[int, float]]:
+    """(course, places): the evaluations of a schedule that is shorter by `saved`, within one of `steps`.
+
+    An evaluation belongs to the step in which its σ lies, and the other steps are skipped. places: by step, how far
+    behind the step's own σ that is, in shares of the step; those at 0 are left out.
     """
-    saved = min(saved, steps - 2)
-    skipped = {1 + (2 * i + 1) * (steps - 2) // (2 * saved) for i in range(saved)}
-    return "".join(SKIPPED if k in skipped else FULL for k in range(steps))
+    left = steps - min(saved, steps - 2)
+    exact = [divmod(i * steps, left) for i in range(left)]
+    kinds = [SKIPPED] * steps
+    for k, _ in exact:
+        kinds[k] = FULL
+    return "".join(kinds), {k: rest / left for k, rest in exact if rest}
 
 
 def at_most_saved(kinds: str, share: float, most: float, last_done: int) -> str:

@@ -131,6 +131,12 @@ class Run:
             technique.before_evaluation(self.schedule, self.step, sigma, x)
         return None
 
+    def asked_at(self, x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, float] | None:
+        """The state and its σ at which the model is asked instead of the sampler's; None for the sampler's."""
+        assert self.step is not None
+        found = (t.asked_at(self.schedule, self.step, sigma, x) for t in self.techniques.values())
+        return next((asked for asked in found if asked is not None), None)
+
     def after_evaluation(self, x0: torch.Tensor) -> tuple[torch.Tensor, bool]:
         """The estimate that the sampler is given in place of the model's, and whether the further path has changed."""
         assert self.step is not None

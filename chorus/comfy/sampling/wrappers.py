@@ -296,9 +296,12 @@ def predict_noise(executor, x, timestep, model_options, seed=None):  # type: ign
     if run is None:
         return executor(x, timestep, model_options, seed)
     with timed(run):
-        answered = run.before_evaluation(x, float(timestep.flatten()[0]))
-    if answered is not None:
-        return answered.to(x)
+        sigma = float(timestep.flatten()[0])
+        answered = run.before_evaluation(x, sigma)
+        if answered is not None:
+            return answered.to(x)
+        if (asked := run.asked_at(x, sigma)) is not None:
+            x, timestep = asked[0], torch.full_like(timestep, asked[1])
     x0 = executor(x, timestep, model_options, seed)
     with timed(run):
         x0, decided = run.after_evaluation(x0)

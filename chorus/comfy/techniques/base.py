@@ -130,6 +130,12 @@ class Technique:
         """The estimate x0, [B, C, T, H, W], that the sampler is given without asking the model; None to ask it."""
         return None
 
+    def asked_at(
+        self, schedule: Schedule, step: int, sigma: float, x: torch.Tensor
+    ) -> tuple[torch.Tensor, float] | None:
+        """The state, [B, C, T, H, W] in model space, and its σ at which the model is asked; None for the sampler's."""
+        return None
+
     def before_evaluation(self, schedule: Schedule, step: int, sigma: float, x: torch.Tensor) -> None:
         """The sampler is about to ask the model. x: [B, C, T, H, W] at σ, in model space."""
 

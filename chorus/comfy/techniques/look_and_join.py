@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class _Begun:
     """What the second of two samplers goes on with. final: the source's result in model space, [B, C, T, H, W]."""
 
     kinds: str
+    places: Mapping[int, float]
     joined: bool
     blind: bool
     regions: Regions
@@ -69,11 +71,13 @@ class LookAndJoin(Technique):
     known: torch.Tensor | None = None  # the latest x0, likewise
     regions: Regions | None = None  # where target and source differ
     weights: torch.Tensor | None = None  # of the own estimate beside what is outside, [1, 1, T, H, W] in [0, 1]
-    places: torch.Tensor | None = None  # positions of the tokens that selective steps compute
+    tokens: torch.Tensor | None = None  # positions of the tokens that selective steps compute
     share = 1.0  # of the tokens that these are; read from the device once a look
     kv_cache: KVCache | None = None
     rule: course.CourseRule | None = None
     kinds: str = ""  # of all steps of the schedule, of which this sampler's may be the first part; "" before the look
+    places: Mapping[int, float] = MappingProxyType({})  # after a global change, see `thinned_course`
+    moved: float | None = None  # σ of an evaluation that is not at the sampler's own
 
     # -- before sampling ---------------------------------------------------------------------------------------
 
@@ -118,13 +122,16 @@ class LookAndJoin(Technique):
         begun: _Begun | None = before.results.get(NAME)
         if begun is None:
             return None
-        rest = begun.kinds[before.report.steps :]
-        if len(rest) != schedule.steps or rest[-1] != FULL:
-            rest = FULL * schedule.steps  # it has other steps than the first sampler took it to have
+        over = before.report.steps
+        rest, request = begun.kinds[over:], self.request
+        alike = not (request.sampler.draws_noise or request.sampler.reads_uncond or request.guidance.step_cache)
+        if len(rest) != schedule.steps or not alike:
+            rest = FULL * schedule.steps  # other steps than the first sampler took it to have, or nothing to skip with
         kinds = FULL + rest[1:]  # another model may compute from here on, so its first step is full
         if set(kinds) != {FULL}:
             self.active, self.joined, self.blind = True, begun.joined, begun.blind
             self.kinds, self.outside = kinds, begun.final
+            self.places = {step - over: share for step, share in begun.places.items() if step > over}
             self._use(begun.regions)
             self.kv_cache = self._new_kv_cache()
         return Decision(schedule.looking(kinds))
@@ -166,14 +173,29 @@ class LookAndJoin(Technique):
     def instead(self, schedule: Schedule, step: int) -> torch.Tensor | None:
         return self.known if self.active and schedule.is_skipped(step) else None
 
+    def asked_at(
+        self, schedule: Schedule, step: int, sigma: float, x: torch.Tensor
+    ) -> tuple[torch.Tensor, float] | None:
+        """After a global change: further along the line that the latest estimate draws, where the model's σ are spread
+        evenly over the evaluations that are left.
+        """
+        self.moved = None
+        if not self.active or step not in self.places or step >= schedule.k2 or schedule.begins_at(sigma) is None:
+            return None
+        if self.known is None:  # of a second sampler, whose first step has not been computed here
+            return None
+        after = schedule.sigmas[step + 1]
+        self.moved = sigma + self.places[step] * (after - sigma)
+        return torch.lerp(self.known.to(x), x, self.moved / sigma), self.moved
+
     def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:
         if not self.active or self.kv_cache is None or not self.joined or call.step >= schedule.k2:
             return NOTHING
         if schedule.kinds[call.step] == FULL:
             return CallWork(kv_cache=self.kv_cache)
-        if self.places is None or not self.kv_cache.has(KVCache.key(call)):
+        if self.tokens is None or not self.kv_cache.has(KVCache.key(call)):
             return NOTHING  # the host samples other conditionings together than in the look
-        return CallWork(kept=self.places, kv_cache=self.kv_cache)
+        return CallWork(kept=self.tokens, kv_cache=self.kv_cache)
 
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
         if not self.active:
@@ -186,8 +208,20 @@ class LookAndJoin(Technique):
             assert self.weights is not None and self.outside is not None
             self.weights, self.outside = self.weights.to(x0), self.outside.to(x0)  # copied once
             x0 = joined(self.outside, x0, self.weights)
-        self.known = x0
-        return x0
+        before, self.known = self.known, x0
+        return x0 if self.moved is None else self._over_the_step(schedule, step, before, x0)
+
+    def _over_the_step(
+        self, schedule: Schedule, step: int, before: torch.Tensor | None, x0: torch.Tensor
+    ) -> torch.Tensor:
+        """One estimate for a step on whose way the model was asked.
+
+        Up to there the state follows the estimate from before, and from there on x0: a straight step with the mean of
+        both, by the shares of the way in 1/σ, ends where this does.
+        """
+        assert before is not None and self.moved is not None
+        sigma, after = schedule.sigmas[step], schedule.sigmas[step + 1]
+        return torch.lerp(before.to(x0), x0, (1.0 - after / self.moved) / (1.0 - after / sigma))
 
     def decide(self, schedule: Schedule, step: int) -> Decision | None:
         kinds = self.kinds[: schedule.steps]
@@ -205,7 +239,7 @@ class LookAndJoin(Technique):
     def _fewer_skipped(self) -> tuple[Message, ...]:
         """A note where a fixed K1 asks for more skipped steps than there can be."""
         settings = self.request.plan.stages[resume.NAME]
-        if settings.fixed is None:
+        if settings.fixed is None or self.request.before is not None:
             return ()
         skipped = self.kinds.count(SKIPPED)
         wanted = round(min(settings.fixed, settings.most) * self.request.whole_steps)
@@ -227,8 +261,12 @@ class LookAndJoin(Technique):
             changed = cut(apart / (self.request.cfg if self.request.cfg_known else 1.0))
         regions = self._regions(changed if self.regions is None else changed | self.regions.base)
         self._use(regions)
-        self.joined = not self.blind and regions.edited <= cut.everywhere
+        # A MASK says itself what is kept; otherwise the difference counts, not how far the mask reaches beyond it.
+        marked = float(regions.base.float().mean())
+        self.joined = not self.blind and (marked < 1.0 if self._masked() else marked <= cut.everywhere)
         self.kinds = self._course(step, self.share)
+        if not self.joined and self.request.plan.stages[resume.NAME].fixed is None:
+            self.places = course.thinned_course(self.request.whole_steps, self.rule.thinned)[1]
         self._choose_outside(step)
 
     def _difference(self, x0: torch.Tensor, compared: torch.Tensor) -> torch.Tensor:
@@ -250,12 +288,16 @@ class LookAndJoin(Technique):
     def _may_be_blind(self) -> bool:
         """Whether a look without any difference tells nothing: the texts differ, and no MASK says where they do."""
         plan = self.request.plan
-        given = plan.stages.get(selective.NAME)
-        return not same_text(self.request) and (given is None or given.way != "mask")
+        return not same_text(self.request) and not self._masked()
+
+    def _masked(self) -> bool:
+        """Whether a MASK counts alone."""
+        given = self.request.plan.stages.get(selective.NAME)
+        return given is not None and given.way == "mask" and given.regions is not None
 
     def _use(self, regions: Regions) -> None:
-        self.regions, self.places = regions, regions.indices()
-        self.share = len(self.places) / regions.visible.numel()
+        self.regions, self.tokens = regions, regions.indices()
+        self.share = len(self.tokens) / regions.visible.numel()
         sizes = self.request.shape[2:] if len(self.request.shape) == 5 else (1, *self.request.shape[2:])
         weights = rim(self.request.network.cells(regions.edit, sizes))[None, None]
         self.weights = weights if len(self.request.shape) == 5 else weights[:, :, 0]
@@ -280,29 +322,33 @@ class LookAndJoin(Technique):
         steps, settings = self.request.whole_steps, self.request.plan.stages[resume.NAME]
         k2 = self._fixed_k2(steps)
         past = self.kinds[: step + 1]
-        kinds = past + self._wanted(share, settings.fixed, k2)[len(past) :]
-        if k2 is not None:
-            first = max(k2, step + 1)
-            kinds = kinds[:first] + FULL * (steps - first)
-        return course.at_most_saved(kinds, share, settings.most, step)
+        possible = []
+        for wanted in self._wanted(share, settings.fixed, k2):
+            kinds = past + wanted[len(past) :]
+            if k2 is not None:
+                first = max(k2, step + 1)
+                kinds = kinds[:first] + FULL * (steps - first)
+            possible.append(course.at_most_saved(kinds, share, settings.most, step))
+        return min(possible, key=lambda kinds: course.cost(kinds, share))
 
-    def _wanted(self, share: float, fixed: float | None, k2: int | None) -> str:
+    def _wanted(self, share: float, fixed: float | None, k2: int | None) -> list[str]:
+        """The courses of which the cheapest is taken."""
         steps, rule = self.request.whole_steps, self.rule
         assert rule is not None
         if k2 is not None:
             rule = replace(rule, last=steps - k2)
         if fixed is not None:
-            return course.skipping_at_least(steps, round(fixed * steps), rule.refresh)
+            return [course.skipping_at_least(steps, round(fixed * steps), rule.refresh)]
         if not self.joined:
-            return course.thinned_course(steps, rule.thinned)
+            return [course.thinned_course(steps, rule.thinned)[0]]
         skipping = course.skipping_course(steps, min(rule.full_from, steps - 1), rule.refresh)
         if self.kv_cache is None or self.kv_cache.full:
-            return skipping
+            return [skipping]
         leaving_out = course.selective_course(steps, rule)
         if share == 0.0:
             nothing = leaving_out.replace(SELECTIVE, SKIPPED)
-            return nothing if steps - nothing.count(SKIPPED) >= LEAST_STEPS else skipping
-        return min(leaving_out, skipping, key=lambda kinds: course.cost(kinds, share))
+            return [nothing if steps - nothing.count(SKIPPED) >= LEAST_STEPS else skipping]
+        return [leaving_out, skipping]
 
     def _fixed_k2(self, steps: int) -> int | None:
         """The step from which on all are full, where the stage 3 node says it; None as calibrated."""
@@ -325,9 +371,9 @@ class LookAndJoin(Technique):
         if not self.active or self.regions is None or schedule.complete:
             return None
         assert self.outside is not None
-        return _Begun(self.kinds, self.joined, self.blind, self.regions.cpu(), self.outside.cpu())
+        return _Begun(self.kinds, self.places, self.joined, self.blind, self.regions.cpu(), self.outside.cpu())
 
     def drop(self) -> None:
-        self.source = self.outside = self.known = self.weights = self.places = None
+        self.source = self.outside = self.known = self.weights = self.tokens = None
         if self.kv_cache is not None:
             self.kv_cache.drop()
