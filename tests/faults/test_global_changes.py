@@ -1,4 +1,4 @@
-"""Where more than half of the picture changes, a hit goes on as a run of fewer steps would, under the source's noise."""
+"""Where more than half of the picture changes, a hit goes on as a run of fewer steps, under the source's noise."""
 
 from __future__ import annotations
 

@@ -287,7 +287,6 @@ class LookAndJoin(Technique):
 
     def _may_be_blind(self) -> bool:
         """Whether a look without any difference tells nothing: the texts differ, and no MASK says where they do."""
-        plan = self.request.plan
         return not same_text(self.request) and not self._masked()
 
     def _masked(self) -> bool:
