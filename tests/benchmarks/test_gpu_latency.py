@@ -88,7 +88,7 @@ def test_a_size_with_a_limit_of_its_own_changes_it_for_its_requests_only(bench, 
     own = look_and_join.MEMORY
     assert bench.request(LOOK, FEW).equivalents == 3.0
     assert own == look_and_join.MEMORY
-    assert bench.request(replace(LOOK, memory="default"), FEW).equivalents == 2.5
+    assert bench.request(replace(LOOK, memory="default"), FEW).equivalents == 2.25
 
 
 def test_a_report_that_tells_another_amount_is_seen(bench):
