@@ -1,8 +1,8 @@
 // One gesture: the menu of a sampler adds Chorus to its graph, wired, and takes it away again.
 //
 // Added are the node Chorus between the model and its sampler (both samplers of a pair), Chorus Cache Store behind the
-// last one, and, where the text encoder's prompt is typed into its widget, a prompt node that both share. What was
-// added says so in its properties, so that taking it away leaves the graph as it was.
+// last one, and, where the text encoder's prompt is typed into its widget, a prompt node that both share. That node
+// keeps whose text it took, so that taking all of it away leaves the graph as it was.
 
 import { app } from "../../scripts/app.js"
 import { t } from "./lib/i18n.js"
@@ -10,7 +10,7 @@ import { t } from "./lib/i18n.js"
 const CHORUS = "Chorus"
 const STORE = "ChorusCacheStore"
 const PROMPT = "PrimitiveStringMultiline"
-const ADDED = "chorus_added" // a property; of a prompt node the id of the text encoder whose widget had the text
+const ADDED = "chorus_added" // a property of the prompt node: the id of the text encoder whose widget had the text
 const GAP = 60 // pixels between a new node and the others
 
 const inputOf = (node, accept) => node.inputs?.findIndex(accept) ?? -1
@@ -151,7 +151,6 @@ export function addChorus(sampler) {
     last.connect(latent, store, inputOf(store, named("latent")))
     chorus.connect(1, store, inputOf(store, named("chorus")))
     decoder?.connect(outputOf(decoder, "IMAGE"), store, inputOf(store, named("frames")))
-    for (const node of [chorus, store]) node.properties[ADDED] = true
   })
 }
 

@@ -29,7 +29,7 @@ from .base import NOTHING, CallWork, Decision, Refused, Technique
 from .source import Picture, picture, same_text, schedules_agree, unfit
 
 NAME = "look_and_join"
-LEAST_STEPS = 3  # that are computed where nothing differs, so that what is kept becomes one picture with the words
+LEAST_STEPS = 3  # a run that looks has so many or more, and computes so many even where nothing differs
 MEMORY = 0.4  # of the free memory of the model's device, for keys and values of tokens that are left out
 
 
