@@ -125,8 +125,10 @@ TEXTS = {
     "note.not_looked": "identical requests were not looked for: {error}",
     "note.k1_lowered": "K1 lowered from {wanted} to {k1}: the source's sampler draws noise, so a run can only start "
     "at the sigma of a kept state",
-    "note.k1_look": "{skipped} steps are skipped instead of {wanted}: the look, the steps that renew the picture and "
-    "the last one are computed",
+    "note.k1_look": "{skipped} steps are skipped where K1 asks for {wanted}: the look, the steps that renew the "
+    "picture and those from K2 on are computed",
+    "note.look_second": "the second sampler computes all its steps: after a look, one that draws noise, needs the "
+    "estimate without CFG, or has a step cache cannot skip any",
     "note.draws_noise": "{sampler} draws noise during sampling: the computed steps draw other noise than a run in full",
     "note.areas": "no selective steps: a conditioning applies to a part of the picture only",
     "note.windows": "no selective steps: the model is sampled in context windows",

@@ -24,7 +24,8 @@ class CourseRule:
     every, last: with selective steps, each `every`-th step is a full one, and so are the `last` ones.
     stride: of the steps that leave tokens out, each `stride`-th is computed, and the others are skipped.
     full_from, refresh: where no token is left out, all steps are full from `full_from` on; before it, every
-        `refresh`-th one is (0: the first alone), and the others are skipped.
+        `refresh`-th one is (0: the first alone), and the others are skipped. Of a short schedule some
+        renewals are left out, so that a small change costs no more than a global one.
     thinned: by how many steps the run is shorter after a global change, see `Cut.everywhere`.
     """
 
@@ -93,11 +94,16 @@ def selective_course(steps: int, rule: CourseRule) -> str:
     return "".join(kind(k) for k in range(steps))
 
 
-def skipping_course(steps: int, full_from: int, refresh: int) -> str:
-    """A course that skips steps: see `CourseRule`."""
-    return "".join(
-        FULL if k >= full_from or k == 0 or (refresh and k % refresh == 0) else SKIPPED for k in range(steps)
-    )
+def skipping_course(steps: int, full_from: int, refresh: int, most: int | None = None) -> str:
+    """A course that skips steps: see `CourseRule`.
+
+    most: of the renewals, the last ones are skipped, too, as far as it takes to compute no more steps than this. The
+    first one stays, at which a second look is.
+    """
+    renewals = list(range(refresh, full_from, refresh)) if refresh else []
+    if most is not None:
+        renewals = renewals[: max(1, most - 1 - (steps - full_from))]
+    return "".join(FULL if k >= full_from or k == 0 or k in renewals else SKIPPED for k in range(steps))
 
 
 def skipping_at_least(steps: int, saved: int, refresh: int) -> str:

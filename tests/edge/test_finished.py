@@ -182,8 +182,8 @@ def report(finished, outcome="hit", **figures):
 
 
 def test_the_headline_of_a_hit_says_what_was_reused(finished):
-    line = report(finished, k1=2, k2=3, steps=4, token_share=[0.38]).headline()
-    assert line == "hit 0.87 · 2 of 4 steps reused · 38% of tokens at step 3"
+    line = report(finished, k1=2, k2=3, steps=4, token_share=[0.38], step_equivalents=1.38).headline()
+    assert line == "hit 0.87 · cost of 1.4 of 4 steps"
 
 
 def test_the_headline_of_a_miss_says_why(finished):

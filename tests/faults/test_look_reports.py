@@ -9,7 +9,7 @@ import pytest
 import torch
 from sampling.conftest import difference
 from sampling.graphs import GREEN, RED, UNLIKE, Graph, node
-from sampling.test_hosts import split_in_two
+from sampling.test_hosts import split_at, split_in_two
 from sampling.test_regions import masked
 
 from .conftest import told
@@ -339,8 +339,9 @@ def test_what_a_compressed_source_has_lost_is_no_difference(run, cache, precisio
     assert hit.report["looked"] < 0.02
 
 
-@pytest.mark.parametrize("steps", [6, 12])
-def test_a_second_sampler_of_other_steps_is_sampled_in_full(run, cache, comfy_host, steps):
+@pytest.mark.parametrize(("steps", "kinds"), [(4, "FF"), (6, "FFF"), (16, "FFS-SFFF")])
+def test_a_second_sampler_of_other_steps_goes_on_by_the_number_that_is_left(run, cache, comfy_host, steps, kinds):
+    """Behind 10 steps of 20, of a course that knew nothing of it: of a whole of 12, 13 and 18 steps."""
     run(looking(RED, cache=cache, steps=20))
     g = masked(looking(cache=cache, steps=20, seed=7), [(32, 32, 64, 64)], comfy_host, visible=0)
     g = split_in_two(g, 10)
@@ -348,8 +349,39 @@ def test_a_second_sampler_of_other_steps_is_sampled_in_full(run, cache, comfy_ho
     with block_lengths() as lengths:
         hit = run(g)
     assert hit.report["outcome"] == "hit", told(hit)
-    behind = lengths[-5 * (steps - steps // 2) :]
-    assert set(behind) == {TOKENS}
+    seen = "".join("F" if length == TOKENS else "S" for length in lengths[::5])
+    assert seen == "FFS-S-S".replace("-", "") + kinds.replace("-", "")
+
+
+@pytest.mark.parametrize("scheduler", ["beta", "kl_optimal", "linear_quadratic", "sgm_uniform"])
+def test_two_samplers_save_about_as_much_as_one_with_every_scheduler(run, cache, comfy_host, scheduler):
+    """Only the last sampler knows how many steps there are: a part of these schedules does not tell it."""
+
+    def request(prompt: str, seed: int) -> Graph:
+        g = masked(looking(prompt, cache=cache, steps=20, seed=seed), [(32, 32, 64, 64)], comfy_host, visible=0)
+        g["sample"]["inputs"]["scheduler"] = scheduler
+        return g
+
+    run(request(RED, 5))
+    whole, split = run(request(GREEN, 6)), run(split_in_two(request(GREEN, 7), 12))
+    assert [result.report["outcome"] for result in (whole, split)] == ["hit", "hit"], told(whole) + told(split)
+    assert split.report["steps_computed"] <= whole.report["steps_computed"] + 3
+    assert difference(split.latent, whole.latent) < 0.12
+
+
+def test_three_samplers_share_one_look(run, cache, comfy_host):
+    def request() -> Graph:
+        return masked(looking(cache=cache, steps=20), [(32, 32, 64, 64)], comfy_host, visible=0)
+
+    run(looking(RED, cache=cache, steps=20))
+    whole = run(request())
+    with block_lengths() as lengths:
+        split = run(split_at(request(), 7, 13))
+    assert split.report["outcome"] == "hit", told(split)
+    assert "".join("F" if length == TOKENS else "S" for length in lengths[::5]) == "FFSFSSFFSFFF"
+    assert split.report["steps_computed"] == 12 and split.report["steps"] == 20
+    assert cost_shown(split.report) == pytest.approx(split.report["step_equivalents"], abs=1e-3)
+    assert difference(split.latent, whole.latent) < 0.1
 
 
 def test_a_limit_that_leaves_nothing_to_save_takes_no_noise_of_the_match(run, cache):

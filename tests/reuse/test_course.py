@@ -60,6 +60,18 @@ def test_skipping_computes_every_so_many_steps_and_all_from_some_step_on(steps, 
     assert [k for k in range(first) if kinds[k] == "F"] == list(full) and kinds[first:] == "F" * (steps - first)
 
 
+@given(STEPS)
+def test_a_small_change_costs_no_more_than_a_global_one(steps):
+    rule = course.calibrated().rule(steps)
+    thinned = course.thinned_course(steps, rule.thinned)[0].count("F")
+    kinds = course.skipping_course(steps, min(rule.full_from, steps - 1), rule.refresh, thinned)
+    fewest = course.skipping_course(steps, min(rule.full_from, steps - 1), rule.second_look)
+    assert kinds.count("F") <= max(
+        thinned, fewest[: rule.second_look + 1].count("F") + kinds[rule.full_from :].count("F")
+    )
+    assert rule.second_look == 0 or kinds[rule.second_look] == "F", "where the second look is"
+
+
 @given(STEPS, st.data())
 def test_as_many_steps_are_skipped_as_asked_for_or_as_can_be(steps, data):
     saved, refresh = data.draw(st.integers(1, steps - 2)), data.draw(st.integers(0, steps - 1))

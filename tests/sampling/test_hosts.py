@@ -31,36 +31,26 @@ def with_lora(g, lora: str, strength: float):
 
 def split_in_two(g, at: int):
     """The schedule shared by two samplers, as for two experts."""
+    return split_at(g, at)
+
+
+def split_at(g, *at: int):
+    """The schedule shared by several samplers, the first of them "high" and the last one "sample"."""
     whole = g.pop("sample")["inputs"]
-    common = {
-        "noise_seed": whole["seed"],
-        "steps": whole["steps"],
-        "cfg": whole["cfg"],
-        "sampler_name": whole["sampler_name"],
-        "scheduler": whole["scheduler"],
-        "positive": whole["positive"],
-        "negative": whole["negative"],
-    }
-    g["high"] = node(
-        "KSamplerAdvanced",
-        model=whole["model"],
-        latent_image=whole["latent_image"],
-        add_noise="enable",
-        start_at_step=0,
-        end_at_step=at,
-        return_with_leftover_noise="enable",
-        **common,
-    )
-    g["sample"] = node(
-        "KSamplerAdvanced",
-        model=whole["model"],
-        latent_image=["high", 0],
-        add_noise="disable",
-        start_at_step=at,
-        end_at_step=10000,
-        return_with_leftover_noise="disable",
-        **common,
-    )
+    names = ["high", *(f"middle {k}" for k in range(len(at) - 1)), "sample"]
+    for number, name in enumerate(names):
+        first, last = number == 0, number == len(at)
+        g[name] = node(
+            "KSamplerAdvanced",
+            model=whole["model"],
+            latent_image=whole["latent_image"] if first else [names[number - 1], 0],
+            add_noise="enable" if first else "disable",
+            start_at_step=0 if first else at[number - 1],
+            end_at_step=10000 if last else at[number],
+            return_with_leftover_noise="disable" if last else "enable",
+            noise_seed=whole["seed"],
+            **{key: whole[key] for key in ("steps", "cfg", "sampler_name", "scheduler", "positive", "negative")},
+        )
     return g
 
 

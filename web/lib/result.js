@@ -125,13 +125,9 @@ export class Result {
 
   reuse(figures) {
     if (figures.looking) return t("result.looking")
-    if ((figures.looked ?? null) !== null) {
-      return t("result.looked", { share: percent(figures.looked), cost: number(costOf(figures), 1), steps: figures.steps })
-    }
-    const parts = [t("result.reused", { k1: figures.k1, steps: figures.steps })]
-    const shares = figures.token_share.map((share, i) => [share, figures.k1 + i + 1]).filter(([share]) => share < 1)
-    parts.push(...shares.map(([share, step]) => t("result.share", { share: percent(share), step })))
-    return parts.join(" · ")
+    const cost = t("result.cost", { cost: number(costOf(figures), 1), steps: figures.steps })
+    const differs = (figures.looked ?? null) !== null && t("result.looked", { share: percent(figures.looked) })
+    return [differs, cost].filter(Boolean).join(" · ")
   }
 
   saving(figures) {

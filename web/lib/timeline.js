@@ -9,9 +9,9 @@ const STAGES = ["reused", "selective", "full"]
  * The computed share of the tokens in each step: 0 where it is reused, below 1 where only the changed part is. A run
  * that looked has computed its first step, too.
  */
-function sharesOf({ steps, k1, k2, looked = null, token_share: shares = [] }) {
+function sharesOf({ steps, k1, k2, look = false, token_share: shares = [] }) {
   const shareOf = (step) => {
-    if (step === 0 && looked !== null) return 1
+    if (step === 0 && look) return 1
     if (step < k1) return 0
     return step < k2 ? (shares[step - k1] ?? 1) : 1
   }
@@ -27,7 +27,10 @@ function countsOf(shares) {
   return STAGES.map((_, stage) => shares.filter((share) => stageOf(share) === stage).length)
 }
 
-/** figures: steps, k1, k2, and token_share, the computed share of the tokens in each step from K1 to K2. */
+/**
+ * figures: steps, k1, k2, look (whether the first step is a look), and token_share, the computed share of the tokens
+ * in each step from K1 to K2.
+ */
 export class Timeline {
   constructor(figures) {
     const shares = sharesOf(figures)

@@ -36,7 +36,8 @@ class Report:
     sampling_s: float = 0.0
     chorus_s: float = 0.0
     notes: list[Message] = field(default_factory=list)
-    looked: Regions | None = None  # where the look saw a difference
+    look: bool = False  # whether the first step was a look, which is computed; K1 lies behind it
+    looked: Regions | None = None  # where the look saw a difference; None without a look, and where it saw none
     tokens: list[tuple[str, float]] = field(default_factory=list)  # amplified words with their weights
     source_id: str | None = None  # the entry that the run started from, or that answered it
     cold_s: float | None = None  # sampling time of the same run in full, None if it is not known
@@ -49,13 +50,13 @@ class Report:
 
     def add(self, earlier: Report) -> None:
         """Put the first half of a schedule that two samplers share in front of this one."""
-        if earlier.looked is not None:
+        if earlier.look:
             # Full steps up to the boundary and the first one behind it; those behind that, up to K1, are answered.
             between = [1.0] * (earlier.steps - earlier.k2 + 1) + [0.0] * (self.k1 - 1)
             partly = self.k1 > 1 or self.token_share
             self.token_share = earlier.token_share + (between + self.token_share if partly else [])
             self.k1, self.k2 = earlier.k1, earlier.k1 + len(self.token_share)
-            self.looked = earlier.looked
+            self.look, self.looked = True, earlier.looked
         else:
             self.token_share = earlier.token_share + self.token_share
             self.k1, self.k2 = earlier.k1 + self.k1, earlier.k2 + self.k2
@@ -77,13 +78,9 @@ class Report:
             return f"identical request · {self.steps_computed} of {self.steps} steps computed"
         if self.outcome != "hit":
             return f"{self.outcome}: {self.reason}"
-        parts = [f"hit {self.match_score:.2f}"]
-        if self.looked is not None:
-            parts += [f"{self.looked.edited:.0%} differs"]
-            return " · ".join([*parts, f"cost of {self.step_equivalents:.1f} of {self.steps} steps"])
-        parts += [f"{self.k1} of {self.steps} steps reused"]
-        parts += [f"{share:.0%} of tokens at step {self.k1 + i + 1}" for i, share in enumerate(self.token_share)]
-        return " · ".join(parts)
+        differs = [] if self.looked is None else [f"{self.looked.edited:.0%} differs"]
+        cost = f"cost of {self.step_equivalents:.1f} of {self.steps} steps"
+        return " · ".join([f"hit {self.match_score:.2f}", *differs, cost])
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,7 +107,7 @@ def sampler_call(
         cfg=max([1.0, *guidance.cfgs]),
         cfg_known=is_plain(guidance, model[2]),
         areas=any(cond.get("area") is not None or cond.get("mask") is not None for cond in every),
-        whole_steps=before.whole_steps if before else _whole_steps(schedule, sigma_of),
+        whole_steps=_whole_steps(schedule, before, sigma_of),
         before=before,
         stored=_is_stored(),
         sigma_of=sigma_of,
@@ -239,8 +240,14 @@ def _is_stored() -> bool:
         return True
 
 
-def _whole_steps(schedule: Schedule, sigma_of: Any) -> int:
-    """The number of steps of the whole schedule; this run may be only a part of it."""
+def _whole_steps(schedule: Schedule, before: FinishedRun | None, sigma_of: Callable[[float], float]) -> int:
+    """The number of steps of the whole schedule; this run may be only a part of it.
+
+    Where a part is still to come, it is taken to be spaced as the model's own σ are.
+    """
+    if before is not None:
+        counted = before.report.steps + schedule.steps
+        return counted if schedule.complete else max(counted, before.whole_steps)
 
     def fraction(sigma: float) -> float:
         """Where on the whole schedule a σ lies, to a thousandth: the inverse of `sigma_of`."""

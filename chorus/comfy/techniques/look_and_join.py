@@ -35,10 +35,14 @@ MEMORY = 0.4  # of the free memory of the model's device, for keys and values of
 
 @dataclass(frozen=True)
 class _Begun:
-    """What the second of two samplers goes on with. final: the source's result in model space, [B, C, T, H, W]."""
+    """What the second of two samplers goes on with.
+
+    kinds: of the steps that are over; second_look: the step of it, 0 for none; final: the source's result in model
+        space, [B, C, T, H, W].
+    """
 
     kinds: str
-    places: Mapping[int, float]
+    second_look: int
     joined: bool
     blind: bool
     regions: Regions
@@ -118,23 +122,29 @@ class LookAndJoin(Technique):
         return Decision(looking, plan.source.entry.id, tuple(notes))
 
     def _go_on(self, schedule: Schedule, before: FinishedRun) -> Decision | None:
-        """Go on after the first of two samplers that share a schedule, which has looked."""
+        """Go on after a sampler that has looked, over the part of the schedule that is left.
+
+        The rest is decided anew: only the last sampler knows how many steps there are.
+        """
         begun: _Begun | None = before.results.get(NAME)
         if begun is None:
             return None
-        over = before.report.steps
-        rest, request = begun.kinds[over:], self.request
-        alike = not (request.sampler.draws_noise or request.sampler.reads_uncond or request.guidance.step_cache)
-        if len(rest) != schedule.steps or not alike:
-            rest = FULL * schedule.steps  # other steps than the first sampler took it to have, or nothing to skip with
-        kinds = FULL + rest[1:]  # another model may compute from here on, so its first step is full
-        if set(kinds) != {FULL}:
-            self.active, self.joined, self.blind = True, begun.joined, begun.blind
-            self.kinds, self.outside = kinds, begun.final
-            self.places = {step - over: share for step, share in begun.places.items() if step > over}
-            self._use(begun.regions)
-            self.kv_cache = self._new_kv_cache()
-        return Decision(schedule.looking(kinds))
+        request, over = self.request, len(begun.kinds)
+        if request.sampler.draws_noise or request.sampler.reads_uncond or request.guidance.step_cache:
+            return Decision(schedule.looking(FULL * schedule.steps), notes=(say("note.look_second"),))
+        rule = course.calibrated().rule(request.whole_steps)
+        self.rule = replace(rule, second_look=begun.second_look)
+        self.joined, self.blind = begun.joined, begun.blind
+        self.kv_cache = self._new_kv_cache()
+        self._use(begun.regions)
+        self.kinds = begun.kinds
+        self._settle(over - 1)
+        # Another model may compute from here on, so its first step is full.
+        self.kinds = FULL + self.kinds[over + 1 : over + schedule.steps]
+        self.places = {step - over: share for step, share in self.places.items() if step > over}
+        self.outside = begun.final
+        self.active = set(self.kinds) != {FULL}
+        return Decision(schedule.looking(self.kinds))
 
     def _refusal(self, schedule: Schedule) -> Message | None:
         """Why there is no look, so that the run starts from an early state instead; None where there is one."""
@@ -264,10 +274,15 @@ class LookAndJoin(Technique):
         # A MASK says itself what is kept; otherwise the difference counts, not how far the mask reaches beyond it.
         marked = float(regions.base.float().mean())
         self.joined = not self.blind and (marked < 1.0 if self._masked() else marked <= cut.everywhere)
+        self._settle(step)
+        self._choose_outside(step)
+
+    def _settle(self, step: int) -> None:
+        """What the steps after `step` are, by what is known of the difference."""
+        assert self.rule is not None
         self.kinds = self._course(step, self.share)
         if not self.joined and self.request.plan.stages[resume.NAME].fixed is None:
             self.places = course.thinned_course(self.request.whole_steps, self.rule.thinned)[1]
-        self._choose_outside(step)
 
     def _difference(self, x0: torch.Tensor, compared: torch.Tensor) -> torch.Tensor:
         """Between an estimate [B, C, T, H, W] and the source's, given as means over tokens: [T, H, W] in spreads."""
@@ -338,9 +353,10 @@ class LookAndJoin(Technique):
             rule = replace(rule, last=steps - k2)
         if fixed is not None:
             return [course.skipping_at_least(steps, round(fixed * steps), rule.refresh)]
+        thinned = course.thinned_course(steps, rule.thinned)[0]
         if not self.joined:
-            return [course.thinned_course(steps, rule.thinned)[0]]
-        skipping = course.skipping_course(steps, min(rule.full_from, steps - 1), rule.refresh)
+            return [thinned]
+        skipping = course.skipping_course(steps, min(rule.full_from, steps - 1), rule.refresh, thinned.count(FULL))
         if self.kv_cache is None or self.kv_cache.full:
             return [skipping]
         leaving_out = course.selective_course(steps, rule)
@@ -367,10 +383,12 @@ class LookAndJoin(Technique):
         return {"looked": None if self.regions is None or self.blind else self.regions.cpu()}
 
     def result(self, schedule: Schedule) -> _Begun | None:
-        if not self.active or self.regions is None or schedule.complete:
+        if self.regions is None or schedule.complete:
             return None
-        assert self.outside is not None
-        return _Begun(self.kinds, self.places, self.joined, self.blind, self.regions.cpu(), self.outside.cpu())
+        assert self.outside is not None and self.rule is not None
+        before = self.request.before
+        kinds = (before.results[NAME].kinds if before else "") + schedule.kinds
+        return _Begun(kinds, self.rule.second_look, self.joined, self.blind, self.regions.cpu(), self.outside.cpu())
 
     def drop(self) -> None:
         self.source = self.outside = self.known = self.weights = self.tokens = None
