@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from .join import Cut
 from .schedule import FULL, SELECTIVE, SKIPPED
+
+LEAST_STEPS = 3  # a run that looks has so many or more, and computes so many even where nothing differs
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,28 @@ def skipping_at_least(steps: int, saved: int, refresh: int) -> str:
     return kinds
 
 
-def thinned_course(steps: int, saved: int) -> tuple[str, dict[int, float]]:
-    """(course, places): the evaluations of a schedule that is shorter by `saved`, within one of `steps`.
+@dataclass(frozen=True)
+class Course:
+    """What each step is. After a global change the model is asked within some steps:
 
-    An evaluation belongs to the step in which its σ lies, and the other steps are skipped. places: by step, how far
-    behind the step's own σ that is, in shares of the step; those at 0 are left out.
+    places: by step, how far behind the step's own σ, in shares of the step; those at 0 are left out.
+    """
+
+    kinds: str
+    places: Mapping[int, float] = field(default_factory=dict)
+
+
+def thinned_course(steps: int, saved: int) -> Course:
+    """The evaluations of a schedule that is shorter by `saved`, within one of `steps`.
+
+    An evaluation belongs to the step in which its σ lies, and the other steps are skipped.
     """
     left = steps - min(saved, steps - 2)
     exact = [divmod(i * steps, left) for i in range(left)]
     kinds = [SKIPPED] * steps
     for k, _ in exact:
         kinds[k] = FULL
-    return "".join(kinds), {k: rest / left for k, rest in exact if rest}
+    return Course("".join(kinds), {k: rest / left for k, rest in exact if rest})
 
 
 def at_most_saved(kinds: str, share: float, most: float, last_done: int) -> str:
@@ -141,6 +153,59 @@ def at_most_saved(kinds: str, share: float, most: float, last_done: int) -> str:
             break
         kinds = kinds[:k] + FULL + kinds[k + 1 :]
     return kinds
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What people have set by hand.
+
+    saved: how many steps are to be skipped; None as calibrated.
+    most: the largest share of the steps that a hit may save.
+    k2: the step from which on all are full; None as calibrated.
+    """
+
+    saved: int | None
+    most: float
+    k2: int | None
+
+
+def after_look(past: str, steps: int, rule: CourseRule, limits: Limits, *, share: float, leaves_out: bool) -> Course:
+    """The cheapest course after a look that has found a part of the picture to differ.
+
+    past: what the steps up to the look were; the rest is decided. share: of the tokens that selective steps compute;
+    leaves_out: whether there can be any.
+    """
+    rule = rule if limits.k2 is None else replace(rule, last=steps - limits.k2)
+    if limits.saved is not None:
+        possible = [skipping_at_least(steps, limits.saved, rule.refresh)]
+    else:
+        most = thinned_course(steps, rule.thinned).kinds.count(FULL)
+        possible = [skipping_course(steps, min(rule.full_from, steps - 1), rule.refresh, most)]
+        if leaves_out:
+            selective = selective_course(steps, rule)
+            nothing = selective.replace(SELECTIVE, SKIPPED)
+            if share > 0.0:
+                possible.append(selective)
+            elif steps - nothing.count(SKIPPED) >= LEAST_STEPS:
+                possible = [nothing]
+    return Course(min((_within(limits, past, kinds, share) for kinds in possible), key=lambda k: cost(k, share)))
+
+
+def after_global_change(past: str, steps: int, rule: CourseRule, limits: Limits) -> Course:
+    """The course where nothing of the source is kept, likewise."""
+    if limits.saved is not None:
+        return Course(_within(limits, past, skipping_at_least(steps, limits.saved, rule.refresh), 1.0))
+    thinned = thinned_course(steps, rule.thinned)
+    return replace(thinned, kinds=_within(limits, past, thinned.kinds, 1.0))
+
+
+def _within(limits: Limits, past: str, wanted: str, share: float) -> str:
+    """A wanted course, with the steps up to a look as they were, and no more saved than is allowed."""
+    kinds, steps = past + wanted[len(past) :], len(wanted)
+    if limits.k2 is not None:
+        first = max(limits.k2, len(past))
+        kinds = kinds[:first] + FULL * (steps - first)
+    return at_most_saved(kinds, share, limits.most, len(past) - 1)
 
 
 def cost(kinds: str, share: float) -> float:

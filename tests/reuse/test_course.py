@@ -30,7 +30,7 @@ def courses(draw) -> str:
         return course.selective_course(steps, draw(rules(steps)))
     if made == "skipping":
         return course.skipping_course(steps, draw(st.integers(1, steps - 1)), draw(st.integers(0, steps - 1)))
-    return course.thinned_course(steps, draw(st.integers(1, 2 * steps)))[0]
+    return course.thinned_course(steps, draw(st.integers(1, 2 * steps))).kinds
 
 
 @given(courses())
@@ -42,7 +42,8 @@ def test_every_course_begins_with_a_full_step(kinds):
 
 @given(STEPS, st.integers(1, 100))
 def test_thinning_skips_as_many_steps_as_it_is_told(steps, saved):
-    kinds, places = course.thinned_course(steps, saved)
+    thinned = course.thinned_course(steps, saved)
+    kinds, places = thinned.kinds, thinned.places
     assert len(kinds) == steps and kinds.count("-") == min(saved, steps - 2)
     if saved <= steps // 2:
         assert "--" not in kinds, "so few steps can be spread without two of them in a row"
@@ -63,7 +64,7 @@ def test_skipping_computes_every_so_many_steps_and_all_from_some_step_on(steps, 
 @given(STEPS)
 def test_a_small_change_costs_no_more_than_a_global_one(steps):
     rule = course.calibrated().rule(steps)
-    thinned = course.thinned_course(steps, rule.thinned)[0].count("F")
+    thinned = course.thinned_course(steps, rule.thinned).kinds.count("F")
     kinds = course.skipping_course(steps, min(rule.full_from, steps - 1), rule.refresh, thinned)
     fewest = course.skipping_course(steps, min(rule.full_from, steps - 1), rule.second_look)
     assert kinds.count("F") <= max(
@@ -140,7 +141,7 @@ def test_the_calibrated_courses_fit_schedules_of_every_length(steps):
     first = min(rule.full_from, steps - 1)
     kinds = [course.selective_course(steps, rule), course.skipping_course(steps, first, rule.refresh)]
     assert kinds[0][-1] == kinds[1][-1] == "F"
-    for made in [*kinds, course.thinned_course(steps, rule.thinned)[0]]:
+    for made in [*kinds, course.thinned_course(steps, rule.thinned).kinds]:
         assert len(made) == steps and made[0] == "F"
         assert course.cost(made, 0.0) < steps, "nothing would be saved"
 

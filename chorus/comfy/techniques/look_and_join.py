@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from ...messages import Message, said_by, say
 from ...reuse import course
 from ...reuse.join import channel_spread, difference, joined, rim, token_means, with_frames
 from ...reuse.regions import Regions, build
-from ...reuse.schedule import FULL, SELECTIVE, SKIPPED, Schedule
+from ...reuse.schedule import FULL, SKIPPED, Schedule
 from ..networks import KVCache, ModelCall
 from ..sampling.finished import FinishedRun
 from ..sampling.guidance import Guidance
@@ -29,7 +28,6 @@ from .base import NOTHING, CallWork, Decision, Refused, Technique
 from .source import Picture, picture, same_text, schedules_agree, unfit
 
 NAME = "look_and_join"
-LEAST_STEPS = 3  # a run that looks has so many or more, and computes so many even where nothing differs
 MEMORY = 0.4  # of the free memory of the model's device, for keys and values of tokens that are left out
 
 
@@ -79,8 +77,7 @@ class LookAndJoin(Technique):
     share = 1.0  # of the tokens that these are; read from the device once a look
     kv_cache: KVCache | None = None
     rule: course.CourseRule | None = None
-    kinds: str = ""  # of all steps of the schedule, of which this sampler's may be the first part; "" before the look
-    places: Mapping[int, float] = MappingProxyType({})  # after a global change, see `thinned_course`
+    walk: course.Course | None = None  # of the whole schedule, of which this sampler's may be the first part
     moved: float | None = None  # σ of an evaluation that is not at the sampler's own
 
     # -- before sampling ---------------------------------------------------------------------------------------
@@ -110,7 +107,9 @@ class LookAndJoin(Technique):
         if isinstance(source, Message):
             return Refused(source)
         self.source, self.rule = source, rule if source.second is not None else replace(rule, second_look=0)
-        if set(self._course(0, 0.0)) == {FULL}:
+        steps, limits = request.whole_steps, self._limits()
+        shortest = course.after_look(FULL, steps, self.rule, limits, share=0.0, leaves_out=False)
+        if set(shortest.kinds) == {FULL}:
             return Refused(say("miss.nothing_saved"), miss=True)
         self.kv_cache = self._new_kv_cache()
         self.active = True
@@ -137,14 +136,13 @@ class LookAndJoin(Technique):
         self.joined, self.blind = begun.joined, begun.blind
         self.kv_cache = self._new_kv_cache()
         self._use(begun.regions)
-        self.kinds = begun.kinds
-        self._settle(over - 1)
+        self._settle(begun.kinds)
         # Another model may compute from here on, so its first step is full.
-        self.kinds = FULL + self.kinds[over + 1 : over + schedule.steps]
-        self.places = {step - over: share for step, share in self.places.items() if step > over}
-        self.outside = begun.final
-        self.active = set(self.kinds) != {FULL}
-        return Decision(schedule.looking(self.kinds))
+        kinds = FULL + self.walk.kinds[over + 1 : over + schedule.steps]
+        places = {step - over: share for step, share in self.walk.places.items() if step > over}
+        self.walk, self.outside = course.Course(kinds, places), begun.final
+        self.active = set(kinds) != {FULL}
+        return Decision(schedule.looking(kinds))
 
     def _refusal(self, schedule: Schedule) -> Message | None:
         """Why there is no look, so that the run starts from an early state instead; None where there is one."""
@@ -163,7 +161,7 @@ class LookAndJoin(Technique):
         # Estimates of other σ differ for that reason, and the source's picture may be that of fewer steps.
         if not schedules_agree(entry.sigmas, schedule):
             return say("note.look_sigmas")
-        if request.whole_steps < LEAST_STEPS:
+        if request.whole_steps < course.LEAST_STEPS:
             return say("note.look_steps", steps=request.whole_steps)
         return None
 
@@ -190,12 +188,13 @@ class LookAndJoin(Technique):
         evenly over the evaluations that are left.
         """
         self.moved = None
-        if not self.active or step not in self.places or step >= schedule.k2 or schedule.begins_at(sigma) is None:
+        places = {} if self.walk is None else self.walk.places
+        if not self.active or step not in places or step >= schedule.k2 or schedule.begins_at(sigma) is None:
             return None
         if self.known is None:  # of a second sampler, whose first step has not been computed here
             return None
         after = schedule.sigmas[step + 1]
-        self.moved = sigma + self.places[step] * (after - sigma)
+        self.moved = sigma + places[step] * (after - sigma)
         return torch.lerp(self.known.to(x), x, self.moved / sigma), self.moved
 
     def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:
@@ -234,9 +233,9 @@ class LookAndJoin(Technique):
         return torch.lerp(before.to(x0), x0, (1.0 - after / self.moved) / (1.0 - after / sigma))
 
     def decide(self, schedule: Schedule, step: int) -> Decision | None:
-        kinds = self.kinds[: schedule.steps]
-        if not self.active or not kinds:
+        if not self.active or self.walk is None:
             return None
+        kinds = self.walk.kinds[: schedule.steps]
         notes = self._fewer_skipped()
         if self.blind:
             notes = (*notes, say("note.look_blind"))
@@ -251,14 +250,15 @@ class LookAndJoin(Technique):
         settings = self.request.plan.stages[resume.NAME]
         if settings.fixed is None or self.request.before is not None:
             return ()
-        skipped = self.kinds.count(SKIPPED)
+        assert self.walk is not None
+        skipped = self.walk.kinds.count(SKIPPED)
         wanted = round(min(settings.fixed, settings.most) * self.request.whole_steps)
         return (say("note.k1_look", skipped=skipped, wanted=wanted),) if skipped < wanted else ()
 
     def _look(self, x0: torch.Tensor, step: int) -> None:
         """At a step of a look, find where the target differs from the source, and settle what each further step is."""
         assert self.source is not None and self.rule is not None
-        first = not self.kinds
+        first, past = self.walk is None, FULL if self.walk is None else self.walk.kinds[: step + 1]
         compared = self.source.first if first else self.source.second if step == self.rule.second_look else None
         if compared is None:
             return
@@ -274,15 +274,18 @@ class LookAndJoin(Technique):
         # A MASK says itself what is kept; otherwise the difference counts, not how far the mask reaches beyond it.
         marked = float(regions.base.float().mean())
         self.joined = not self.blind and (marked < 1.0 if self._masked() else marked <= cut.everywhere)
-        self._settle(step)
+        self._settle(past)
         self._choose_outside(step)
 
-    def _settle(self, step: int) -> None:
-        """What the steps after `step` are, by what is known of the difference."""
+    def _settle(self, past: str) -> None:
+        """What the steps after the `past` ones are, by what is known of the difference."""
         assert self.rule is not None
-        self.kinds = self._course(step, self.share)
-        if not self.joined and self.request.plan.stages[resume.NAME].fixed is None:
-            self.places = course.thinned_course(self.request.whole_steps, self.rule.thinned)[1]
+        steps, limits = self.request.whole_steps, self._limits()
+        if self.joined:
+            leaves_out = self.kv_cache is not None and not self.kv_cache.full
+            self.walk = course.after_look(past, steps, self.rule, limits, share=self.share, leaves_out=leaves_out)
+        else:
+            self.walk = course.after_global_change(past, steps, self.rule, limits)
 
     def _difference(self, x0: torch.Tensor, compared: torch.Tensor) -> torch.Tensor:
         """Between an estimate [B, C, T, H, W] and the source's, given as means over tokens: [T, H, W] in spreads."""
@@ -292,10 +295,10 @@ class LookAndJoin(Technique):
 
     def _choose_outside(self, step: int) -> None:
         """Keep the source's own c outside the mask until a second look, and its result from the last look on."""
-        source, rule = self.source, self.rule
-        assert source is not None and rule is not None
-        last_joined = max((k for k, kind in enumerate(self.kinds) if kind != FULL), default=0)
-        looks_again = self.joined and step < rule.second_look < last_joined and self.kinds[rule.second_look] == FULL
+        assert self.source is not None and self.rule is not None and self.walk is not None
+        source, rule, kinds = self.source, self.rule, self.walk.kinds
+        last_joined = max((k for k, kind in enumerate(kinds) if kind != FULL), default=0)
+        looks_again = self.joined and step < rule.second_look < last_joined and kinds[rule.second_look] == FULL
         self.outside = source.before if looks_again else source.final
         if not looks_again:
             self.source = None
@@ -328,47 +331,12 @@ class LookAndJoin(Technique):
             base = base | known.base.to(base.device)
         return build(base, given.edit_radius, given.visible_radius)
 
-    def _course(self, step: int, share: float) -> str:
-        """What each step is, those up to the look at `step` as they were; within what people have set by hand.
-
-        share: of the tokens that selective steps compute.
-        """
+    def _limits(self) -> course.Limits:
+        """What people have set by hand."""
         steps, settings = self.request.whole_steps, self.request.plan.stages[resume.NAME]
-        k2 = self._fixed_k2(steps)
-        past = self.kinds[: step + 1]
-        possible = []
-        for wanted in self._wanted(share, settings.fixed, k2):
-            kinds = past + wanted[len(past) :]
-            if k2 is not None:
-                first = max(k2, step + 1)
-                kinds = kinds[:first] + FULL * (steps - first)
-            possible.append(course.at_most_saved(kinds, share, settings.most, step))
-        return min(possible, key=lambda kinds: course.cost(kinds, share))
-
-    def _wanted(self, share: float, fixed: float | None, k2: int | None) -> list[str]:
-        """The courses of which the cheapest is taken."""
-        steps, rule = self.request.whole_steps, self.rule
-        assert rule is not None
-        if k2 is not None:
-            rule = replace(rule, last=steps - k2)
-        if fixed is not None:
-            return [course.skipping_at_least(steps, round(fixed * steps), rule.refresh)]
-        thinned = course.thinned_course(steps, rule.thinned)[0]
-        if not self.joined:
-            return [thinned]
-        skipping = course.skipping_course(steps, min(rule.full_from, steps - 1), rule.refresh, thinned.count(FULL))
-        if self.kv_cache is None or self.kv_cache.full:
-            return [skipping]
-        leaving_out = course.selective_course(steps, rule)
-        if share == 0.0:
-            nothing = leaving_out.replace(SELECTIVE, SKIPPED)
-            return [nothing if steps - nothing.count(SKIPPED) >= LEAST_STEPS else skipping]
-        return [leaving_out, skipping]
-
-    def _fixed_k2(self, steps: int) -> int | None:
-        """The step from which on all are full, where the stage 3 node says it; None as calibrated."""
         full = self.request.plan.stages.get(selective.REFINE)
-        return None if full is None or full.fixed is None else min(steps - 1, max(1, round(full.fixed * steps)))
+        k2 = None if full is None or full.fixed is None else min(steps - 1, max(1, round(full.fixed * steps)))
+        return course.Limits(None if settings.fixed is None else round(settings.fixed * steps), settings.most, k2)
 
     def expected_share(self, schedule: Schedule, step: int) -> float:
         if not self.active or self.regions is None or step == 0:
