@@ -33,11 +33,20 @@ export function isSampler(node) {
   return guiderOf(node) !== null
 }
 
+/** Whether a sampler goes on from the latent that it is given as it is, because it adds no noise. */
+function goesOn(sampler) {
+  const widget = sampler.widgets?.find(named("add_noise"))
+  if (widget) return widget.value === "disable" || widget.value === false
+  const slot = inputOf(sampler, ofType("NOISE"))
+  return slot >= 0 && sampler.getInputNode(slot)?.comfyClass === "DisableNoise"
+}
+
 /** The samplers of one run, [first, second] where two share a schedule, one handing its latent to the other. */
 function pairOf(sampler) {
   const before = sampler.getInputNode(inputOf(sampler, ofType("LATENT")))
-  if (before && isSampler(before)) return [before, sampler]
-  const after = (sampler.getOutputNodes(outputOf(sampler, "LATENT")) ?? []).find(isSampler)
+  if (before && isSampler(before) && goesOn(sampler)) return [before, sampler]
+  const behind = sampler.getOutputNodes(outputOf(sampler, "LATENT")) ?? []
+  const after = behind.find((node) => isSampler(node) && goesOn(node))
   return after ? [sampler, after] : [sampler]
 }
 

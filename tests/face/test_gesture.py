@@ -68,6 +68,13 @@ TOOLS = """([model, side, length, prompt]) => {
             }
             return shown(b, add("SamplerCustomAdvanced", {}, links))
         },
+        twice() { // a second run, from noise again, over the first one's result
+            const b = base(prompt)
+            const links = (latent) => ({ model: [b.model, 0], latent_image: [latent, 0], ...conds(b) })
+            const first = add("KSamplerAdvanced", { ...few, noise_seed: 7 }, links(b.latent))
+            shown(b, add("KSamplerAdvanced", { ...few, noise_seed: 8, start_at_step: 2 }, links(first)))
+            return first
+        },
     }
     window.told = (graph = app.graph) => {
         const { nodes, links } = graph.serialize()
@@ -158,6 +165,18 @@ def test_what_is_added_is_wired_and_works(open_page, kind) -> None:
         page.evaluate(TYPE, SIMILAR)
         face.run()
         assert "Hit" in face.result("ChorusCacheStore")
+
+
+def test_a_sampler_that_adds_noise_to_the_result_of_another_one_is_a_run_of_its_own(open_page) -> None:
+    with open_page() as face:
+        page = face.page
+        prepare(page, "twice")
+        page.evaluate(CHOOSE, "Add Chorus")
+        queued = page.evaluate(QUEUED)
+        (chorus,) = (node["inputs"] for node in queued if node["type"] == "Chorus")
+        assert "low_noise_model" not in chorus
+        models = [node["inputs"]["model"] for node in queued if node["type"] == "KSamplerAdvanced"]
+        assert models == [["Chorus", 0], ["UNETLoader", 0]]
 
 
 def test_a_node_that_does_not_sample_offers_nothing(open_page) -> None:

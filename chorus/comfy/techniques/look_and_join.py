@@ -136,10 +136,10 @@ class LookAndJoin(Technique):
         self.joined, self.blind = begun.joined, begun.blind
         self.kv_cache = self._new_kv_cache()
         self._use(begun.regions)
-        self._settle(begun.kinds)
+        walk = self._settled(begun.kinds)
         # Another model may compute from here on, so its first step is full.
-        kinds = FULL + self.walk.kinds[over + 1 : over + schedule.steps]
-        places = {step - over: share for step, share in self.walk.places.items() if step > over}
+        kinds = FULL + walk.kinds[over + 1 : over + schedule.steps]
+        places = {step - over: share for step, share in walk.places.items() if step > over}
         self.walk, self.outside = course.Course(kinds, places), begun.final
         self.active = set(kinds) != {FULL}
         return Decision(schedule.looking(kinds))
@@ -188,7 +188,7 @@ class LookAndJoin(Technique):
         evenly over the evaluations that are left.
         """
         self.moved = None
-        places = {} if self.walk is None else self.walk.places
+        places: Mapping[int, float] = {} if self.walk is None else self.walk.places
         if not self.active or step not in places or step >= schedule.k2 or schedule.begins_at(sigma) is None:
             return None
         if self.known is None:  # of a second sampler, whose first step has not been computed here
@@ -274,18 +274,17 @@ class LookAndJoin(Technique):
         # A MASK says itself what is kept; otherwise the difference counts, not how far the mask reaches beyond it.
         marked = float(regions.base.float().mean())
         self.joined = not self.blind and (marked < 1.0 if self._masked() else marked <= cut.everywhere)
-        self._settle(past)
+        self.walk = self._settled(past)
         self._choose_outside(step)
 
-    def _settle(self, past: str) -> None:
-        """What the steps after the `past` ones are, by what is known of the difference."""
+    def _settled(self, past: str) -> course.Course:
+        """The course with what the steps after the `past` ones are, by what is known of the difference."""
         assert self.rule is not None
         steps, limits = self.request.whole_steps, self._limits()
         if self.joined:
             leaves_out = self.kv_cache is not None and not self.kv_cache.full
-            self.walk = course.after_look(past, steps, self.rule, limits, share=self.share, leaves_out=leaves_out)
-        else:
-            self.walk = course.after_global_change(past, steps, self.rule, limits)
+            return course.after_look(past, steps, self.rule, limits, share=self.share, leaves_out=leaves_out)
+        return course.after_global_change(past, steps, self.rule, limits)
 
     def _difference(self, x0: torch.Tensor, compared: torch.Tensor) -> torch.Tensor:
         """Between an estimate [B, C, T, H, W] and the source's, given as means over tokens: [T, H, W] in spreads."""
