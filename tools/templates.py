@@ -31,12 +31,19 @@ MODELS = {
     "wan2.1_t2v_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN21}/diffusion_models"),
     "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN22}/diffusion_models"),
     "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN22}/diffusion_models"),
+    "wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN22}/diffusion_models"),
+    "wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN22}/diffusion_models"),
     "umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("text_encoders", f"{_WAN21}/text_encoders"),
     "wan_2.1_vae.safetensors": ("vae", f"{_WAN21}/vae"),
     "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16.safetensors": (
         "loras",
         f"{_HF}/Kijai/WanVideo_comfy/resolve/main/Lightx2v",
     ),
+    **{
+        f"wan2.2_{kind}_noise.safetensors": ("loras", f"{_WAN22}/loras")
+        for version in ("i2v_lightx2v_4steps_lora_v1", "t2v_lightx2v_4steps_lora_v1.1")
+        for kind in (f"{version}_high", f"{version}_low")
+    },
 }
 """File name to its folder below `models` and to where it can be downloaded."""
 
@@ -46,6 +53,7 @@ HEIGHTS = {
     "CLIPTextEncode": 170,
     "PreviewAny": 170,
     "PreviewImage": 300,
+    "LoadImage": 340,
     "SaveVideo": 340,
 }
 """Nodes that show text or pictures, in pixels; the others are as high as their rows."""
@@ -85,7 +93,25 @@ def _inputs(models: Sequence[str], negative: str = "6") -> tuple[tuple[Group, ..
     )
 
 
+_EXPERTS = ("1", "23", "8", "21", "25", "22", "2", "3")
+
+
+def _four_steps(*inputs: str) -> Layout:
+    """Two experts with their LoRAs, and Chorus in one node."""
+    return Layout(
+        560,
+        (
+            (Group("1 · Models", (_EXPERTS,)),),
+            (Group("2 · Prompt and size", (inputs,), 400, "#4a7a4a"),),
+            (Group("3 · Chorus", (("9",),), colour="#3b8f8f"), Group("4 · Sample", (("10", "24"),))),
+            (Group("5 · Keep and save", (("11", "12", "13"), ("14", "15"))),),
+        ),
+    )
+
+
 LAYOUTS = {
+    "image_to_video_wan22_4steps": _four_steps("20", "4", "5", "6", "7"),
+    "text_to_video_wan22_4steps": _four_steps("4", "5", "6", "7"),
     "wan21_t2v_chorus_one_node": Layout(
         560,
         (

@@ -8,6 +8,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from chorus.reuse import course
+from chorus.reuse.schedule import FULL, SELECTIVE, SKIPPED
+
 SIZE = (640, 400)
 _SCALE = 3  # drawn larger and shrunk, for smooth edges
 _BACKGROUND, _DOT = "#12171c", "#1d252d"
@@ -25,6 +28,8 @@ _LINKS = {
     "STRING": "#8bc98b",
 }
 _HEADINGS = {
+    "image_to_video_wan22_4steps": ("Wan 2.2", "from an image, four steps"),
+    "text_to_video_wan22_4steps": ("Wan 2.2", "four steps"),
     "wan21_t2v_chorus_one_node": ("Wan 2.1", "one node"),
     "wan21_t2v_chorus": ("Wan 2.1", "stage by stage"),
     "wan21_t2v_cold_beside_chorus": ("Wan 2.1", "in full beside Chorus"),
@@ -91,24 +96,32 @@ def _curve(pen: ImageDraw.ImageDraw, a: tuple[float, float], b: tuple[float, flo
 
 
 def _steps(pen: ImageDraw.ImageDraw, count: int, box: tuple[int, int, int, int]) -> None:
-    """The steps of a run: reused ones as outlines, selective ones half filled, full ones filled."""
-    reused, selective = count // 4, count // 4
+    """The steps of a hit: full ones filled, selective ones half filled, skipped ones as outlines."""
+    kinds = course.selective_course(count, course.calibrated().rule(count))
     gap = 4 if count > 8 else 8
     width = (box[2] - box[0] + gap) / count
-    for step in range(count):
+    for step, kind in enumerate(kinds):
         x = box[0] + step * width
-        corners = [v * _SCALE for v in (x, box[1], x + width - gap, box[3])]
-        if step < reused:
-            pen.rounded_rectangle(corners, 4 * _SCALE, outline="#4a5965", width=round(1.5 * _SCALE))
-            continue
-        full = step >= reused + selective
-        pen.rounded_rectangle(corners, 4 * _SCALE, fill=_CHORUS_HEAD if full else _GROUP, outline=_CHORUS_HEAD)
-        if not full:
-            middle = (corners[1] + corners[3]) / 2
-            pen.rounded_rectangle((corners[0], middle, *corners[2:]), 4 * _SCALE, fill=_CHORUS_HEAD)
-    starts = (0, reused, reused + selective)
-    for start, words in zip(starts, ("reused", "only what changed", "full"), strict=True):
-        _write(pen, (box[0] + start * width, box[3] + 8), words, 15, _QUIET)
+        corners = (x * _SCALE, box[1] * _SCALE, (x + width - gap) * _SCALE, box[3] * _SCALE)
+        _step(pen, corners, kind)
+    x = float(box[0])
+    for kind, words in ((FULL, "full"), (SELECTIVE, "only what changed"), (SKIPPED, "skipped")):
+        if kind in kinds:
+            side = 13
+            _step(pen, tuple(v * _SCALE for v in (x, box[3] + 11, x + side, box[3] + 11 + side)), kind)
+            _write(pen, (x + side + 6, box[3] + 8), words, 15, _QUIET)
+            x += side + 6 + _width(words, 15) + 22
+
+
+def _step(pen: ImageDraw.ImageDraw, corners: tuple[float, ...], kind: str) -> None:
+    radius = 4 * _SCALE if corners[2] - corners[0] > 20 * _SCALE else 2 * _SCALE
+    if kind == SKIPPED:
+        pen.rounded_rectangle(corners, radius, outline="#4a5965", width=round(1.5 * _SCALE))
+        return
+    pen.rounded_rectangle(corners, radius, fill=_CHORUS_HEAD if kind == FULL else _GROUP, outline=_CHORUS_HEAD)
+    if kind == SELECTIVE:
+        middle = (corners[1] + corners[3]) / 2
+        pen.rounded_rectangle((corners[0], middle, *corners[2:]), radius, fill=_CHORUS_HEAD)
 
 
 def _write(pen: ImageDraw.ImageDraw, at: tuple[float, float], words: str, size: int, colour: str) -> None:
