@@ -37,6 +37,7 @@ def prepare(
     base: Path,
     custom_nodes: Mapping[str, Path] = CUSTOM_NODES,
     models: Mapping[str, Path] = MODELS,
+    comfyui: Path | None = None,
 ) -> None:
     """Make `base` a base directory for ComfyUI; one that was used before keeps what it holds.
 
@@ -44,6 +45,7 @@ def prepare(
         base: the folder; made if missing.
         custom_nodes: folder name in `custom_nodes` to the pack's folder.
         models: path below `models` to the file; a file that does not exist is left out.
+        comfyui: the ComfyUI whose own input images lie in `input`, as they do where people installed it.
     """
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
@@ -53,6 +55,9 @@ def prepare(
     for name, source in models.items():
         if source.is_file():
             _link_or_copy(source, base / "models" / name)
+    if comfyui is not None and (comfyui / "input").is_dir():
+        for source in (comfyui / "input").glob("*.png"):
+            shutil.copyfile(source, base / "input" / source.name)
 
 
 def write_extra_model_paths(file: Path, folders: Mapping[str, Sequence[Path]]) -> None:

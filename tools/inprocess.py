@@ -182,8 +182,8 @@ def boot(
         HostFailure: another module hides one of ComfyUI's, or a custom node did not load.
     """
     base = base.absolute()
-    base_directory.prepare(base, custom_nodes, models)
     root = comfyui.find()
+    base_directory.prepare(base, custom_nodes, models, root)
     sys.path.insert(0, str(root))
     argv = ["main.py", "--base-directory", str(base), "--disable-api-nodes"]
     argv += ["--database-url", "sqlite:///:memory:", *arguments]

@@ -106,8 +106,8 @@ class ComfyServer:
         """Start the server and wait until it answers. port: 0 takes a free one. Raises `ServerFailure`."""
         if self._process is not None:
             raise ServerFailure(f"the server already runs at {self.url}: call stop() first")
-        base_directory.prepare(self.base, self._custom_nodes, self._models)
         root = comfyui.find()
+        base_directory.prepare(self.base, self._custom_nodes, self._models, root)
         port = port or _free_port()
         command = [sys.executable, str(root / "main.py"), "--base-directory", str(self.base)]
         command += ["--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]

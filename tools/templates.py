@@ -244,6 +244,8 @@ def _node(key: str, node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[st
         values.append("" if linked else value)
         if len(spec) > 1 and spec[1].get("control_after_generate"):
             values.append("fixed")  # the same seed with another prompt is what people compare
+        if len(spec) > 1 and spec[1].get("image_upload"):
+            values.append("image")  # the button below it
     properties: dict[str, Any] = {"Node name for S&R": kind}
     if models := [_download(value) for value in values if isinstance(value, str) and value in MODELS]:
         properties["models"] = models

@@ -128,6 +128,11 @@ class Course:
     kinds: str
     places: Mapping[int, float] = field(default_factory=dict)
 
+    @property
+    def full_from(self) -> int:
+        """The first step from which on all are full at their own σ, so that nothing is joined any more."""
+        return len(self.kinds.rstrip(FULL))
+
 
 def thinned_course(steps: int, saved: int) -> Course:
     """The evaluations of a schedule that is shorter by `saved`, within one of `steps`.

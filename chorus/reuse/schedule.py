@@ -24,8 +24,8 @@ class Schedule:
     start: the σ at which the walk begins, at or above σ_K1; None for σ_K1 itself. From a higher one the N − K1
         steps cover all the way from there, spaced as the schedule is.
     kinds: where the run looks, or goes on after a first sampler that has looked, what each of the N steps is: FULL,
-        SELECTIVE or SKIPPED (the latest estimate is used again, so that the state moves on in a straight line). ""
-        for all other walks.
+        SELECTIVE or SKIPPED (the latest estimate is used again, so that the state moves on in a straight line). Only
+        where it goes on the first may be skipped. "" for all other walks.
     looks: the steps whose estimates are compared with the source's, so that nothing else may change them.
     """
 
@@ -41,8 +41,8 @@ class Schedule:
             raise ValueError(f"a schedule has at least two σ, this one has {len(self.sigmas)}")
         if not 0 <= self.k1 <= self.k2 <= self.steps:
             raise ValueError(f"K1 = {self.k1}, K2 = {self.k2}: expected 0 ≤ K1 ≤ K2 ≤ {self.steps}")
-        if self.kinds and (len(self.kinds) != self.steps or self.kinds[0] != FULL or set(self.kinds) - _KINDS):
-            raise ValueError(f"kinds {self.kinds!r}: expected a full step and {self.steps - 1} more of {_KINDS}")
+        if self.kinds and (len(self.kinds) != self.steps or self.kinds[0] == SELECTIVE or set(self.kinds) - _KINDS):
+            raise ValueError(f"kinds {self.kinds!r}: expected {self.steps} of {_KINDS}, the first one not selective")
 
     @property
     def steps(self) -> int:

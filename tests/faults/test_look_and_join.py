@@ -223,9 +223,9 @@ def test_the_own_seed_has_no_say_unless_another_take_is_wanted(run, cache):
     assert difference(taken_there, there) > 1.5 * difference(kept_there, there)
 
 
-@pytest.mark.parametrize("at", [7, 10, 18])
-def test_two_samplers_that_share_a_schedule_look_once_and_join_across_the_boundary(run, cache, comfy_host, at):
-    settings = {"cache": cache, "steps": 20}
+@pytest.mark.parametrize(("steps", "at"), [(4, 1), (4, 2), (4, 3), (20, 7), (20, 10), (20, 13), (20, 18)])
+def test_two_samplers_that_share_a_schedule_look_once_and_join_across_the_boundary(run, cache, comfy_host, steps, at):
+    settings = {"cache": cache, "steps": steps}
     run(looking(RED, **settings))
 
     def given_a_mask() -> Graph:
@@ -238,8 +238,11 @@ def test_two_samplers_that_share_a_schedule_look_once_and_join_across_the_bounda
     inside = int(looks_seen[-1].sum())
     assert 0 < inside < TOKENS
     kinds = "".join("F" if length == TOKENS else "S" for length in lengths[::5])
-    plain_course = "F---FS-S-S-SFS-S-FFF"
-    expected = plain_course[:at] + "F" + plain_course[at + 1 :]
+    plain_course = {4: "FS-F", 20: "F---FS-S-S-SFS-S-FFF"}[steps]
+    behind = plain_course[at:]
+    if behind.lstrip("-").startswith("S"):  # the second model has kept no keys and values yet
+        behind = behind.replace("S", "F", 1)
+    expected = plain_course[:at] + behind
     assert kinds == expected.replace("-", "")
     assert split.report["steps_computed"] == len(kinds)
     assert split.report["looked"] == whole.report["looked"] == pytest.approx(inside / TOKENS, abs=1e-4)

@@ -339,7 +339,7 @@ def test_what_a_compressed_source_has_lost_is_no_difference(run, cache, precisio
     assert hit.report["looked"] < 0.02
 
 
-@pytest.mark.parametrize(("steps", "kinds"), [(4, "FF"), (6, "FFF"), (16, "FFS-SFFF")])
+@pytest.mark.parametrize(("steps", "kinds"), [(4, "FF"), (6, "FFF"), (16, "-FS-SFFF")])
 def test_a_second_sampler_of_other_steps_goes_on_by_the_number_that_is_left(run, cache, comfy_host, steps, kinds):
     """Behind 10 steps of 20, of a course that knew nothing of it: of a whole of 12, 13 and 18 steps."""
     run(looking(RED, cache=cache, steps=20))

@@ -86,6 +86,8 @@ def test_template_holds_the_same_graph(name: str, object_info: dict[str, Any]) -
                 inputs[input_name] = next(values)
                 if len(spec) > 1 and spec[1].get("control_after_generate"):
                     assert next(values) in ("fixed", "randomize", "increment", "decrement")
+                if len(spec) > 1 and spec[1].get("image_upload"):
+                    assert next(values) == "image"
         assert next(values, "no more") == "no more", f"{node['type']} has widget values left over"
         for entry in node["inputs"]:
             if entry["link"] is not None:

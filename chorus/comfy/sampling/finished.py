@@ -36,7 +36,7 @@ class Report:
     sampling_s: float = 0.0
     chorus_s: float = 0.0
     notes: list[Message] = field(default_factory=list)
-    look: bool = False  # whether the first step was a look, which is computed; K1 lies behind it
+    look: bool = False  # whether the first step, before K1, was computed: a look
     looked: Regions | None = None  # where the look saw a difference; None without a look, and where it saw none
     tokens: list[tuple[str, float]] = field(default_factory=list)  # amplified words with their weights
     source_id: str | None = None  # the entry that the run started from, or that answered it
@@ -48,18 +48,19 @@ class Report:
         """Seconds saved, Chorus's own time taken off; below 0 when it did not pay."""
         return 0.0 if self.cold_s is None else self.cold_s - self.sampling_s - self.chorus_s
 
+    def shares(self) -> list[float]:
+        """The computed share of the tokens in each step."""
+        first = [1.0] if self.look else [0.0] if self.k1 else []
+        return [*first, *[0.0] * (self.k1 - 1), *self.token_share, *[1.0] * (self.steps - self.k2)]
+
     def add(self, earlier: Report) -> None:
         """Put the first half of a schedule that two samplers share in front of this one."""
-        if earlier.look:
-            # Full steps up to the boundary and the first one behind it; those behind that, up to K1, are answered.
-            between = [1.0] * (earlier.steps - earlier.k2 + 1) + [0.0] * (self.k1 - 1)
-            partly = self.k1 > 1 or self.token_share
-            self.token_share = earlier.token_share + (between + self.token_share if partly else [])
-            self.k1, self.k2 = earlier.k1, earlier.k1 + len(self.token_share)
-            self.look, self.looked = True, earlier.looked
-        else:
-            self.token_share = earlier.token_share + self.token_share
-            self.k1, self.k2 = earlier.k1 + self.k1, earlier.k2 + self.k2
+        shares = earlier.shares() + self.shares()
+        computed = (k for k, share in enumerate(shares) if share > 0 and (k > 0 or not earlier.look))
+        self.k1 = next(computed, len(shares))
+        self.k2 = max(self.k1, max((k + 1 for k, share in enumerate(shares) if share < 1), default=0))
+        self.token_share = shares[self.k1 : self.k2]
+        self.look, self.looked = earlier.look, earlier.looked or self.looked
         for name in ("steps", "steps_computed", "step_equivalents", "sampling_s", "chorus_s"):
             setattr(self, name, getattr(self, name) + getattr(earlier, name))
         self.notes = earlier.notes + [note for note in self.notes if note not in earlier.notes]

@@ -113,7 +113,7 @@ class Run:
             "k1": k1,
             "k2": k2,
             "looking": undecided and self.request.before is None,
-            "look": bool(schedule.kinds),
+            "look": schedule.kinds.startswith(FULL),
             "looked": None if looked is None else looked.edited,
             "masks": packed_masks(looked),
             "token_share": [min(t.expected_share(schedule, step) for t in techniques) for step in range(k1, k2)],
@@ -176,7 +176,8 @@ class Run:
         """The run as `ChorusCacheStore` gets it. latent: the sampler's result; seconds: that sampling took."""
         report, request = self.report, self.request
         report.sampling_s = max(0.0, seconds)
-        report.k1, report.k2, report.look = self.schedule.k1, self.schedule.k2, bool(self.schedule.kinds)
+        report.k1, report.k2 = self.schedule.k1, self.schedule.k2
+        report.look = self.schedule.kinds.startswith(FULL)
         report.steps_computed = sum(1 for share in self.shares.values() if share > 0)
         report.step_equivalents = round(sum(self.shares.values()), 4)
         report.token_share = [round(self.shares[k], 4) for k in range(report.k1, report.k2) if k in self.shares]

@@ -19,7 +19,7 @@ from ...messages import Message, said_by, say
 from ...reuse import course
 from ...reuse.join import channel_spread, difference, joined, rim, token_means, with_frames
 from ...reuse.regions import Regions, build
-from ...reuse.schedule import FULL, SKIPPED, Schedule
+from ...reuse.schedule import FULL, SELECTIVE, SKIPPED, Schedule
 from ..networks import KVCache, ModelCall
 from ..sampling.finished import FinishedRun
 from ..sampling.guidance import Guidance
@@ -35,8 +35,8 @@ MEMORY = 0.4  # of the free memory of the model's device, for keys and values of
 class _Begun:
     """What the second of two samplers goes on with.
 
-    kinds: of the steps that are over; second_look: the step of it, 0 for none; final: the source's result in model
-        space, [B, C, T, H, W].
+    kinds: of the steps that are over; second_look: the step of it, 0 for none; known: the latest estimate; final: the
+        source's result; both in model space, [B, C, T, H, W].
     """
 
     kinds: str
@@ -44,6 +44,7 @@ class _Begun:
     joined: bool
     blind: bool
     regions: Regions
+    known: torch.Tensor
     final: torch.Tensor
 
 
@@ -77,7 +78,8 @@ class LookAndJoin(Technique):
     share = 1.0  # of the tokens that these are; read from the device once a look
     kv_cache: KVCache | None = None
     rule: course.CourseRule | None = None
-    walk: course.Course | None = None  # of the whole schedule, of which this sampler's may be the first part
+    walk: course.Course | None = None  # of the whole schedule, of which this sampler's may be a part
+    over = 0  # steps of the whole schedule before this sampler's
     moved: float | None = None  # σ of an evaluation that is not at the sampler's own
 
     # -- before sampling ---------------------------------------------------------------------------------------
@@ -128,7 +130,7 @@ class LookAndJoin(Technique):
         begun: _Begun | None = before.results.get(NAME)
         if begun is None:
             return None
-        request, over = self.request, len(begun.kinds)
+        request = self.request
         if request.sampler.draws_noise or request.sampler.reads_uncond or request.guidance.step_cache:
             return Decision(schedule.looking(FULL * schedule.steps), notes=(say("note.look_second"),))
         rule = course.calibrated().rule(request.whole_steps)
@@ -136,13 +138,14 @@ class LookAndJoin(Technique):
         self.joined, self.blind = begun.joined, begun.blind
         self.kv_cache = self._new_kv_cache()
         self._use(begun.regions)
-        walk = self._settled(begun.kinds)
-        # Another model may compute from here on, so its first step is full.
-        kinds = FULL + walk.kinds[over + 1 : over + schedule.steps]
-        places = {step - over: share for step, share in walk.places.items() if step > over}
-        self.walk, self.outside = course.Course(kinds, places), begun.final
-        self.active = set(kinds) != {FULL}
-        return Decision(schedule.looking(kinds))
+        walk, self.over = self._settled(begun.kinds), len(begun.kinds)
+        rest = walk.kinds[self.over :]
+        if rest.lstrip(SKIPPED).startswith(SELECTIVE):  # another model may compute here, which has kept no keys yet
+            rest = rest.replace(SELECTIVE, FULL, 1)
+        self.walk = replace(walk, kinds=begun.kinds + rest)
+        self.known, self.outside = begun.known, begun.final
+        self.active = True
+        return Decision(schedule.looking(rest[: schedule.steps]))
 
     def _refusal(self, schedule: Schedule) -> Message | None:
         """Why there is no look, so that the run starts from an early state instead; None where there is one."""
@@ -188,13 +191,12 @@ class LookAndJoin(Technique):
         evenly over the evaluations that are left.
         """
         self.moved = None
-        places: Mapping[int, float] = {} if self.walk is None else self.walk.places
-        if not self.active or step not in places or step >= schedule.k2 or schedule.begins_at(sigma) is None:
+        if not self.active or self.walk is None or self.known is None or schedule.begins_at(sigma) is None:
             return None
-        if self.known is None:  # of a second sampler, whose first step has not been computed here
+        place = self.walk.places.get(self.over + step)
+        if place is None or self.over + step >= self.walk.full_from:
             return None
-        after = schedule.sigmas[step + 1]
-        self.moved = sigma + places[step] * (after - sigma)
+        self.moved = sigma + place * (schedule.sigmas[step + 1] - sigma)
         return torch.lerp(self.known.to(x), x, self.moved / sigma), self.moved
 
     def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:
@@ -211,7 +213,7 @@ class LookAndJoin(Technique):
             return x0
         if self.source is not None:
             self._look(x0, step)
-        elif step >= schedule.k2:
+        elif self.walk is not None and self.over + step >= self.walk.full_from:
             return x0
         if self.joined:
             assert self.weights is not None and self.outside is not None
@@ -235,7 +237,7 @@ class LookAndJoin(Technique):
     def decide(self, schedule: Schedule, step: int) -> Decision | None:
         if not self.active or self.walk is None:
             return None
-        kinds = self.walk.kinds[: schedule.steps]
+        kinds = self.walk.kinds[self.over :][: schedule.steps]
         notes = self._fewer_skipped()
         if self.blind:
             notes = (*notes, say("note.look_blind"))
@@ -352,10 +354,17 @@ class LookAndJoin(Technique):
     def result(self, schedule: Schedule) -> _Begun | None:
         if self.regions is None or schedule.complete:
             return None
-        assert self.outside is not None and self.rule is not None
-        before = self.request.before
-        kinds = (before.results[NAME].kinds if before else "") + schedule.kinds
-        return _Begun(kinds, self.rule.second_look, self.joined, self.blind, self.regions.cpu(), self.outside.cpu())
+        assert self.walk is not None and self.rule is not None
+        assert self.known is not None and self.outside is not None
+        return _Begun(
+            self.walk.kinds[: self.over + schedule.steps],
+            self.rule.second_look,
+            self.joined,
+            self.blind,
+            self.regions.cpu(),
+            self.known.cpu(),
+            self.outside.cpu(),
+        )
 
     def drop(self) -> None:
         self.source = self.outside = self.known = self.weights = self.tokens = None
