@@ -127,8 +127,8 @@ TEXTS = {
     "at the sigma of a kept state",
     "note.k1_look": "{skipped} steps are skipped where K1 asks for {wanted}: the look, the steps that renew the "
     "picture and those from K2 on are computed",
-    "note.look_second": "the second sampler computes all its steps: after a look, one that draws noise, needs the "
-    "estimate without CFG, or has a step cache cannot skip any",
+    "note.look_second": "the second sampler goes on by itself: after a look, no step can be skipped in one that draws "
+    "noise, needs the estimate without CFG, has a step cache or a conditioning of a part of the schedule",
     "note.draws_noise": "{sampler} draws noise during sampling: the computed steps draw other noise than a run in full",
     "note.areas": "no selective steps: a conditioning applies to a part of the picture only",
     "note.windows": "no selective steps: the model is sampled in context windows",

@@ -15,7 +15,7 @@ from pathlib import Path
 from .join import Cut
 from .schedule import FULL, SELECTIVE, SKIPPED
 
-LEAST_STEPS = 3  # a run that looks has so many or more, and computes so many even where nothing differs
+LEAST_STEPS = 3  # a run that looks has so many or more; with more, so many are computed even where nothing differs
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,13 @@ def selective_course(steps: int, rule: CourseRule) -> str:
 def skipping_course(steps: int, full_from: int, refresh: int, most: int | None = None) -> str:
     """A course that skips steps: see `CourseRule`.
 
-    most: of the renewals, the last ones are skipped, too, as far as it takes to compute no more steps than this. The
-    first one stays, at which a second look is.
+    most: of the renewals, the last ones are skipped, too, as far as it takes to compute no more steps than this; then
+    the first full steps. The first renewal stays, at which a second look is.
     """
     renewals = list(range(refresh, full_from, refresh)) if refresh else []
     if most is not None:
         renewals = renewals[: max(1, most - 1 - (steps - full_from))]
+        full_from = min(steps - 1, max(full_from, steps + 1 + len(renewals) - most))
     return "".join(FULL if k >= full_from or k == 0 or k in renewals else SKIPPED for k in range(steps))
 
 

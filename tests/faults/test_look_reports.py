@@ -63,6 +63,99 @@ def test_the_figures_of_two_samplers_add_up(run, cache, at, selective):
     )
 
 
+def two_prompts(g: Graph, sampler: str, other: str, begins: float, ends: float) -> Graph:
+    """The graph in which a sampler's positive is another prompt for a part of the schedule, in fractions of it."""
+    g["else"] = node("CLIPTextEncode", clip=["clip", 0], text=other)
+    parts = [("positive", 0.0, begins), ("else", begins, ends), ("positive", ends, 1.0)]
+    for number, (prompt, start, end) in enumerate(parts):
+        g[f"part{number}"] = node("ConditioningSetTimestepRange", conditioning=[prompt, 0], start=start, end=end)
+    g["parts"] = node("ConditioningCombine", conditioning_1=["part0", 0], conditioning_2=["part1", 0])
+    g["all parts"] = node("ConditioningCombine", conditioning_1=["parts", 0], conditioning_2=["part2", 0])
+    g[sampler]["inputs"]["positive"] = ["all parts", 0]
+    return g
+
+
+def test_a_conditioning_of_a_part_of_the_schedule_counts_in_a_second_sampler(run, cache):
+    def request() -> Graph:
+        return split_in_two(looking(cache=cache, steps=12, mode="read only"), 3)
+
+    run(looking(RED, cache=cache, steps=12))
+    hit, other = run(request()), run(two_prompts(request(), "sample", UNLIKE, 0.3, 0.55))
+    assert other.report["outcome"] == "hit" and "goes on by itself" in told(other)
+    assert other.report["steps_computed"] == hit.report["steps_computed"] - 5 + 9
+    assert difference(other.latent, hit.latent) > 0.1
+
+
+@pytest.mark.parametrize("middle", ["lcm", "res_multistep_cfg_pp"])
+def test_behind_a_sampler_that_goes_on_by_itself_the_next_one_does_so_too(run, cache, comfy_host, middle):
+    def request() -> Graph:
+        return masked(looking(cache=cache, steps=20), [(32, 32, 64, 64)], comfy_host, visible=0)
+
+    run(looking(RED, cache=cache, steps=20))
+    g = split_at(request(), 7, 10)
+    g["middle 0"]["inputs"]["sampler_name"] = middle
+    with block_lengths() as lengths:
+        hit = run(g)
+    assert hit.report["outcome"] == "hit", told(hit)
+    assert set(lengths[5 * 3 :]) == {TOKENS}, "all steps behind the first sampler's three"
+    assert "need the method" not in told(hit) and told(hit).count("goes on by itself") == 1
+
+
+def test_a_second_sampler_that_begins_with_skipped_steps_goes_on_from_the_latest_estimate(
+    run, cache, pack_module, monkeypatch
+):
+    """The first sampler takes its schedule to be so short that its last steps are full ones, not joined."""
+    kind = pack_module("chorus.comfy.techniques.look_and_join").LookAndJoin
+    after, instead = kind.after_evaluation, kind.instead
+    latest: list[torch.Tensor] = []
+    apart: list[float] = []
+
+    def evaluated(self: Any, *args: Any) -> torch.Tensor:
+        latest.append(after(self, *args))
+        return latest[-1]
+
+    def answered(self: Any, *args: Any) -> torch.Tensor | None:
+        x0 = instead(self, *args)
+        if x0 is not None:
+            apart.append(difference(x0.cpu(), latest[-1].cpu()))
+        return x0
+
+    run(without_context(looking(RED, cache=cache, steps=6)))
+    g = split_in_two(without_context(looking(cache=cache, steps=6)), 4)
+    g["sample"]["inputs"] |= {"steps": 18, "start_at_step": 12}
+    monkeypatch.setattr(kind, "after_evaluation", evaluated)
+    monkeypatch.setattr(kind, "instead", answered)
+    hit = run(g)
+    assert hit.report["outcome"] == "hit", told(hit)
+    assert len(apart) == hit.report["steps"] - hit.report["steps_computed"] > 2
+    assert max(apart) < 1e-6
+
+
+@pytest.mark.parametrize("prompt", [RED, GREEN])
+def test_a_changed_second_sampler_goes_on_from_what_the_host_has_kept(run, cache, comfy_host, prompt):
+    """The host samples a first part again only when something above it has changed. RED is the match itself, a miss."""
+    run(looking(RED, cache=cache, steps=20, mode="read and write" if prompt == GREEN else "write only"))
+    g = split_in_two(looking(prompt, cache=cache, steps=20, seed=7), 10)
+    first = run(g)
+    g["sample"]["inputs"]["cfg"] = 2.0
+    history = comfy_host.execute(g)
+    (report,) = history["outputs"]["store"]["chorus"]
+    assert report["outcome"] == first.report["outcome"], report["reason"]
+    assert report["steps"] == 20 and report["steps_computed"] == first.report["steps_computed"]
+    assert report["notes"] == first.report["notes"]
+    assert difference(comfy_host.output("sample")[0][0]["samples"], first.latent) > 1e-3
+
+
+def test_a_second_look_is_not_compared_with_an_estimate_of_a_second_sampler(run, cache):
+    """Whose CFG may be another one: the difference would be no change of the prompt's."""
+    g = split_in_two(looking(RED, cache=cache, steps=20), 2)
+    g["sample"]["inputs"]["cfg"] = 5.0
+    run(g)
+    hit = run(looking(cache=cache, steps=20))
+    assert hit.report["outcome"] == "hit", told(hit)
+    assert hit.report["looked"] < 0.6 and "more than half" not in told(hit)
+
+
 # -- what a hit is told to be -----------------------------------------------------------------------------------
 
 

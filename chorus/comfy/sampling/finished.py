@@ -53,14 +53,17 @@ class Report:
         first = [1.0] if self.look else [0.0] if self.k1 else []
         return [*first, *[0.0] * (self.k1 - 1), *self.token_share, *[1.0] * (self.steps - self.k2)]
 
-    def add(self, earlier: Report) -> None:
-        """Put the first half of a schedule that two samplers share in front of this one."""
-        shares = earlier.shares() + self.shares()
-        computed = (k for k, share in enumerate(shares) if share > 0 and (k > 0 or not earlier.look))
+    def set_shares(self, shares: list[float], look: bool) -> None:
+        """K1, K2 and what lies between them, from the computed share of the tokens in each step."""
+        computed = (k for k, share in enumerate(shares) if share > 0 and (k > 0 or not look))
         self.k1 = next(computed, len(shares))
         self.k2 = max(self.k1, max((k + 1 for k, share in enumerate(shares) if share < 1), default=0))
-        self.token_share = shares[self.k1 : self.k2]
-        self.look, self.looked = earlier.look, earlier.looked or self.looked
+        self.token_share, self.look = shares[self.k1 : self.k2], look
+
+    def add(self, earlier: Report) -> None:
+        """Put the first half of a schedule that two samplers share in front of this one."""
+        self.set_shares(earlier.shares() + self.shares(), earlier.look)
+        self.looked = earlier.looked or self.looked
         for name in ("steps", "steps_computed", "step_equivalents", "sampling_s", "chorus_s"):
             setattr(self, name, getattr(self, name) + getattr(earlier, name))
         self.notes = earlier.notes + [note for note in self.notes if note not in earlier.notes]
@@ -171,18 +174,23 @@ class FinishedRuns:
     """Finished runs that wait for their store node, and why other runs were sampled without Chorus. Thread-safe.
 
     Several runs of one plan wait side by side, as a list of seeds or prompts makes them: the host runs all samplers
-    before the first store. The oldest are dropped beyond a number of bytes.
+    before the first store. The oldest are dropped beyond a number of bytes. A first part from which a second one went
+    on stays until another plan's run ends: when only the second sampler is changed, or when two go on from it, the host
+    does not sample it again.
     """
 
     def __init__(self, most_bytes: int = _WAITING_BYTES):
         self._most_bytes = most_bytes
         self._runs: list[tuple[str, FinishedRun]] = []
+        self._used: list[FinishedRun] = []  # first parts from which a second one went on
         self._bypassed: OrderedDict[str, Bypassed] = OrderedDict()  # by plan id
         self._declined: OrderedDict[str, Message] = OrderedDict()
         self._lock = threading.Lock()
 
     def put(self, plan_id: str, run: FinishedRun) -> None:
         with self._lock:
+            used = [kept for owner, kept in self._runs if owner != plan_id and any(kept is one for one in self._used)]
+            self._drop(used)
             self._runs.append((plan_id, run))
             self._bypassed.pop(plan_id, None)
             while len(self._runs) > 1 and sum(run.bytes for _, run in self._runs) > self._most_bytes:
@@ -222,9 +230,18 @@ class FinishedRuns:
             runs = [run for owner, run in self._runs if owner == plan_id]
         return next((run for run in runs if fits(run)), None)
 
+    def used(self, run: FinishedRun) -> None:
+        """A second part has gone on from this first part."""
+        with self._lock:
+            self._used.append(run)
+
     def remove(self, run: FinishedRun) -> None:
         with self._lock:
-            self._runs = [(owner, kept) for owner, kept in self._runs if kept is not run]
+            self._drop([run])
+
+    def _drop(self, gone: list[FinishedRun]) -> None:
+        self._runs = [(owner, kept) for owner, kept in self._runs if all(kept is not run for run in gone)]
+        self._used = [kept for kept in self._used if any(kept is run for _, run in self._runs)]
 
     def __len__(self) -> int:
         return len(self._runs)

@@ -176,11 +176,14 @@ class Run:
         """The run as `ChorusCacheStore` gets it. latent: the sampler's result; seconds: that sampling took."""
         report, request = self.report, self.request
         report.sampling_s = max(0.0, seconds)
-        report.k1, report.k2 = self.schedule.k1, self.schedule.k2
-        report.look = self.schedule.kinds.startswith(FULL)
+        if self.schedule.kinds:
+            shares = [round(self.shares.get(k, 0.0), 4) for k in range(self.schedule.steps)]
+            report.set_shares(shares, self.schedule.kinds.startswith(FULL))
+        else:
+            report.k1, report.k2 = self.schedule.k1, self.schedule.k2
+            report.token_share = [round(self.shares[k], 4) for k in range(report.k1, report.k2) if k in self.shares]
         report.steps_computed = sum(1 for share in self.shares.values() if share > 0)
         report.step_equivalents = round(sum(self.shares.values()), 4)
-        report.token_share = [round(self.shares[k], 4) for k in range(report.k1, report.k2) if k in self.shares]
         report.source_id = report.source_id or self.parent
         results: Mapping[str, Any] = {
             name: technique.result(self.schedule) for name, technique in self.techniques.items()

@@ -207,7 +207,7 @@ def _keep(run: Run, latent: torch.Tensor, seconds: float) -> None:
         if run.request.stored or not finished.complete:
             finished_runs.put(plan.id, finished)
         if finished.complete and run.request.before is not None:
-            finished_runs.remove(run.request.before)
+            finished_runs.used(run.request.before)
     except Exception as error:  # the render is done; only its entry is lost
         fault = f"{type(error).__name__}: {error}"
         warn(f"the run cannot be stored: {fault}")

@@ -128,12 +128,13 @@ class LookAndJoin(Technique):
         The rest is decided anew: only the last sampler knows how many steps there are.
         """
         begun: _Begun | None = before.results.get(NAME)
-        if begun is None:
+        if begun is None and not before.report.look:
             return None
-        request = self.request
-        if request.sampler.draws_noise or request.sampler.reads_uncond or request.guidance.step_cache:
+        sampler, guidance = self.request.sampler, self.request.guidance
+        skips = not (sampler.draws_noise or sampler.reads_uncond or guidance.step_cache or guidance.ranged)
+        if begun is None or not skips:  # or the sampler before this one could not go on, either
             return Decision(schedule.looking(FULL * schedule.steps), notes=(say("note.look_second"),))
-        rule = course.calibrated().rule(request.whole_steps)
+        rule = course.calibrated().rule(self.request.whole_steps)
         self.rule = replace(rule, second_look=begun.second_look)
         self.joined, self.blind = begun.joined, begun.blind
         self.kv_cache = self._new_kv_cache()
@@ -214,6 +215,7 @@ class LookAndJoin(Technique):
         if self.source is not None:
             self._look(x0, step)
         elif self.walk is not None and self.over + step >= self.walk.full_from:
+            self.known = x0  # a sampler after this one may take the whole schedule to be longer
             return x0
         if self.joined:
             assert self.weights is not None and self.outside is not None

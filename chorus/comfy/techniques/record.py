@@ -58,11 +58,14 @@ class Record(Technique):
             self.recording.states[exact] = clean_component(x.detach().float(), noise, exact).cpu()
 
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
-        """Keep the estimates with which the looks of later requests are compared, token by token."""
-        done = self.request.before.report.steps if self.request.before else 0
+        """Keep the estimates with which the looks of later requests are compared, token by token.
+
+        Those of the first sampler only: a second one may have another model or another CFG, which looks do not see.
+        """
         looked = course.calibrated().rule(self.request.whole_steps).looks
-        compared = not self.request.sampler.draws_noise  # no look goes on from a run that drew noise
-        if self.recording is not None and compared and self.begun is not None and done + step in looked:
+        # No look goes on from a run that drew noise.
+        compared = self.request.before is None and not self.request.sampler.draws_noise
+        if self.recording is not None and compared and self.begun is not None and step in looked:
             means = token_means(x0.detach(), self.request.network.token_size).cpu()
             self.recording.estimates[self.begun] = means if x0.ndim == 5 else means[:, :, 0]
         return x0
