@@ -367,6 +367,7 @@ def _note(name: str, node_id: int, order: int, height: int) -> dict[str, Any]:
 
 
 def main() -> int:
+    from . import blueprints
     from .server import ComfyServer
     from .thumbnails import draw
 
@@ -377,6 +378,8 @@ def main() -> int:
         (WORKFLOWS / f"{name}.json").write_text(text(template), encoding="utf-8")
         draw(template, WORKFLOWS / f"{name}.jpg")
         print(f"made {WORKFLOWS / name}.json and its thumbnail")
+    for file in blueprints.write(object_info, text):
+        print(f"made {file}")
     return 0
 
 
