@@ -53,6 +53,14 @@ class Wan(Network):
     def token_grid(self, shape: Sequence[int]) -> tuple[int, int, int] | None:
         return token_grid(tuple(shape), self.token_size) if len(shape) == 5 else None
 
+    def concatenated_inputs(self, latent: torch.Tensor) -> dict[str, torch.Tensor]:
+        channels = int(getattr(self.module, "out_dim", latent.shape[1]))
+        if latent.shape[1] >= 2 * channels:
+            return {"control_video": latent[:, :channels], "start_image": latent[:, channels:]}
+        if hasattr(self.module, "face_adapter"):
+            return {"reference_image": latent[:, :, :1], "background_video": latent[:, :, 1:]}
+        return super().concatenated_inputs(latent)
+
     def words_refusal(self) -> Message | None:
         return None
 
