@@ -16,7 +16,7 @@ COMMAND = "python tools/run.py test tests/families --write-tables"
 _HEAD = """# Models
 
 Which families of models Chorus serves, and how far. Each family is tried with a model of its own architecture through \
-ComfyUI's own loader and nodes. The models are as small as the architecture allows and have random weights, so the \
+ComfyUI's own loader and nodes. The models are as small as the architecture allows and have random weights. So the \
 table says what works, not how good a video looks. A test run writes it (`{command}`), and a test fails if it is out of \
 date.
 
