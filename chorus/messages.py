@@ -70,7 +70,8 @@ TEXTS = {
     "bypassed.failed_hit": "the run that started from the cache failed ({error}); it was sampled again without the "
     "cache",
     "bypassed.not_understood": "Chorus cannot tell this request apart from others ({why})",
-    "bypassed.noise_mask": "the latent has a noise mask; inpainting is sampled without Chorus",
+    "bypassed.noise_mask": "the latent has a noise mask, as for inpainting or a start image inside the latent; such "
+    "runs are sampled without Chorus",
     "bypassed.own_steps": "Chorus does not know this sampler, or the sampler chooses its own steps",
     "bypassed.prediction": "the model predicts {prediction}; only flow models are reused",
     "bypassed.free_noise": "FreeNoise reorders the noise of context windows; switch FreeNoise off to reuse videos",

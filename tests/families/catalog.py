@@ -136,7 +136,7 @@ def plain(g: Graph) -> Graph:
         for name, value in n["inputs"].items():
             if isinstance(value, list) and value[0] == "chorus":
                 n["inputs"][name] = models[value[1]]
-    return {**kept, "keep": node("SaveLatent", samples=["sample", 0], filename_prefix="plain")}
+    return {**kept, "keep": node("PreviewAny", source=["sample", 0])}
 
 
 def with_input(g: Graph, place: str, value: Any) -> Graph:

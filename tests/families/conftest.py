@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Tried:
-    """A family's requests, in one cache.
+    """A family's requests, in one cache of that name.
 
     reference: the first prompt without Chorus; similar_reference: the similar one.
     cold, similar, again: the first prompt, the similar one, and the first one anew, with Chorus.
@@ -41,6 +42,7 @@ class Tried:
     """
 
     family: Family
+    cache: str
     reference: torch.Tensor
     similar_reference: torch.Tensor
     cold: Answer
@@ -92,7 +94,7 @@ def _try(family: Family, host: Any, run_of: Any) -> Tried:
     def asked(g: Graph) -> Answer:
         return Answer(*sampled(g))
 
-    cache = "".join(c if c.isalnum() else " " for c in family.name)
+    cache = f"families {uuid.uuid4().hex[:12]}"
     first = family.graph(FIRST, cache)
     reference, _ = sampled(plain(first))
     similar_reference, _ = sampled(plain(family.graph(SIMILAR, cache)))
@@ -114,7 +116,9 @@ def _try(family: Family, host: Any, run_of: Any) -> Tried:
             first_frame = float(differs[0]), float(differs[1:].max())
     host.forget_outputs()  # every node runs anew, as after a restart
     again = asked(first)
-    return Tried(family, reference, similar_reference, cold, similar, again, early, inputs, all_kept, first_frame)
+    return Tried(
+        family, cache, reference, similar_reference, cold, similar, again, early, inputs, all_kept, first_frame
+    )
 
 
 def told(answer: Answer, beginning: str) -> str:

@@ -17,7 +17,7 @@ _HEAD = """# Models
 
 Which families of models Chorus serves, and how far. Each family is tried with a model of its own architecture through \
 ComfyUI's own loader and nodes. The models are as small as the architecture allows and have random weights. So the \
-table says what works, not how good a video looks. A test run writes it (`{command}`), and a test fails if it is out of \
+table says what works, not how good a video looks. A test run writes it (`{command}`). A test fails if it is out of \
 date.
 
 - *Without a hit*: whether a run with the Chorus nodes gives the same latent as the graph without them, bit for bit.

@@ -38,7 +38,9 @@ def test_a_similar_prompt_saves_steps_or_the_reason_is_told(tried, family: Famil
 def test_an_identical_request_gets_the_same_latent(tried, family: Family) -> None:
     found = tried(family)
     if found.cold.outcome == "miss":
-        assert (found.again.outcome, found.again.report["steps_computed"]) == ("identical", 0), found.again.reason
+        assert found.again.outcome == "identical", found.again.reason
+        # Of two samplers the first cannot know what the second one will be asked for.
+        assert found.again.report["steps_computed"] == 0 or len(family.models) == 2
     assert torch.equal(found.again.latent, found.reference)
 
 
@@ -77,8 +79,8 @@ def test_where_no_token_is_computed_the_text_changes_nothing(tried, family: Fami
 
 def test_another_guidance_is_compared_as_another_cfg(tried, comfy_host) -> None:
     """Models that are distilled to a guidance get it with the conditioning."""
-    (family,) = (family for family in FAMILIES if family.name == "Flux")
+    (family,) = (one for one in FAMILIES if one.name == "Flux")
     assert tried(family).similar.report["looked"] is not None
-    g = with_input(family.graph(SIMILAR, "Flux", mode="read only"), "guided.guidance", 2.0)
+    g = with_input(family.graph(SIMILAR, tried(family).cache, mode="read only"), "guided.guidance", 2.0)
     (report,) = comfy_host.execute(g)["outputs"]["store"]["chorus"]
     assert any("was made with CFG [1.0, 3.5], this run has CFG [1.0, 2.0]" in note for note in report["notes"])
