@@ -46,12 +46,32 @@ TEXTS = {
     "differs.image": "other start image, control video, audio or reference",
     "differs.start": "other start latent",
     "differs.prediction": "other prediction type ({here} here, {there} there)",
+    "differs.audio": "other audio",
+    "differs.background_video": "other background video, or other previous frames",
+    "differs.camera": "other camera movement",
+    "differs.clip_vision": "other image for CLIP vision",
+    "differs.control_mask": "other control mask",
+    "differs.control_or_reference": "other control video or reference image",
+    "differs.control_strength": "other strength of the control",
+    "differs.control_video": "other control video",
+    "differs.encoder_input": "other input of the text encoder beside the text",
+    "differs.face_video": "other face video",
+    "differs.frame_rate": "other frame rate",
+    "differs.keyframes": "other keyframes",
+    "differs.later_frames": "other end image or later frames",
+    "differs.mask": "other mask",
+    "differs.pose_video": "other pose video",
+    "differs.previous_frames": "other previous frames",
+    "differs.range": "an input applies to other steps",
+    "differs.reference_image": "other reference image",
+    "differs.start_image": "other start image",
     # why Chorus left a run alone
     "bypassed.fault": "an error inside Chorus: {error}",
     "bypassed.failed_hit": "the run that started from the cache failed ({error}); it was sampled again without the "
     "cache",
     "bypassed.not_understood": "Chorus cannot tell this request apart from others ({why})",
-    "bypassed.noise_mask": "the latent has a noise mask; inpainting is sampled without Chorus",
+    "bypassed.noise_mask": "the latent has a noise mask, as for inpainting or a start image inside the latent; such "
+    "runs are sampled without Chorus",
     "bypassed.own_steps": "Chorus does not know this sampler, or the sampler chooses its own steps",
     "bypassed.prediction": "the model predicts {prediction}; only flow models are reused",
     "bypassed.free_noise": "FreeNoise reorders the noise of context windows; switch FreeNoise off to reuse videos",
@@ -73,6 +93,7 @@ TEXTS = {
     "plan",
     "bypassed.second": "the first sampler's part came from the cache, the second part was sampled without Chorus: "
     "{reason}",
+    "bypassed.streams": "the latent holds several streams (picture and sound), which Chorus does not reuse yet",
     # why a request has no text by which it could be found
     "text.connect": "the prompt cannot be compared: connect CLIP or the positive CONDITIONING to ChorusCacheLookup, or "
     "put open_clip weights on this machine ({reason})",

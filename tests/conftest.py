@@ -41,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="default",
         help="how ComfyUI inside the test process keeps node outputs: as users have it by default, or another way",
     )
+    parser.addoption(
+        "--write-tables",
+        action="store_true",
+        help="write the tables of the docs that tests compare with what they find, instead of comparing",
+    )
 
 
 def pytest_configure() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..messages import Message, say
+from .inputs import INPUTS
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,9 @@ class Space:
     patches: digest of the LoRA patches, their strengths, and other nodes' patches with their settings; "" for none.
     latent_format: the model's latent format, e.g. "Wan21".
     shape: [B, C, T, H, W] of the latent in model space.
-    task: "t2v", "i2v:<digest of all inputs beside text>", "v2v:<digest of the start latent>".
+    task: "t2v", "v2v:<digest of the start latent>", or "i2v:<digest of all inputs beside text>;<inputs>", where inputs
+        are the first 8 digits of the digest of each by its name: "audio=0123abcd,start_image=4567cdef". They only tell
+        in words which input differs.
     prediction: what the model predicts, e.g. "flow".
     """
 
@@ -83,18 +86,34 @@ class Space:
         if tuple(self.shape) != tuple(other.shape):
             words.append(say("differs.shape", here=_times(self.shape), there=_times(other.shape)))
         if self.task != other.task:
-            words.append(self._task_difference(other))
+            words += self._task_differences(other)
         if self.prediction != other.prediction:
             words.append(say("differs.prediction", here=self.prediction, there=other.prediction))
         return tuple(words)
 
-    def _task_difference(self, other: Space) -> Message:
+    def _task_differences(self, other: Space) -> list[Message]:
         here, there = self.task.split(":", 1)[0], other.task.split(":", 1)[0]
         if here != there:
-            return say("differs.tasks", here=here, there=there)
+            return [say("differs.tasks", here=here, there=there)]
         if here == "i2v":
-            return say("differs.image")
-        return say("differs.start") if here == "v2v" else say("differs.task")
+            return _input_differences(_inputs(self.task), _inputs(other.task))
+        return [say("differs.start") if here == "v2v" else say("differs.task")]
+
+
+def _inputs(task: str) -> dict[str, str]:
+    """A task's inputs beside text, name → part of its digest; none in entries from before they were named."""
+    listed = task.partition(";")[2]
+    return dict(one.split("=", 1) for one in listed.split(",") if "=" in one)
+
+
+def _input_differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[Message]:
+    names = [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
+    if "start_image" in names and "later_frames" in names:
+        names.remove("later_frames")  # a video's encoder makes each frame from those before it, too
+    known = [INPUTS[name] for name in names if name in INPUTS]
+    if not names or len(known) < len(names):
+        known.append(say("differs.image"))
+    return known
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ..reuse.plan import Plan, Refused, Source
 from .caches import open_cache, warn
 from .content import NotUnderstood
 from .embed import NoText, embed
+from .faults import Unsuitable
 from .place import Place, current
 from .signature import RunningNode
 from .space import expert, models_signed, space_of, start_latent
@@ -61,6 +62,8 @@ def look_up(
         return _looked_up(models, latent, settings, clip, conditioning, start_image)
     except NotUnderstood as error:
         return declined(settings, say("bypassed.not_understood", why=str(error)))
+    except Unsuitable as error:
+        return declined(settings, error.why)
     except NoText as error:
         return declined(settings, error.said)
 

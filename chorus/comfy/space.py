@@ -5,13 +5,15 @@ Everything that is not understood raises NotUnderstood, and such a request has n
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
 from ..cache.entry import Space
+from ..messages import say
 from .content import NotUnderstood, digest, tensor_digest
+from .faults import Unsuitable
 from .networks import Network, network_of
 from .networks.weights import lora_digest, weights_digest
 from .patches import foreign_patches
@@ -19,7 +21,10 @@ from .signature import Link, RunningNode
 from .text import inputs_beside_text
 
 # Keys of a conditioning that hold neither text nor an input of the model.
-_BOOKKEEPING = {"uuid", "model_conds", "start_percent", "end_percent", "guidance"}
+_RANGE = ("start_percent", "end_percent")
+_BOOKKEEPING = {"uuid", "model_conds", "guidance", *_RANGE}
+
+_SHOWN = 8  # digits of an input's digest; they tell in words what differs
 
 Expert = tuple[str, str, tuple[str, ...]]
 """A model as it is sampled: digests of its weights and LoRAs, and where other patches lie on it."""
@@ -31,12 +36,28 @@ def carried_inputs(cond: list[Any], network: Network) -> str:
     cond: a node's CONDITIONING ([[tensor, options], …]) or a guider's converted one ([options, …]).
     network: says which keys are text; every other must agree. Raises NotUnderstood.
     """
+    carried = _carried(cond, network)
+    return digest(carried) if any(carried) else ""
+
+
+def named_inputs(cond: list[Any], network: Network) -> dict[str, str]:
+    """The same inputs one by one: name as in `chorus/cache/inputs.py` → digest. Raises NotUnderstood."""
+    named: dict[str, list[Any]] = {}
+    for carried in _carried(cond, network):
+        for name, value in network.named_inputs(carried):
+            named.setdefault(name, []).append(value)
+    return {name: digest(values) for name, values in named.items()}
+
+
+def _carried(cond: list[Any], network: Network) -> list[dict[str, Any]]:
+    """What each part of a CONDITIONING carries beside text, and for which steps the part applies if it does."""
     text = {"cross_attn"} | network.text_keys | _BOOKKEEPING
     carried = []
     for item in cond:
         options = item[1] if isinstance(item, list | tuple) else item
-        carried.append({key: value for key, value in options.items() if key not in text and value is not None})
-    return digest(carried) if any(carried) else ""
+        more = {key: value for key, value in options.items() if key not in text and value is not None}
+        carried.append(more and more | {key: options[key] for key in _RANGE if options.get(key) is not None})
+    return carried
 
 
 def start_latent(latent: torch.Tensor) -> str:
@@ -44,15 +65,18 @@ def start_latent(latent: torch.Tensor) -> str:
     return tensor_digest(latent) if torch.count_nonzero(latent) > 0 else ""
 
 
-def task_of(latent: torch.Tensor, image: torch.Tensor | None, carried: str) -> str:
-    """The task by name: "t2v", "i2v:<digest>" with inputs beside text, "v2v:<digest>" with a start latent.
+def task_of(latent: torch.Tensor, image: torch.Tensor | None, carried: str, named: Mapping[str, str]) -> str:
+    """The task by name: "t2v", "i2v:<digest>;<inputs>" with inputs beside text, "v2v:<digest>" with a start latent.
 
-    A start latent beside such inputs counts too.
+    carried: digest of these inputs; named: of each by its name. A start latent beside such inputs counts too.
     """
     start = start_latent(latent)
-    parts = ([tensor_digest(image)] if image is not None else []) + ([carried] if carried else [])
+    first = "" if image is None else tensor_digest(image)
+    parts = [part for part in (first, carried) if part]
     if parts:
-        return f"i2v:{digest([*parts, start])}"
+        given = {name: one for name, one in (("start_image", first), ("start_latent", start)) if one} | dict(named)
+        listed = ",".join(f"{name}={given[name][:_SHOWN]}" for name in sorted(given))
+        return f"i2v:{digest([*parts, start])};{listed}"
     return f"v2v:{start}" if start else "t2v"
 
 
@@ -87,7 +111,7 @@ def space_of(
     model_links: Collection[Link] = (),
     prompt_nodes: Collection[str] = (),
 ) -> Space:
-    """The space of a request. Raises NotUnderstood, ValueError.
+    """The space of a request. Raises NotUnderstood, Unsuitable, ValueError.
 
     patchers: its MODELs, one an expert; latent: the LATENT that gives the shape; cond: the positive CONDITIONING.
     node: the running look-up, model_links what is connected to its MODEL inputs: where other nodes have patched the
@@ -98,7 +122,7 @@ def space_of(
 
     samples = latent["samples"]
     if samples.is_nested:
-        raise NotUnderstood("the latent holds several streams (audio and video)")
+        raise Unsuitable(say("bypassed.streams"))
     shaped = comfy.sample.fix_empty_latent_channels(
         patchers[0],
         samples,
@@ -112,14 +136,17 @@ def space_of(
             raise NotUnderstood("the model carries patches of other nodes, and no graph tells with which settings")
         patches += [[foreign for _, _, foreign in experts], models_signed(node, model_links, prompt_nodes)]
         patches.append(node.list_index)
-    carried = carried_inputs(cond, network_of(patchers[0])) if cond is not None else ""
+    network = network_of(patchers[0])
+    carried = carried_inputs(cond, network) if cond is not None else ""
+    named = named_inputs(cond, network) if carried and cond is not None else {}
     if node is not None and (beside := inputs_beside_text(node, prompt_nodes)):
-        carried = digest([carried, [node.signature_of(link, ()) for link in beside]])
+        named["encoder_input"] = digest([node.signature_of(link, ()) for link in beside])
+        carried = digest([carried, named["encoder_input"]])
     return Space(
         weights=digest([weights for weights, _, _ in experts]),
         patches=digest(patches) if any(patches) else "",
         latent_format=type(patchers[0].get_model_object("latent_format")).__name__,
         shape=tuple(shaped.shape),
-        task=task_of(samples, image, carried),
+        task=task_of(samples, image, carried, named),
         prediction=prediction_of(patchers[0]),
     )

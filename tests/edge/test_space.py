@@ -93,6 +93,15 @@ def test_under_which_name_it_is_carried_and_in_which_part_counts(carried):
     assert len({carried(cond) for cond in found}) == len(found)
 
 
+def test_for_which_steps_an_input_applies_counts_and_for_which_a_text_applies_does_not(carried):
+    whole, first, half = (
+        carried(conditioning(pose_video_latent=picture(), **steps))
+        for steps in ({}, {"end_percent": 0.8}, {"end_percent": 0.5})
+    )
+    assert len({whole, first, half}) == 3
+    assert carried([*conditioning(end_percent=0.8), *conditioning(start_percent=0.8)]) == ""
+
+
 def test_what_is_text_to_one_family_is_an_input_to_another(carried, networks):
     cond = conditioning(conditioning_byt5small=picture())
     assert carried(cond, networks.HunyuanVideo(torch.nn.Module())) == ""
@@ -134,6 +143,33 @@ def test_a_start_image_in_the_conditioning_does_too(space, model):
     assert tasks[0].startswith("i2v:") and tasks[0] == tasks[1] != tasks[2]
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"audio_embed": picture(1)}, ["other audio"]),
+        ({"concat_mask": picture(1)}, ["other mask"]),
+        ({"audio_embed": None}, ["other audio"]),
+        ({"concat_mask": picture(1), "audio_embed": picture(1)}, ["other audio", "other mask"]),
+        ({"unheard_of": picture(1)}, ["other start image, control video, audio or reference"]),
+    ],
+    ids=lambda one: " ".join(one),
+)
+def test_the_inputs_that_differ_are_named(space, model, changed, words):
+    same = {"audio_embed": picture(), "concat_mask": picture()}
+    here, there = (of(space, [model], cond=conditioning(**same | more)) for more in ({}, changed))
+    assert [str(one) for one in there.differences(here)] == words
+
+
+def test_another_start_image_is_named_and_not_the_frames_that_follow_from_it(space, model):
+    first, later = picture(), picture()
+    first[:, :, :], later[:, :, 1:] = picture(1), picture(1)[:, :, 1:]
+    here, other_start, other_end = (
+        of(space, [model], cond=conditioning(concat_latent_image=latent)) for latent in (picture(), first, later)
+    )
+    assert [str(one) for one in other_start.differences(here)] == ["other start image"]
+    assert [str(one) for one in other_end.differences(here)] == ["other end image or later frames"]
+
+
 def test_a_start_latent_makes_a_task_of_its_own(space, model):
     tasks = [of(space, [model], picture(s)).task for s in (0, 0, 1)]
     assert tasks[0].startswith("v2v:") and tasks[0] == tasks[1] != tasks[2]
@@ -159,11 +195,11 @@ def test_an_empty_latent_of_another_scale_is_rescaled_as_the_host_does(space, mo
     assert shape == (1, 16, 2, 12, 12)
 
 
-def test_several_streams_in_one_latent_are_not_understood(space, model, not_understood):
+def test_several_streams_in_one_latent_are_declined(space, model, pack_module):
     import comfy.nested_tensor
 
     nested = comfy.nested_tensor.NestedTensor([EMPTY, torch.zeros(1, 8, 32)])
-    with pytest.raises(not_understood, match="several streams"):
+    with pytest.raises(pack_module("chorus.comfy.faults").Unsuitable, match="several streams"):
         of(space, [model], nested)
 
 

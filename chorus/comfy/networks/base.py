@@ -101,6 +101,44 @@ def _halved(x: torch.Tensor) -> torch.Tensor:
     return x.detach().clone() if x.element_size() <= 2 else x.detach().to(torch.float16)
 
 
+_INPUT_NAMES = {
+    "area": "mask",
+    "audio_embed": "audio",
+    "audio_inject_scale": "audio",
+    "camera_conditions": "camera",
+    "clip_vision_output": "clip_vision",
+    "clip_vision_output_ref": "clip_vision",
+    "concat_mask": "mask",
+    "context_latents": "reference_image",
+    "control_video": "control_video",
+    "driving_mask_28ch": "control_mask",
+    "end_percent": "range",
+    "face_video_pixels": "face_video",
+    "fps": "frame_rate",
+    "frame_rate": "frame_rate",
+    "guide_attention_entries": "keyframes",
+    "keyframe_idxs": "keyframes",
+    "mask": "mask",
+    "mask_strength": "mask",
+    "pose_video_latent": "pose_video",
+    "ref_audio": "audio",
+    "ref_latent": "reference_image",
+    "ref_mask_28ch": "control_mask",
+    "reference_latents": "reference_image",
+    "reference_motion": "previous_frames",
+    "set_area_to_bounds": "mask",
+    "start_percent": "range",
+    "strength": "mask",
+    "time_dim_concat": "reference_image",
+    "time_dim_replace": "start_image",
+    "unclip_conditioning": "clip_vision",
+    "vace_frames": "control_or_reference",
+    "vace_mask": "control_mask",
+    "vace_strength": "control_strength",
+}
+"""Keys of a conditioning by the names of `chorus/cache/inputs.py`."""
+
+
 class Network:
     """A model of which Chorus knows only that it is sampled step by step: stage 1 works, the rest is declined."""
 
@@ -115,6 +153,25 @@ class Network:
     @property
     def name(self) -> str:
         return type(self.module).__name__
+
+    def named_inputs(self, carried: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        """What a conditioning carries beside text, each under the name by which people are told of it.
+
+        Only to say what differs: whether anything does is found without these names.
+        """
+        named = []
+        for key, value in carried.items():
+            if key == "concat_latent_image":
+                named += self.concatenated_inputs(value).items()
+            else:
+                named.append((_INPUT_NAMES.get(key, "other"), value))
+        return named
+
+    def concatenated_inputs(self, latent: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The parts of a latent [B, C, T, H, W] that the network gets beside the noisy one, by their names."""
+        if latent.ndim != 5:
+            return {"start_image": latent}
+        return {"start_image": latent[:, :, :1], "later_frames": latent[:, :, 1:]}
 
     def token_grid(self, shape: Sequence[int]) -> tuple[int, int, int] | None:
         """Tokens of a latent [B, C, T, H, W] along T, H and W; None where the family does not tell."""

@@ -12,8 +12,8 @@ from ...messages import Message, say
 from ...reuse.regions import token_grid
 from .base import AttentionWork, KVCache, ModelCall, Network, Options
 
-# The parts of a network whose tokens all pass through `blocks`, each on its own or by attention. A network with any
-# other part may need the whole grid there.
+# The parts of a network whose tokens all pass through `blocks`, each on its own or by attention, and those that add to
+# the tokens, or more tokens, before the blocks. A network with any other part may need the whole grid there.
 _PLAIN_PARTS = {
     "patch_embedding",
     "text_embedding",
@@ -24,6 +24,9 @@ _PLAIN_PARTS = {
     "rope_embedder",
     "img_emb",
     "ref_conv",
+    "control_adapter",
+    "patch_embedding_pose",
+    "patch_embedding_mask",
 }
 
 
@@ -49,6 +52,14 @@ class Wan(Network):
 
     def token_grid(self, shape: Sequence[int]) -> tuple[int, int, int] | None:
         return token_grid(tuple(shape), self.token_size) if len(shape) == 5 else None
+
+    def concatenated_inputs(self, latent: torch.Tensor) -> dict[str, torch.Tensor]:
+        channels = int(getattr(self.module, "out_dim", latent.shape[1]))
+        if latent.shape[1] >= 2 * channels:
+            return {"control_video": latent[:, :channels], "start_image": latent[:, channels:]}
+        if hasattr(self.module, "face_adapter"):
+            return {"reference_image": latent[:, :, :1], "background_video": latent[:, :, 1:]}
+        return super().concatenated_inputs(latent)
 
     def words_refusal(self) -> Message | None:
         return None
@@ -86,9 +97,13 @@ class Wan(Network):
         return options
 
     def _in_front(self, call: ModelCall, grid: tuple[int, int, int]) -> int:
-        """Tokens of a reference image that the network puts before the video's own."""
-        has_reference = call.extras.get("reference_latent") is not None
-        return grid[1] * grid[2] if has_reference and getattr(self.module, "ref_conv", None) is not None else 0
+        """Tokens of reference images that the network puts before the video's own."""
+        reference = call.extras.get("reference_latent")
+        if reference is None:
+            return 0
+        if hasattr(self.module, "patch_embedding_pose"):  # [B, C, images, H, W]
+            return int(reference.shape[2]) // self.token_size[0] * grid[1] * grid[2]
+        return grid[1] * grid[2] if getattr(self.module, "ref_conv", None) is not None else 0
 
 
 @dataclass

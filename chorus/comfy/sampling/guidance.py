@@ -28,7 +28,8 @@ class Guidance:
 
     Estimates of two runs tell their prompts apart only if all of it agrees.
 
-    guider: its class; cfgs: every CFG that it has; negative: digest of the negative encodings, "" where CFG is 1.
+    guider: its class; cfgs: every CFG that it has, then the guidance that the positive conditioning holds for a model
+        that is distilled to it (Flux, HunyuanVideo); negative: digest of the negative encodings, "" where CFG is 1.
     ranged: whether a conditioning applies to a part of the schedule only.
     step_cache: whether the host may answer a step with an earlier one's result (EasyCache, LazyCache).
     windows: the context windows that the video is sampled in; "" where it is sampled whole.
@@ -42,16 +43,22 @@ class Guidance:
     windows: str
 
 
+def cfgs_of(guider: Any) -> list[float]:
+    """Every CFG that a guider has."""
+    return [float(v) for name, v in vars(guider).items() if name.startswith("cfg") and isinstance(v, int | float)]
+
+
 def guidance_of(guider: Any) -> Guidance:
     """Read from a guider with its conditionings set."""
     patcher, conds = guider.model_patcher, guider.original_conds
     every = [cond for group in conds.values() for cond in group or []]
-    cfgs = [float(v) for name, v in vars(guider).items() if name.startswith("cfg") and isinstance(v, int | float)]
+    cfgs = cfgs_of(guider)
+    given = [float(cond["guidance"]) for cond in conds.get("positive") or [] if cond.get("guidance") is not None]
     kind = type(guider).__name__
     without = kind == _PLAIN and cfgs == [1.0]  # then the host leaves the negative prompt out
     return Guidance(
         guider=kind,
-        cfgs=cfgs,
+        cfgs=[*cfgs, *given],
         negative="" if without else digest([cond.get("cross_attn") for cond in conds.get("negative") or []]),
         ranged=any(cond.get("start_percent", 0.0) > 0 or cond.get("end_percent", 1.0) < 1 for cond in every),
         step_cache=not STEP_CACHES.isdisjoint(patcher.model_options["transformer_options"]),

@@ -27,7 +27,7 @@ from ..techniques.base import Request
 from ..techniques.source import schedules_agree
 from ..text import prompt_of_sampler
 from .finished import FinishedRun, finished_runs
-from .guidance import guidance_of, is_plain
+from .guidance import cfgs_of, guidance_of, is_plain
 from .identity import Identity, calls, identity_of
 from .samplers import Sampler, known_sampler
 
@@ -104,7 +104,7 @@ def sampler_call(
         positive_ids=frozenset(cond.get("uuid") for cond in positive),
         carried=carried,
         text_digest=digest(encodings),
-        cfg=max([1.0, *guidance.cfgs]),
+        cfg=max([1.0, *cfgs_of(guider)]),
         cfg_known=is_plain(guidance, model[2]),
         areas=any(cond.get("area") is not None or cond.get("mask") is not None for cond in every),
         whole_steps=_whole_steps(schedule, before, sigma_of),
