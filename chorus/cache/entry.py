@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def _times(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Space:
     """What must agree before two requests may share states. If it differs, no score makes a hit.
 
@@ -54,7 +54,7 @@ class Space:
     shape: [B, C, T, H, W] of the latent in model space.
     task: "t2v", "v2v:<digest of the start latent>", or "i2v:<digest of all inputs beside text>;<inputs>", where inputs
         are the first 8 digits of the digest of each by its name: "audio=0123abcd,start_image=4567cdef". They only tell
-        in words which input differs.
+        in words which input differs, and do not count when spaces are compared: older entries lack them.
     prediction: what the model predicts, e.g. "flow".
     """
 
@@ -65,13 +65,22 @@ class Space:
     task: str
     prediction: str
 
+    def _compared(self) -> dict[str, Any]:
+        return vars(self) | {"shape": tuple(self.shape), "task": self.task.partition(";")[0]}
+
     def key(self) -> str:
-        """The space as 64 hex digits: SHA-256 of its canonical JSON."""
-        return hashlib.sha256(canonical_json(vars(self)).encode()).hexdigest()
+        """The space as 64 hex digits: SHA-256 of the canonical JSON of what counts."""
+        return hashlib.sha256(canonical_json(self._compared()).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Space) and self._compared() == other._compared()
+
+    def __hash__(self) -> int:
+        return hash(self.key())
 
     def differing(self, other: Space) -> tuple[str, ...]:
         """The names of the fields in which `other` differs."""
-        here, there = asdict(self), asdict(other)
+        here, there = self._compared(), other._compared()
         return tuple(name for name in here if here[name] != there[name])
 
     def differences(self, other: Space) -> tuple[Message, ...]:
@@ -85,7 +94,7 @@ class Space:
             words.append(say("differs.latent_format", here=self.latent_format, there=other.latent_format))
         if tuple(self.shape) != tuple(other.shape):
             words.append(say("differs.shape", here=_times(self.shape), there=_times(other.shape)))
-        if self.task != other.task:
+        if "task" in self.differing(other):
             words += self._task_differences(other)
         if self.prediction != other.prediction:
             words.append(say("differs.prediction", here=self.prediction, there=other.prediction))
@@ -107,6 +116,8 @@ def _inputs(task: str) -> dict[str, str]:
 
 
 def _input_differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[Message]:
+    if not here or not there:
+        return [say("differs.image")]
     names = [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
     if "start_image" in names and "later_frames" in names:
         names.remove("later_frames")  # a video's encoder makes each frame from those before it, too

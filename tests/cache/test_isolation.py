@@ -65,3 +65,14 @@ def best(kept, query, embedder, space, k, same):
     ]
     ranked = sorted(found, key=lambda one: (-round(one[0], 9), -one[1]))[:k]
     return [(entry_id, round(min(1.0, max(-1.0, score)), 5)) for score, _, entry_id in ranked]
+
+
+def test_the_names_of_inputs_only_tell_what_differs():
+    """Entries from before inputs were named have none, and still serve."""
+    space = replace(SPACE, task="i2v:0123;audio=ab,start_image=cd")
+    older, other = (replace(space, task=task) for task in ("i2v:0123", "i2v:4567;audio=ef,start_image=cd"))
+    assert space == older and space.key() == older.key() and hash(space) == hash(older)
+    assert space.differing(older) == () == space.differences(older)
+    assert space != other and space.key() != other.key() and space.differing(other) == ("task",)
+    assert [said.code for said in space.differences(other)] == ["differs.audio"]
+    assert [said.code for said in older.differences(other)] == ["differs.image"]
