@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .templates import WORKFLOWS, Api, ObjectInfo, api_graph, build, inputs_of, is_widget, type_name
+from .templates import WORKFLOWS, Api, ObjectInfo, api_graph, build, inputs_of, is_widget, text, type_name
 
 SUBGRAPHS = WORKFLOWS.parent / "subgraphs"
 INPUT_NODE, OUTPUT_NODE = -10, -20  # the host's ids for the two borders of a subgraph
@@ -208,8 +208,8 @@ def _instance(title: str, subgraph: dict[str, Any], api: Api, object_info: Objec
     }
 
 
-def write(object_info: ObjectInfo, text: Any) -> list[Path]:
-    """Write all of them. text: a graph as it is written to a file."""
+def write(object_info: ObjectInfo) -> list[Path]:
+    """Write all of them; returns their files."""
     SUBGRAPHS.mkdir(exist_ok=True)
     files = []
     for title in BLUEPRINTS:

@@ -86,10 +86,10 @@ class Layout:
     columns: tuple[tuple[Group, ...], ...]
 
 
-def _inputs(models: Sequence[str], negative: str = "6") -> tuple[tuple[Group, ...], ...]:
+def _inputs(models: Sequence[str]) -> tuple[tuple[Group, ...], ...]:
     return (
         (Group("1 · Models", (tuple(models),)),),
-        (Group("2 · Prompt and size", (("4", "5", negative, "7"),), 400, "#4a7a4a"),),
+        (Group("2 · Prompt and size", (("4", "5", "6", "7"),), 400, "#4a7a4a"),),
     )
 
 
@@ -378,7 +378,7 @@ def main() -> int:
         (WORKFLOWS / f"{name}.json").write_text(text(template), encoding="utf-8")
         draw(template, WORKFLOWS / f"{name}.jpg")
         print(f"made {WORKFLOWS / name}.json and its thumbnail")
-    for file in blueprints.write(object_info, text):
+    for file in blueprints.write(object_info):
         print(f"made {file}")
     return 0
 

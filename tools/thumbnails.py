@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def draw(template: Mapping[str, Any], file: Path) -> None:
     _write(pen, (24, 16), model, 26, _TEXT)
     _write(pen, (24 + _width(f"{model} ", 26), 16), what, 26, _CHORUS_HEAD)
     _graph(pen, template, (24, 62, SIZE[0] - 24, 312))
-    _steps(pen, 4 if "4steps" in file.stem else 20, (24, 330, SIZE[0] - 24, 358))
+    steps = 4 if "4steps" in file.stem else 20
+    _steps(pen, steps, steps // 2 if "wan22" in file.stem else steps, (24, 330, SIZE[0] - 24, 358))
     image.resize(SIZE, Image.Resampling.LANCZOS).save(file, quality=84, optimize=True, progressive=True)
 
 
@@ -95,9 +97,13 @@ def _curve(pen: ImageDraw.ImageDraw, a: tuple[float, float], b: tuple[float, flo
     pen.line(points, fill=colour, width=round(width * _SCALE), joint="curve")
 
 
-def _steps(pen: ImageDraw.ImageDraw, count: int, box: tuple[int, int, int, int]) -> None:
-    """The steps of a hit: full ones filled, selective ones half filled, skipped ones as outlines."""
+def _steps(pen: ImageDraw.ImageDraw, count: int, second: int, box: tuple[int, int, int, int]) -> None:
+    """The steps of a hit: full ones filled, selective ones half filled, skipped ones as outlines.
+
+    second: the step at which the second expert begins, whose first computed step is a full one.
+    """
     kinds = course.selective_course(count, course.calibrated().rule(count))
+    kinds = kinds[:second] + re.sub(f"^({SKIPPED}*){SELECTIVE}", rf"\1{FULL}", kinds[second:])
     gap = 4 if count > 8 else 8
     width = (box[2] - box[0] + gap) / count
     for step, kind in enumerate(kinds):

@@ -52,9 +52,7 @@ class Pair:
 def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by steps, system and what the prompt changes."""
     wan, rows = bench.of(BenchWan()), []
-    keys = ("hit_cost", "alignment_vs_fewer", "details_vs_fewer", "details_loss_over_fewer", "error_ratio_vs_fewer")
-    keys += ("seams_ratio_vs_fewer", "consistency_ratio_own", "consistency_ratio_source", "loss_ratio_vs_nirvana")
-    summary: dict[str, dict] = {key: {} for key in keys}
+    summary: dict[str, dict] = {}
     pictures: dict[str, dict[str, np.ndarray]] = {}
     for steps, count in (FULL if full else QUICK).items():
         if not BenchWan.samples(steps):
@@ -72,7 +70,7 @@ def measure(bench: Bench, full: bool) -> report.Result:
                 if name != "other takes"
             ]
         for key, value in _summary(steps, told).items():
-            summary[key][str(steps)] = value
+            summary.setdefault(key, {})[str(steps)] = value
     return report.Result(
         name="hits",
         title="Hits with a look against their rivals at equal cost",

@@ -15,7 +15,7 @@ from pathlib import Path
 from .join import Cut
 from .schedule import FULL, SELECTIVE, SKIPPED
 
-LEAST_STEPS = 3  # a run that looks has so many or more; with more, so many are computed even where nothing differs
+LEAST_STEPS = 3  # a run that looks has so many; and so many a course that only looks and skips computes
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class CourseRule:
     every, last: with selective steps, each `every`-th step is a full one, and so are the `last` ones.
     stride: of the steps that leave tokens out, each `stride`-th is computed, and the others are skipped.
     full_from, refresh: where no token is left out, all steps are full from `full_from` on; before it, every
-        `refresh`-th one is (0: the first alone), and the others are skipped. Of a short schedule some
-        renewals are left out, so that a small change costs no more than a global one.
+        `refresh`-th one is (0: the first alone), and the others are skipped. A short schedule has fewer of these, so
+        that a small change costs no more than a global one (`most` of `skipping_course`).
     thinned: by how many steps the run is shorter after a global change, see `Cut.everywhere`.
     """
 
@@ -121,9 +121,10 @@ def skipping_at_least(steps: int, saved: int, refresh: int) -> str:
 
 @dataclass(frozen=True)
 class Course:
-    """What each step is. After a global change the model is asked within some steps:
+    """What each step is.
 
-    places: by step, how far behind the step's own σ, in shares of the step; those at 0 are left out.
+    places: where the model is asked after a global change, by step, as a share of the way from the step's σ to the next
+        one; steps that are asked at their own σ are left out.
     """
 
     kinds: str
@@ -131,7 +132,10 @@ class Course:
 
     @property
     def full_from(self) -> int:
-        """The first step from which on all are full at their own σ, so that nothing is joined any more."""
+        """The first step from which on all are full, so that nothing is joined any more.
+
+        A thinned course ends with a skipped step, so that all its places lie before it.
+        """
         return len(self.kinds.rstrip(FULL))
 
 

@@ -19,7 +19,7 @@ class Schedule:
     """Immutable. σ_0 > … > σ_N as they were asked for, and what is made of them.
 
     sigmas: σ_0 … σ_N.
-    k1: the first computed step; of a walk with a look, the first one after the look. k2: the first step from which on
+    k1: the first computed step; where `kinds` is set, the first one after step 0. k2: the first step from which on
         all are full. 0 ≤ K1 ≤ K2 ≤ N. Steps [K1, K2) are stage 2; with a look, `kinds` says what each of them is.
     start: the σ at which the walk begins, at or above σ_K1; None for σ_K1 itself. From a higher one the N − K1
         steps cover all the way from there, spaced as the schedule is.

@@ -1,8 +1,8 @@
 """What a technique is: a way to compute less of a request, or to record it for later ones.
 
 A run asks its techniques in order. Each *returns* what it decides; the run applies it. No technique writes into the
-run or calls another one; some read what people have set for another stage. So a new one touches its module here, its
-node and its texts, and nothing else.
+run or into another one; some read what people have set for another stage, or share its checks. So a new one touches its
+module here, its node and its texts, and nothing else.
 """
 
 from __future__ import annotations
@@ -130,21 +130,24 @@ class Technique:
         """The estimate x0, [B, C, T, H, W], that the sampler is given without asking the model; None to ask it."""
         return None
 
+    def before_evaluation(self, schedule: Schedule, step: int, sigma: float, x: torch.Tensor) -> None:
+        """The sampler is about to ask the model. x: [B, C, T, H, W] at the sampler's σ, in model space."""
+
     def asked_at(
         self, schedule: Schedule, step: int, sigma: float, x: torch.Tensor
     ) -> tuple[torch.Tensor, float] | None:
         """The state, [B, C, T, H, W] in model space, and its σ at which the model is asked; None for the sampler's."""
         return None
 
-    def before_evaluation(self, schedule: Schedule, step: int, sigma: float, x: torch.Tensor) -> None:
-        """The sampler is about to ask the model. x: [B, C, T, H, W] at σ, in model space."""
-
     def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:
         """What to do inside a model call of this evaluation."""
         return NOTHING
 
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
-        """The estimate that the sampler is given in place of the model's, x0: [B, C, T, H, W], after CFG."""
+        """The estimate that the sampler is given in place of the model's.
+
+        x0: [B, C, T, H, W], after CFG, at the σ that was asked at.
+        """
         return x0
 
     def decide(self, schedule: Schedule, step: int) -> Decision | None:

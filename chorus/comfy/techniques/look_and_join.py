@@ -188,9 +188,7 @@ class LookAndJoin(Technique):
     def asked_at(
         self, schedule: Schedule, step: int, sigma: float, x: torch.Tensor
     ) -> tuple[torch.Tensor, float] | None:
-        """After a global change: further along the line that the latest estimate draws, where the model's σ are spread
-        evenly over the evaluations that are left.
-        """
+        """After a global change: at the place that the course says, where the latest estimate leads to."""
         self.moved = None
         if not self.active or self.walk is None or self.known is None or schedule.begins_at(sigma) is None:
             return None

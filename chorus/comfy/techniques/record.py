@@ -106,7 +106,7 @@ class Record(Technique):
 
 
 def watched_steps(steps: int) -> set[int]:
-    """Two steps in the schedule's middle, where objects have their places and words still have an effect."""
+    """At 25 % and 40 % of a sampler's steps: objects have their places there, and words still have an effect."""
     return {max(1, round(0.25 * steps)), max(1, round(0.4 * steps))} & set(range(steps))
 
 
