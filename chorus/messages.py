@@ -64,6 +64,7 @@ TEXTS = {
     "differs.previous_frames": "other previous frames",
     "differs.range": "an input applies to other steps",
     "differs.reference_image": "other reference image",
+    "differs.source_or_reference": "other source video or reference",
     "differs.start_image": "other start image",
     # why Chorus left a run alone
     "bypassed.fault": "an error inside Chorus: {error}",
