@@ -159,7 +159,7 @@ class Network:
 
         Only to say what differs: whether anything does is found without these names.
         """
-        named = []
+        named: list[tuple[str, Any]] = []
         for key, value in carried.items():
             if key == "concat_latent_image":
                 named += self.concatenated_inputs(value).items()
