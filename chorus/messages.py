@@ -64,6 +64,7 @@ TEXTS = {
     "differs.previous_frames": "other previous frames",
     "differs.range": "an input applies to other steps",
     "differs.reference_image": "other reference image",
+    "differs.source_or_reference": "other source video or reference",
     "differs.start_image": "other start image",
     # why Chorus left a run alone
     "bypassed.fault": "an error inside Chorus: {error}",
@@ -155,7 +156,8 @@ TEXTS = {
     "note.windows": "no selective steps: the model is sampled in context windows",
     "note.easycache": "a step cache (EasyCache, LazyCache) is on. It cannot be combined with selective steps, so all "
     "steps are full",
-    "note.network": "no selective steps: {network} is not the plain Wan model",
+    "note.network": "no selective steps: Chorus does not know how to leave out tokens of {network}",
+    "note.parts": "no selective steps: these parts of {network} need every token: {parts}",
     "note.grid": "no selective steps: masks of {grid} do not fit this latent",
     "note.patched": "no selective steps: another node patches the network's blocks or attention",
     "note.no_text": "no mask from attention: to compare the words, connect the positive CONDITIONING or CLIP to "

@@ -23,6 +23,7 @@ INPUTS = {
     "previous_frames": say("differs.previous_frames"),
     "range": say("differs.range"),
     "reference_image": say("differs.reference_image"),
+    "source_or_reference": say("differs.source_or_reference"),
     "start_image": say("differs.start_image"),
     "start_latent": say("differs.start"),
 }

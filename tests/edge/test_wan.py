@@ -333,7 +333,9 @@ def test_a_network_with_further_parts_refuses_selective_steps(networks, make_wan
     import comfy.ops
 
     operations = comfy.ops.disable_weight_init
-    for kind, more in ((host.VaceWanModel, {"vace_layers": 1, "vace_in_dim": 96}), (host.CameraWanModel, {})):
-        made = kind(**config, **more, device="meta", operations=operations)
-        assert networks.Wan.fits(made)
-        assert networks.Wan(made).selective_refusal({}).code == "note.network"
+    made = host.VaceWanModel(**config, vace_layers=1, vace_in_dim=96, device="meta", operations=operations)
+    assert networks.Wan.fits(made)
+    refused = networks.Wan(made).selective_refusal({})
+    assert (refused.code, refused.values["parts"]) == ("note.parts", "vace_blocks, vace_patch_embedding")
+    camera = host.CameraWanModel(**config, device="meta", operations=operations)
+    assert networks.Wan(camera).selective_refusal({}) is None, "what the camera adds lies before the blocks"

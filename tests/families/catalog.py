@@ -282,6 +282,21 @@ FAMILIES: tuple[Family, ...] = (
         latent=["given", 3],
     ),
     Family(
+        "Bernini",
+        (wan(),),
+        {
+            **_given(
+                "BerniniConditioning",
+                source_video=["source", 0],
+                reference_video=["reference", 0],
+                ref_max_size=64,
+            ),
+            **_pictures("source", 9),
+            **_pictures("reference", 5),
+        },
+        {"source video": ("source.seed", OTHER), "reference": ("reference.seed", OTHER)},
+    ),
+    Family(
         "Wan 2.1 HuMo",
         (wan("Humo"),),
         {
@@ -456,6 +471,11 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("HunyuanVideo 1.5 T2V", (hunyuan15(),), **_empty("EmptyHunyuanVideo15Latent", width=128, height=128)),
     Family(
+        "HunyuanVideo 1.5 T2V, step-distilled",
+        (hunyuan15(meanflow=True),),
+        **_empty("EmptyHunyuanVideo15Latent", width=128, height=128),
+    ),
+    Family(
         "HunyuanVideo 1.5 I2V",
         (hunyuan15(),),
         {
@@ -543,6 +563,22 @@ FAMILIES: tuple[Family, ...] = (
         },
         {},
         positive=["guided", 0],
+        negative=["blurry", 0],
+        latent=["empty", 0],
+        pooled=64,
+    ),
+    Family(
+        "Flux Kontext",
+        (models.flux(),),
+        {
+            "vae": node("FamilyVAE", channels=16, cell=8, every=0),
+            **_pictures("reference"),
+            "encoded": node("VAEEncode", pixels=["reference", 0], vae=["vae", 0]),
+            "empty": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
+            "shown": node("ReferenceLatent", conditioning=["encode", 0], latent=["encoded", 0]),
+        },
+        {"reference image": ("reference.seed", OTHER)},
+        positive=["shown", 0],
         negative=["blurry", 0],
         latent=["empty", 0],
         pooled=64,

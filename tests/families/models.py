@@ -137,6 +137,9 @@ def ltx2() -> Tiny:
         "audio_cross_attention_dim": 64,
         "audio_attention_head_dim": 32,
         "audio_num_attention_heads": 2,
+        "connector_attention_head_dim": 32,
+        "connector_num_attention_heads": 2,
+        "connector_num_layers": 1,
     }
     return Tiny("comfy.ldm.lightricks.av_model:LTXAVModel", numbers, tuple(numbers))
 

@@ -109,7 +109,7 @@ _INPUT_NAMES = {
     "clip_vision_output": "clip_vision",
     "clip_vision_output_ref": "clip_vision",
     "concat_mask": "mask",
-    "context_latents": "reference_image",
+    "context_latents": "source_or_reference",
     "control_video": "control_video",
     "driving_mask_28ch": "control_mask",
     "end_percent": "range",

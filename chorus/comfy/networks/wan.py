@@ -67,7 +67,7 @@ class Wan(Network):
     def selective_refusal(self, options: Mapping[str, Any]) -> Message | None:
         others = {name for name, _ in self.module.named_children()} - _PLAIN_PARTS
         if others:
-            return say("note.network", network=self.name)
+            return say("note.parts", network=self.name, parts=", ".join(sorted(others)))
         if any(options.get("patches", {}).values()):
             return say("note.patched")
         if "optimized_attention_override" in options:
