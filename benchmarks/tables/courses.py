@@ -18,7 +18,7 @@ from ..scene_pairs import TUNED, scene_pairs
 from ..systems import BenchWan
 from .hits import HIT, SKIPPING, Systems, of_systems, over_fewer, pair_of
 
-FULL = {4: 44, 20: 33, 50: 11}
+FULL = {4: 44, 20: 33, 50: 22}
 QUICK = {20: 2}
 OTHERS: dict[int, tuple[dict[str, Any], ...]] = {
     4: (
@@ -29,8 +29,16 @@ OTHERS: dict[int, tuple[dict[str, Any], ...]] = {
         {"visible_dilation": 2},
         {"every": 2},
     ),
-    20: ({"highest": 0.3}, {"highest": 0.9}, {"stride": 1}, {"visible_dilation": 0}, {"every": 5}, {"last": 5}),
-    50: ({"stride": 1}, {"visible_dilation": 0}, {"last": 10}),
+    20: (
+        {"highest": 0.3},
+        {"highest": 0.9},
+        {"stride": 1},
+        {"stride": 3},
+        {"visible_dilation": 0},
+        {"every": 5},
+        {"last": 5},
+    ),
+    50: ({"stride": 1}, {"stride": 3}, {"stride": 4}, {"visible_dilation": 0}, {"last": 10}),
 }
 """By the number of steps: what is tried in place of what is in use, fields of a `CourseRule` or of a `System`."""
 OF_SYSTEM = {"highest", "visible_dilation"}

@@ -37,6 +37,7 @@ _CORE = (np.hypot(*np.mgrid[-2:3, -2:3]) < 2.3)[None] / 21.0  # a disc of 21 pix
 _FILLED = 0.85  # … up to this share
 _AS_FAST = 0.75  # of the fastest object's speed; from here on the named object is the main one
 _RESTING = PAN / 2  # pixels a frame to either side, from which the camera pans
+_DOUBT = PAN / 4  # pixels a frame by which things must rest better under a pan than without one
 _PLAIN = 0.3  # amount of every colour below which a pixel is background
 _CLEARER = 0.6  # the background's pan is told where its misfit is below this share of every other one's
 _UNIT_AREA = {"circle": np.pi, "square": 4 * 0.86**2, "triangle": 1.95, "cross": 2.36}
@@ -194,13 +195,29 @@ def _roles(seen: Seen, caption: Caption) -> tuple[Object | None, Object | None, 
 
 
 def _speeds(seen: Seen) -> dict[int, float]:
-    """Pixels a frame of every object beyond what rests, which the camera moves: where the wave does not tell it, as the
-    middle one of the objects.
-    """
+    """Pixels a frame of every object beyond what rests, which the camera moves."""
     pan = _wave_pan(seen)
     if pan is None:
-        pan = round(float(np.median([o.velocity[0] for o in seen.objects.values()])) / PAN)
-    return {o.colour: float(np.hypot(o.velocity[0] - pan * PAN, o.velocity[1])) for o in seen.objects.values()}
+        pan = _things_pan(seen)
+    return {o.colour: _speed(o.velocity, pan) for o in seen.objects.values()}
+
+
+def _speed(velocity: np.ndarray, pan: int) -> float:
+    """Pixels a frame of what has this velocity [2] in the picture, under a camera that pans to this side."""
+    return float(np.hypot(velocity[0] - pan * PAN, velocity[1]))
+
+
+def _things_pan(seen: Seen) -> int:
+    """The sign of the pan under which all things but one rest best, objects and dots; where two do so alike, none."""
+    moves = [o.velocity for o in seen.objects.values()]
+    white = seen.owned[_DOTS]
+    if white.sum() > _LEAST_DOT * len(white):
+        moves.append(velocity(centroids(white, _LEAST_DOT / 2)))
+
+    def left(sign: int) -> float:
+        return sum(sorted(_speed(move, sign) for move in moves)[:-1]) + abs(sign) * _DOUBT
+
+    return min((0, -1, 1), key=left)
 
 
 def _place(away: np.ndarray) -> str:

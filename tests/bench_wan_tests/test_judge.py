@@ -68,6 +68,13 @@ def test_true_videos_read_back(drawn, decoded, kind):
     assert min(scores.values()) >= 0.99, scores
 
 
+def test_half_of_the_motion_between_two_objects_is_no_pan(drawn, through_codec):
+    """Where neither the wave nor a third object tells what rests."""
+    captions, layout = pick(drawn, lambda c: c.second is not None and not c.pan)
+    two = changed(layout, radius=lambda r: r[:, 2].zero_(), wave=lambda w: w[:, 3].zero_())
+    assert wrong(through_codec(two), captions) == [set()] * len(captions)
+
+
 @pytest.mark.parametrize("kind", ["raw", "through the codec"])
 def test_true_videos_have_no_object_twice(drawn, decoded, kind):
     videos = drawn.videos if kind == "raw" else decoded
