@@ -161,7 +161,7 @@ def test_a_fixed_k1_that_cannot_be_reached_says_so(run, cache):
     g = looking(cache=cache, steps=4, seed=7)
     g["stage1"]["inputs"] |= {"k1": "fixed", "fraction": 1.0, "maximum": 1.0}
     hit = run(g)
-    assert hit.report["steps_computed"] == 2 and "2 steps are skipped instead of 4" in told(hit)
+    assert hit.report["steps_computed"] == 2 and "2 steps are skipped where K1 asks for 4" in told(hit)
 
 
 def test_where_nothing_differs_three_steps_are_computed_all_the_same(run, cache, comfy_host):
