@@ -1,4 +1,4 @@
-"""What the tries of all families came to, as a page and as figures."""
+"""What the tries of all families came to, as a page and as part of the benchmarks' summary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .conftest import Answer, Tried, told
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 PAGE = CHECKOUT / "docs" / "models.md"
-FIGURES = CHECKOUT / "benchmarks" / "results" / "families.json"
+SUMMARY = CHECKOUT / "benchmarks" / "results" / "summary.json"
 COMMAND = "python tools/run.py test tests/families --write-tables"
 
 _HEAD = """# Models
@@ -39,15 +39,16 @@ def page(families: Sequence[Tried]) -> str:
     return _HEAD.format(command=COMMAND) + "".join(f"| {' | '.join(_row(tried))} |\n" for tried in families)
 
 
-def figures(families: Sequence[Tried]) -> str:
-    """The counts, as JSON."""
+def summary(families: Sequence[Tried]) -> str:
+    """The summary of the benchmarks with the counts of these families, as JSON."""
     counts = {
         "families_bit_identical": sum(tried.bit_identical for tried in families),
+        "families_inputs_tried": sum(len(tried.inputs) for tried in families),
         "families_tried": len(families),
         "families_wrong_hits": sum(len(tried.wrong_hits) for tried in families),
-        "inputs_tried": sum(len(tried.inputs) for tried in families),
     }
-    return json.dumps(counts, indent=2) + "\n"
+    known = json.loads(SUMMARY.read_text(encoding="utf-8")) | counts
+    return json.dumps(known, indent=1, sort_keys=True) + "\n"
 
 
 def _row(tried: Tried) -> list[str]:
