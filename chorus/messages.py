@@ -143,6 +143,8 @@ TEXTS = {
     "note.look_guider": "early start instead of look and join: the match was sampled with another guider or other "
     "context windows",
     "note.look_states": "early start instead of look and join: the match keeps no state of its first step",
+    "note.look_tokens": "early start instead of look and join: an earlier version of Chorus kept the match's first "
+    "step, with tokens of another size",
     "note.look_masks": "no selective steps: masks from 'look' need the method look and join",
     "note.not_looked": "identical requests were not looked for: {error}",
     "note.k1_lowered": "K1 lowered from {wanted} to {k1}: the source's sampler draws noise, so a run can only start "

@@ -39,3 +39,34 @@ def make_wan(comfy_host) -> Callable[..., torch.nn.Module]:
 @pytest.fixture(scope="session")
 def wan(make_wan) -> torch.nn.Module:
     return make_wan()
+
+
+def _hunyuan(dtype: torch.dtype = torch.float32, seed: int = 0, **changes) -> torch.nn.Module:
+    import comfy.ops
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo
+
+    config = {"patch_size": [1, 2, 2], "axes_dim": [8, 8, 8], "context_in_dim": TEXT_DIM, "hidden_size": 48}
+    config |= {"mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2, "theta": 256, "qkv_bias": True}
+    config |= {"guidance_embed": True, "vec_in_dim": 20, "byt5": False, "meanflow": False, "meanflow_sum": False}
+    config |= {"use_cond_type_embedding": False, "vision_in_dim": None, "in_channels": 16, "out_channels": 16}
+    operations = comfy.ops.disable_weight_init
+    model = HunyuanVideo(dtype=dtype, device="cpu", operations=operations, **config | changes)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        spread = 1.0 if "norm" in name else 0.3 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
+        parameter.data = (torch.randn(parameter.shape, generator=generator) * spread).to(parameter.dtype)
+    return model.requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="session")
+def hunyuan(comfy_host) -> torch.nn.Module:
+    """A HunyuanVideo 1.0: two double blocks and two single ones."""
+    return _hunyuan()
+
+
+@pytest.fixture(scope="session")
+def hunyuan15(comfy_host) -> torch.nn.Module:
+    """A HunyuanVideo 1.5: three double blocks, quoted words, an image as a vision encoder sees it."""
+    changes = {"patch_size": [1, 1, 1], "depth": 3, "depth_single_blocks": 0, "guidance_embed": False}
+    changes |= {"vec_in_dim": None, "byt5": True, "use_cond_type_embedding": True, "vision_in_dim": 40}
+    return _hunyuan(**changes)

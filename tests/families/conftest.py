@@ -108,8 +108,13 @@ def _try(family: Family, host: Any, run_of: Any) -> Tried:
             all_kept, _ = sampled(family.graph(FIRST, f"{cache} kept", mode="write only"))
         if len(family.models) == 1:
             with _kept(run_of, frames=1):
+                # A vector of the whole text reaches every token, computed or not: the last layer takes it, too.
                 one, other = (
-                    sampled(family.graph(prompt, f"{cache} kept", mode="write only", steps=1))[0]
+                    sampled(
+                        with_input(
+                            family.graph(prompt, f"{cache} kept", mode="write only", steps=1), "clip.alike", True
+                        )
+                    )[0]
                     for prompt in (FIRST, SIMILAR)
                 )
             differs = (one - other).abs().amax((0, 1, 3, 4))

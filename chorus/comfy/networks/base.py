@@ -38,7 +38,11 @@ class AttentionWork(Protocol):
     def __call__(
         self, block: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values to use instead of k and v, each [B, L, C]; the same objects where nothing changes."""
+        """Keys and values to use instead of k and v, each [B, L, C]; the same objects where nothing changes.
+
+        q: of the video's tokens and of references, [B, tokens, C] or by heads, [B, tokens, heads, C / heads].
+        k, v: of the text.
+        """
 
 
 class KVCache:
@@ -65,7 +69,7 @@ class KVCache:
         return sum(t.numel() * t.element_size() for pair in self._kept.values() for t in pair)
 
     def keep(self, key: Any, block: int, blocks: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """k, v: [B, L, C] of one block; blocks: how many there are, to know beforehand whether all will fit."""
+        """k, v: [B, L, ...] of one block; blocks: how many there are, to know beforehand whether all will fit."""
         if block == 0:
             self._kept = {kept: pair for kept, pair in self._kept.items() if kept[0] != key}
             self._most = self._room() if self._most is None else self._most
@@ -82,9 +86,9 @@ class KVCache:
     def completed(
         self, key: Any, block: int, places: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the whole sequence, [B, L, C] each, with the new ones k, v at their `places`.
+        """Keys and values of the whole sequence, [B, L, ...] each, with the new ones k, v at their `places`.
 
-        k, v: [B, len(places), C]. They stay there: they are later than those of the full step.
+        k, v: [B, len(places), ...]. They stay there: they are later than those of the full step.
         """
         whole = tuple(
             kept.index_copy_(1, places, new.to(kept)).to(new)
@@ -146,6 +150,10 @@ class Network:
     """Keys of a conditioning, beside `cross_attn`, that hold the prompt's text in some form."""
 
     block_count: int = 0
+    """Blocks through which the tokens pass; 0 where Chorus does not know them."""
+
+    plain_parts: frozenset[str] = frozenset()
+    """Parts of the network that do not need the whole token grid; any other may."""
 
     def __init__(self, module: torch.nn.Module):
         self.module = module
@@ -179,11 +187,20 @@ class Network:
 
     def selective_refusal(self, options: Mapping[str, Any]) -> Message | None:
         """Why only a part of the tokens cannot be computed; None where it can. options: the transformer options."""
-        return say("note.network", network=self.name)
+        if not self.block_count:
+            return say("note.network", network=self.name)
+        others = {name for name, _ in self.module.named_children()} - self.plain_parts
+        if others:
+            return say("note.parts", network=self.name, parts=", ".join(sorted(others)))
+        if any(options.get("patches", {}).values()):
+            return say("note.patched")
+        if "optimized_attention_override" in options:
+            return say("note.attention")
+        return None
 
     def words_refusal(self) -> Message | None:
         """Why words cannot be amplified or watched in attention; None where they can."""
-        return say("note.no_blocks", network=self.name)
+        return None if self.block_count else say("note.no_blocks", network=self.name)
 
     @property
     def token_size(self) -> tuple[int, int, int]:

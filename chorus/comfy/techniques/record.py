@@ -115,13 +115,14 @@ def coarse_attention(
 ) -> torch.Tensor:
     """How strongly each place attends to each real word, mean over heads: [L_real, T', H', W'] fp32 on the CPU.
 
-    q: [tokens, C] of one row; k: [L, C] of the same row; grid: [T, H, W] with tokens = T·H·W; real: [L] bool.
+    q: [tokens, C], or [tokens, heads, C / heads], of one row; k: [L, C] of the same row; real: [L] bool;
+    grid: [T, H, W] with tokens = T·H·W.
     Only every n-th token is used, so that the grid fits in COARSE.
     """
     t, h, w = (-(-size // most) for size, most in zip(grid, COARSE, strict=True))
-    queries = q.view(*grid, -1)[::t, ::h, ::w]
+    queries = q.unflatten(0, grid)[::t, ::h, ::w]
     cells = queries.shape[:3]
-    queries = queries.reshape(-1, heads, q.shape[-1] // heads).transpose(0, 1).float()
+    queries = queries.reshape(cells.numel(), heads, -1).transpose(0, 1).float()
     keys = k.view(k.shape[0], heads, -1).transpose(0, 1).float()
     probabilities = torch.softmax(queries @ keys.transpose(1, 2) * queries.shape[-1] ** -0.5, dim=-1).mean(0)
     return probabilities[:, real.to(k.device)].T.reshape(-1, *cells).cpu()

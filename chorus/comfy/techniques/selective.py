@@ -85,6 +85,7 @@ class Selective(Technique):
 
     known: torch.Tensor | None = None  # the latest x0, [B, C, T, H, W]
     edit: torch.Tensor | None = None  # [1, 1, T, H, W] bool
+    regions: Regions | None = None  # on the network's token grid
 
     def begin(self, schedule: Schedule) -> Decision | Refused | None:
         request = self.request
@@ -99,8 +100,12 @@ class Selective(Technique):
             return Refused(note) if note is not None else None
         if regions.whole or regions.empty:
             return None  # everything differs, or nothing does: the steps are full ones
-        if (why := self._refusal(regions)) is not None:
+        if (why := refusal(request)) is not None:
             return Refused(why)
+        grid = request.network.token_grid(request.shape)
+        if grid is None:
+            return Refused(say("note.grid", grid=str(regions.grid)))
+        regions = regions.on_grid(grid)
         full = request.plan.stages.get(REFINE)
         k2 = schedule.steps
         if full is not None:
@@ -108,18 +113,11 @@ class Selective(Technique):
         k2 = max(k2, schedule.k1)
         if k2 == schedule.k1:
             return None
+        self.regions = regions
         self.edit = request.network.cells(regions.edit, request.shape)[None, None]
         if goes_on and request.before is not None:
             self.known = request.before.results.get(NAME)
         return Decision(replace(schedule, k2=k2))
-
-    def _refusal(self, regions: Regions) -> Message | None:
-        request = self.request
-        if (why := refusal(request)) is not None:
-            return why
-        if regions.grid != request.network.token_grid(request.shape):
-            return say("note.grid", grid=str(regions.grid))
-        return None
 
     def _is_partial(self, schedule: Schedule, step: int) -> bool:
         return schedule.in_stage_2(step) and self.known is not None
@@ -127,9 +125,8 @@ class Selective(Technique):
     def in_call(self, schedule: Schedule, call: ModelCall) -> CallWork:
         if not self._is_partial(schedule, call.step):
             return NOTHING
-        regions = regions_of(self.request.plan)
-        assert regions is not None
-        return CallWork(kept=regions.indices())
+        assert self.regions is not None
+        return CallWork(kept=self.regions.indices())
 
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
         if self.edit is None or not schedule.in_stage_2(step):
@@ -140,14 +137,13 @@ class Selective(Technique):
         return x0
 
     def expected_share(self, schedule: Schedule, step: int) -> float:
-        regions = regions_of(self.request.plan)
-        if regions is None or self.edit is None or not schedule.in_stage_2(step):
+        if self.regions is None or not schedule.in_stage_2(step):
             return 1.0
         full = step == schedule.k1 and self.known is None
-        return 1.0 if full else round(float(regions.visible.float().mean()), 4)
+        return 1.0 if full else round(float(self.regions.visible.float().mean()), 4)
 
     def result(self, schedule: Schedule) -> torch.Tensor | None:
         return None if self.known is None or schedule.complete else self.known.cpu()
 
     def drop(self) -> None:
-        self.known = self.edit = None
+        self.known = self.edit = self.regions = None

@@ -9,6 +9,7 @@ import torch
 from ...cache import Entry
 from ...messages import Message, say
 from ...reuse.join import token_means, with_frames
+from ...reuse.regions import token_grid
 from ...reuse.schedule import Schedule
 from ...reuse.trajectory import SIGMA_TOLERANCE, clean_component, serving
 from ..caches import load_trajectory, open_cache, stored_estimates, stored_states
@@ -80,6 +81,8 @@ def picture(request: Request, second_sigma: float | None) -> Picture | Message:
     cache = open_cache(request.plan.cache_name, request.plan.place)
     kept = load_trajectory(cache, entry, request.into_model_space, noise, {*there, 0.0})
     found = Picture(noise, _means(request, cache.load(entry.id, [first])[first]), kept.at(0.0))
+    if tuple(found.first.shape[2:]) != token_grid(tuple(with_frames(noise).shape), request.network.token_size):
+        return say("note.look_tokens")
     if second_sigma is not None and name is not None and there:
         found.second = _means(request, cache.load(entry.id, [name])[name])
         found.before = clean_component(kept.at(second_sigma), noise, second_sigma)

@@ -50,12 +50,13 @@ class _Encoder(torch.nn.Module):
     """A fixed random vector a word. width: of a token; pooled: of a vector of the whole text, 0 for none.
 
     masked: whether the host also gets an attention mask, as from encoders of language models.
+    alike: whether the vector of the whole text is the same for all texts.
     """
 
     def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None):
         super().__init__()
         settings = (model_options or {})["family"]
-        self.width, self.pooled, self.masked = settings
+        self.width, self.pooled, self.masked, self.alike = settings
         self.scale = torch.nn.Parameter(torch.ones(1, device=device), requires_grad=False)
         self.dtypes = {torch.float32}
 
@@ -72,7 +73,8 @@ class _Encoder(torch.nn.Module):
             encoded[0, place] = 3 * _drawn(token, self.width) + 0.5 * _drawn(f"#{place}", self.width)
         whole = None
         if self.pooled:
-            whole = sum((_drawn(token + 1, self.pooled) for token, *_ in pairs), torch.zeros(self.pooled))[None] / 3
+            said = [0] if self.alike else [token + 1 for token, *_ in pairs]
+            whole = sum((_drawn(token, self.pooled) for token in said), torch.zeros(self.pooled))[None] / 3
         extra = {}
         if self.masked:
             extra["attention_mask"] = torch.zeros(1, LENGTH, dtype=torch.long)
@@ -101,15 +103,16 @@ class FamilyTextEncoder:
                 "width": ("INT", {"default": 64, "min": 1, "max": 16384}),
                 "pooled": ("INT", {"default": 0, "min": 0, "max": 16384}),
                 "masked": ("BOOLEAN", {"default": False}),
-            }
+            },
+            "optional": {"alike": ("BOOLEAN", {"default": False})},
         }
 
     RETURN_TYPES = ("CLIP",)
     FUNCTION = "load"
     CATEGORY = CATEGORY
 
-    def load(self, width, pooled, masked):
-        options = {"family": (width, pooled, masked)}
+    def load(self, width, pooled, masked, alike=False):
+        options = {"family": (width, pooled, masked, alike)}
         return (comfy.sd.CLIP(_Target, parameters=1, model_options=options),)
 
 
