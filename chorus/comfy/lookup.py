@@ -115,7 +115,9 @@ def _looked_up(
         vector=vector.vector,
         space=space,
         experts=(experts := tuple(expert(model) for model in models)),
-        models_signed=tuple(models_signed(node, links, text.encoders)) if node and any(e[2] for e in experts) else (),
+        models_signed=tuple(models_signed(node, links, text.encoders))
+        if node and any(one.foreign for one in experts)
+        else (),
         prompt_nodes=text.encoders,
         threshold=settings.threshold or calibration_of(vector.embedder).threshold,
         start_latent=start_latent(latent["samples"]),

@@ -6,7 +6,7 @@ Everything that is not understood raises NotUnderstood, and such a request has n
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,8 +26,13 @@ _BOOKKEEPING = {"uuid", "model_conds", "guidance", *_RANGE}
 
 _SHOWN = 8  # digits of an input's digest; they tell in words what differs
 
-Expert = tuple[str, str, tuple[str, ...]]
-"""A model as it is sampled: digests of its weights and LoRAs, and where other patches lie on it."""
+
+class Expert(NamedTuple):
+    """A model as it is sampled: digests of its weights and LoRAs, and where patches of other nodes lie on it."""
+
+    weights: str
+    loras: str
+    foreign: tuple[str, ...]
 
 
 def carried_inputs(cond: list[Any], network: Network) -> str:
@@ -82,7 +87,7 @@ def task_of(latent: torch.Tensor, image: torch.Tensor | None, carried: str, name
 
 def expert(patcher: Any) -> Expert:
     """A model as it is sampled. Raises NotUnderstood."""
-    return weights_digest(patcher), lora_digest(patcher), foreign_patches(patcher)
+    return Expert(weights_digest(patcher), lora_digest(patcher), foreign_patches(patcher))
 
 
 def prediction_of(patcher: Any) -> str:
@@ -130,11 +135,11 @@ def space_of(
         latent.get("downscale_ratio_temporal"),
     )
     experts = [expert(patcher) for patcher in patchers]
-    patches: list[Any] = [lora for _, lora, _ in experts]
-    if any(foreign for _, _, foreign in experts):
+    patches: list[Any] = [one.loras for one in experts]
+    if any(one.foreign for one in experts):
         if node is None:
             raise NotUnderstood("the model carries patches of other nodes, and no graph tells with which settings")
-        patches += [[foreign for _, _, foreign in experts], models_signed(node, model_links, prompt_nodes)]
+        patches += [[one.foreign for one in experts], models_signed(node, model_links, prompt_nodes)]
         patches.append(node.list_index)
     network = network_of(patchers[0])
     carried = carried_inputs(cond, network) if cond is not None else ""
@@ -143,7 +148,7 @@ def space_of(
         named["encoder_input"] = digest([node.signature_of(link, ()) for link in beside])
         carried = digest([carried, named["encoder_input"]])
     return Space(
-        weights=digest([weights for weights, _, _ in experts]),
+        weights=digest([one.weights for one in experts]),
         patches=digest(patches) if any(patches) else "",
         latent_format=type(patchers[0].get_model_object("latent_format")).__name__,
         shape=tuple(shaped.shape),

@@ -95,7 +95,7 @@ def sampler_call(
         network=network,
         sampler=known,
         options=patcher.model_options["transformer_options"],
-        foreign=model[2],
+        foreign=model.foreign,
         guidance=guidance,
         shape=tuple(noise.shape),
         noise=own_noise,
@@ -105,7 +105,7 @@ def sampler_call(
         carried=carried,
         text_digest=digest(encodings),
         cfg=max([1.0, *cfgs_of(guider)]),
-        cfg_known=is_plain(guidance, model[2]),
+        cfg_known=is_plain(guidance, model.foreign),
         areas=any(cond.get("area") is not None or cond.get("mask") is not None for cond in every),
         whole_steps=_whole_steps(schedule, before, sigma_of),
         before=before,
@@ -181,7 +181,9 @@ def _suitable(
     model = expert(patcher)
     if model not in plan.experts:
         _raise_other_model(plan, model)
-    if model[2]:  # patches with these places and this code; the graph tells whether their settings are the same, too
+    if (
+        model.foreign
+    ):  # patches with these places and this code; the graph tells whether their settings are the same, too
         node = RunningNode()
         given = set(models_signed(node, node.models_given(), plan.prompt_nodes))
         if not given or not given <= set(plan.models_signed):
@@ -191,10 +193,9 @@ def _suitable(
 
 def _raise_other_model(plan: Plan, model: Expert) -> None:
     """Raises Unsuitable with the reason: other weights, an expert that was not connected, or later patches."""
-    weights, loras, _ = model
-    if (weights, loras) in [known[:2] for known in plan.experts]:
+    if any((model.weights, model.loras) == (known.weights, known.loras) for known in plan.experts):
         raise Unsuitable(say("bypassed.patched_later"))
-    if len(plan.experts) == 1 and weights != plan.experts[0][0]:
+    if len(plan.experts) == 1 and model.weights != plan.experts[0].weights:
         raise Unsuitable(say("bypassed.other_expert"))
     raise Unsuitable(say("bypassed.model"))
 
