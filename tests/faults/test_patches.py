@@ -227,7 +227,7 @@ def test_reference_tokens_enter_every_step_after_a_look(
     run, comfy_host, cache, with_reference_tokens, kind, pack_module, monkeypatch
 ):
     """Keys and values stand for the video's tokens that are left out, and for no others."""
-    shared, attended = pack_module("chorus.comfy.networks.wan")._SelfAttention, set()
+    shared, attended = pack_module("chorus.comfy.networks.tokens").SelfAttention, set()
     inner = shared.__call__
 
     def watched(self, block, k, v):
