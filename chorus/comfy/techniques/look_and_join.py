@@ -71,7 +71,8 @@ class LookAndJoin(Technique):
     blind = False  # whether the look showed no difference at all, though the texts differ
     source: Picture | None = None  # until its last look is done
     outside: torch.Tensor | None = None  # x0 outside the edit mask, [B, C, T, H, W]
-    known: torch.Tensor | None = None  # the latest x0, likewise
+    known: torch.Tensor | None = None  # the latest x0 before all steps are full, likewise
+    latest: torch.Tensor | None = None  # the latest x0: a sampler after this one may take the schedule to be longer
     regions: Regions | None = None  # where target and source differ
     weights: torch.Tensor | None = None  # of the own estimate beside what is outside, [1, 1, T, H, W] in [0, 1]
     tokens: torch.Tensor | None = None  # positions of the tokens that selective steps compute
@@ -144,7 +145,7 @@ class LookAndJoin(Technique):
         if rest.lstrip(SKIPPED).startswith(SELECTIVE):  # another model may compute here, which has kept no keys yet
             rest = rest.replace(SELECTIVE, FULL, 1)
         self.walk = replace(walk, kinds=begun.kinds + rest)
-        self.known, self.outside = begun.known, begun.final
+        self.known, self.latest, self.outside = begun.known, begun.known, begun.final
         self.active = True
         return Decision(schedule.looking(rest[: schedule.steps]))
 
@@ -213,13 +214,13 @@ class LookAndJoin(Technique):
         if self.source is not None:
             self._look(x0, step)
         elif self.walk is not None and self.over + step >= self.walk.full_from:
-            self.known = x0  # a sampler after this one may take the whole schedule to be longer
+            self.latest = x0
             return x0
         if self.joined:
             assert self.weights is not None and self.outside is not None
             self.weights, self.outside = self.weights.to(x0), self.outside.to(x0)  # copied once
             x0 = joined(self.outside, x0, self.weights)
-        before, self.known = self.known, x0
+        before, self.known, self.latest = self.known, x0, x0
         return x0 if self.moved is None else self._over_the_step(schedule, step, before, x0)
 
     def _over_the_step(
@@ -355,18 +356,18 @@ class LookAndJoin(Technique):
         if self.regions is None or schedule.complete:
             return None
         assert self.walk is not None and self.rule is not None
-        assert self.known is not None and self.outside is not None
+        assert self.latest is not None and self.outside is not None
         return _Begun(
             self.walk.kinds[: self.over + schedule.steps],
             self.rule.second_look,
             self.joined,
             self.blind,
             self.regions.cpu(),
-            self.known.cpu(),
+            self.latest.cpu(),
             self.outside.cpu(),
         )
 
     def drop(self) -> None:
-        self.source = self.outside = self.known = self.weights = self.tokens = None
+        self.source = self.outside = self.known = self.latest = self.weights = self.tokens = None
         if self.kv_cache is not None:
             self.kv_cache.drop()
