@@ -155,18 +155,14 @@ def by_hand(case: Case, kept: torch.Tensor) -> torch.Tensor:
 # -- the tokens that are computed ----------------------------------------------------------------------------------
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_size = pytest.mark.parametrize("rows", [1, 2])
+ONE_ROW = {"1.0 T2V, masked", "1.0 I2V, reference"}  # a text mask or a reference: the host takes one row only
+each_case = pytest.mark.parametrize(
+    ("kind", "rows"), [(k, n) for k in KINDS for n in (1, 2) if n == 1 or k not in ONE_ROW]
+)
 
 
-def skip_what_the_host_cannot(kind, rows):
-    if rows > 1 and kind in ("1.0 T2V, masked", "1.0 I2V, reference"):
-        pytest.skip("the host's network takes a text mask or a reference for one row only")
-
-
-@each_kind
-@each_size
+@each_case
 def test_with_every_token_visible_the_output_is_the_unpatched_one(case, patched, kind, rows):
-    skip_what_the_host_cannot(kind, rows)
     one = case(kind, rows)
     assert torch.allclose(one(patched(one, torch.arange(TOKENS))), one(), atol=1e-6)
 
@@ -178,10 +174,8 @@ def test_counting_the_blocks_changes_no_bit(case, patched, kind):
     assert seen == [1.0]
 
 
-@each_kind
-@each_size
+@each_case
 def test_the_blocks_see_a_third_of_the_tokens_and_all_text(case, patched, kind, rows):
-    skip_what_the_host_cannot(kind, rows)
     one, seen = case(kind, rows), []
     with block_inputs(one) as reached:
         one(patched(one, some(), seen=seen.append))
@@ -195,11 +189,9 @@ def test_the_blocks_see_a_third_of_the_tokens_and_all_text(case, patched, kind, 
     assert seen == [12 / TOKENS]
 
 
-@each_kind
-@each_size
+@each_case
 @pytest.mark.parametrize("count", [1, 12, TOKENS - 1])
 def test_keeping_some_equals_running_the_blocks_on_only_these_tokens(case, patched, kind, rows, count):
-    skip_what_the_host_cannot(kind, rows)
     one, kept = case(kind, rows), some(count)
     expected = by_hand(one, kept)
     assert torch.allclose(one(patched(one, kept)), expected, atol=1e-5)
@@ -274,10 +266,8 @@ def one_key(networks, one: Case):
 # -- keys and values of the tokens that are left out ---------------------------------------------------------------
 
 
-@each_kind
-@each_size
+@each_case
 def test_after_a_full_call_a_part_is_computed_as_in_it(case, patched, networks, kind, rows):
-    skip_what_the_host_cannot(kind, rows)
     one, kept = case(kind, rows), some()
     kv_cache = networks.KVCache(lambda: 10**9)
     full = one(patched(one, kv_cache=kv_cache))
@@ -343,10 +333,8 @@ def test_work_of_nothing_changes_no_bit(case, patched, kind):
     assert torch.equal(one(patched(one, None, idle)), one())
 
 
-@each_kind
-@each_size
+@each_case
 def test_a_gain_of_one_changes_nothing(case, patched, kind, rows):
-    skip_what_the_host_cannot(kind, rows)
     one = case(kind, rows)
     assert torch.allclose(one(patched(one, None, same)), one(), atol=1e-5)
 
