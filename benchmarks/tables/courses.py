@@ -38,7 +38,7 @@ OTHERS: dict[int, tuple[dict[str, Any], ...]] = {
         {"every": 5},
         {"last": 5},
     ),
-    50: ({"stride": 1}, {"stride": 3}, {"stride": 4}, {"visible_dilation": 0}, {"last": 10}),
+    50: ({"stride": 1}, {"stride": 2}, {"stride": 4}),
 }
 """By the number of steps: what is tried in place of what is in use, fields of a `CourseRule` or of a `System`."""
 OF_SYSTEM = {"highest", "visible_dilation"}
