@@ -16,6 +16,15 @@ def networks(pack_module) -> ModuleType:
     return pack_module("chorus.comfy.networks")
 
 
+def _filled(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """The model with random weights, such that each of its inputs counts in its output."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        spread = 1.0 if "norm" in name else 0.3 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
+        parameter.data = (torch.randn(parameter.shape, generator=generator) * spread).to(parameter.dtype)
+    return model.requires_grad_(False).eval()
+
+
 def _wan(dtype: torch.dtype = torch.float32, seed: int = 0, **changes) -> torch.nn.Module:
     import comfy.ops
     from comfy.ldm.wan.model import WanModel
@@ -23,11 +32,7 @@ def _wan(dtype: torch.dtype = torch.float32, seed: int = 0, **changes) -> torch.
     config = {"dim": 48, "ffn_dim": 96, "num_layers": 3, "num_heads": 2, "freq_dim": 32}
     config |= {"text_dim": TEXT_DIM, "in_dim": 16, "out_dim": 16}
     model = WanModel(dtype=dtype, device="cpu", operations=comfy.ops.disable_weight_init, **config | changes)
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        spread = 1.0 if "norm" in name else 0.3 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
-        parameter.data = (torch.randn(parameter.shape, generator=generator) * spread).to(parameter.dtype)
-    return model.requires_grad_(False).eval()
+    return _filled(model, seed)
 
 
 @pytest.fixture(scope="session")
@@ -51,11 +56,7 @@ def _hunyuan(dtype: torch.dtype = torch.float32, seed: int = 0, **changes) -> to
     config |= {"use_cond_type_embedding": False, "vision_in_dim": None, "in_channels": 16, "out_channels": 16}
     operations = comfy.ops.disable_weight_init
     model = HunyuanVideo(dtype=dtype, device="cpu", operations=operations, **config | changes)
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        spread = 1.0 if "norm" in name else 0.3 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
-        parameter.data = (torch.randn(parameter.shape, generator=generator) * spread).to(parameter.dtype)
-    return model.requires_grad_(False).eval()
+    return _filled(model, seed)
 
 
 @pytest.fixture(scope="session")

@@ -181,9 +181,7 @@ def _suitable(
     model = expert(patcher)
     if model not in plan.experts:
         _raise_other_model(plan, model)
-    if (
-        model.foreign
-    ):  # patches with these places and this code; the graph tells whether their settings are the same, too
+    if model.foreign:  # the same places and code; the graph tells whether their settings are the same, too
         node = RunningNode()
         given = set(models_signed(node, node.models_given(), plan.prompt_nodes))
         if not given or not given <= set(plan.models_signed):
