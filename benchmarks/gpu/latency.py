@@ -110,7 +110,7 @@ def cases(model: str, schedule: Schedule) -> tuple[Case, ...]:
         return TWO_STEPS, LOOKS[0.25], LOOKS[0.1], LOOKS[0.5], EARLY_START
     first = (PLAIN, LOOKS[0.25], COLD, LOOKS[0.1], LOOKS[0.5], EARLY_START)
     if model.startswith("hunyuan"):
-        return PLAIN, LOOKS[0.25], COLD, EARLY_START  # all its tokens are computed, whatever the masks
+        return PLAIN, LOOKS[0.25], COLD, EARLY_START  # a family beside the one that the others are for
     if SIZES[model, "full"].memory is not None:
         first = (*first, LOOK_DEFAULT)
     return (*first, EARLY_MASKS, LOOK_AMPLIFIED)
@@ -207,9 +207,8 @@ class Bench:
         grid = token_grid(size.latent, tuple(self.network.patch_size))  # type: ignore[arg-type]
         self.tokens = grid[0] * grid[1] * grid[2]
         self.prompts = models.encodings(*size.text)
-        mask_grid = token_grid(size.latent, masks.WAN_PATCH)
-        pixels = size.cell * masks.WAN_PATCH[1]
-        self.regions = {share: models.regions_around(mask_grid, share) for share in SHARES}
+        pixels = size.cell * self.network.patch_size[1]  # type: ignore[index]
+        self.regions = {share: models.regions_around(grid, share) for share in SHARES}
         self.frames = {
             share: r.base[:1].float().repeat_interleave(pixels, 1).repeat_interleave(pixels, 2)
             for share, r in self.regions.items()

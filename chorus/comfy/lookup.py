@@ -19,6 +19,7 @@ from .caches import open_cache, warn
 from .content import NotUnderstood
 from .embed import NoText, embed
 from .faults import Unsuitable
+from .networks import network_of
 from .place import Place, current
 from .signature import RunningNode
 from .space import expert, models_signed, space_of, start_latent
@@ -114,6 +115,7 @@ def _looked_up(
         embedder=vector.embedder,
         vector=vector.vector,
         space=space,
+        token_size=network_of(models[0]).token_size,
         experts=(experts := tuple(expert(model) for model in models)),
         models_signed=tuple(models_signed(node, links, text.encoders))
         if node and any(one.foreign for one in experts)

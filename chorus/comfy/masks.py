@@ -22,7 +22,6 @@ from .lookup import source_preview
 from .techniques import selective
 
 WAYS = ("look", "attention", "mask", "segment anything")
-WAN_PATCH = (1, 2, 2)
 _TINT = torch.tensor([1.0, 0.25, 0.15])
 
 
@@ -67,7 +66,7 @@ def _sam_kinds(checkpoint: str) -> list[str]:
 def _base(
     plan: Plan, way: str, mask: torch.Tensor | None, checkpoint: str
 ) -> tuple[torch.Tensor | None, Message | None]:
-    grid = token_grid(plan.space.shape, WAN_PATCH)
+    grid = token_grid(plan.space.shape, plan.token_size)
     if way == "mask":
         assert mask is not None
         return from_frames(mask, grid), None

@@ -49,6 +49,7 @@ class Plan:
     embedder: str = ""
     vector: np.ndarray | None = None  # [D] unit norm; None only where the request is declined
     space: Space = NOWHERE
+    token_size: tuple[int, int, int] = (1, 2, 2)  # cells of the latent that a token of the network covers
     experts: tuple[Any, ...] = ()  # the models this plan is valid for
     models_signed: tuple[str, ...] = ()  # where other nodes patched them: signatures of what gives them
     prompt_nodes: tuple[str, ...] = ()  # the nodes that encode the prompt
