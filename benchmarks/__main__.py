@@ -25,6 +25,7 @@ TABLES = (
     "looks",
     "courses",
     "hits",
+    "from_image",
     "threshold",
     "can_tell",
     "tuning",

@@ -112,7 +112,7 @@ def digest(*patterns: str) -> str:
 def measured_digest(subject: Subject, request: Request) -> str:
     """Of everything but Chorus that a sample depends on: the subject's files, the measures, the templates."""
     files = (*subject.files, *(subject.distillation if distilled(request) else ()))
-    measures = ("benchmarks/metrics.py", "benchmarks/systems.py", "workflows/api/*", "tools/demo_graph.py")
+    measures = ("benchmarks/metrics.py", "benchmarks/systems.py", "workflows/api/wan21_t2v*", "tools/demo_graph.py")
     return digest(*files, *measures)
 
 

@@ -13,26 +13,41 @@ from typing import TypeVar
 
 import numpy as np
 
-from bench_wan.captions import BACKGROUNDS, COLOURS, COUNTS, DIRECTIONS, PANS, PLACES, SHAPES, Caption, sample_caption
+from bench_wan import scenes
+from bench_wan.captions import (
+    BACKGROUNDS,
+    COLOURS,
+    COUNTS,
+    DIRECTIONS,
+    PANS,
+    PLACES,
+    SHAPES,
+    TEMPLATES,
+    Caption,
+    sample_caption,
+)
+
+from .systems import Image
 
 TUNED, REPORTED = 7, 8
 ANY = "any"  # a change chosen at random
 MOST_CHANGES = 4
-_Value = TypeVar("_Value", str, str | None)
+_Value = TypeVar("_Value", str, str | None, int)
 
 
 @dataclass(frozen=True)
 class ScenePair:
-    """change: what the target's prompt changes, one of CHANGES."""
+    """change: what the target's prompt changes; image: what both videos begin with, where one is given."""
 
     source: Caption
     target: Caption
     change: str
     source_seed: int
     target_seed: int
+    image: Image | None = None
 
 
-def _picked(rng: np.random.Generator, values: Iterable[_Value], *but: str | None) -> _Value:
+def _picked(rng: np.random.Generator, values: Iterable[_Value], *but: _Value | None) -> _Value:
     """One of the values at random, none of `but`."""
     left = [value for value in values if value not in but]
     return left[int(rng.integers(len(left)))]
@@ -78,6 +93,13 @@ CHANGES: dict[str, Callable[[Caption, np.random.Generator], Caption | None]] = {
     "camera": lambda c, rng: replace(c, pan=_picked(rng, [*PANS, None], c.pan)),
 }
 """By name: one change of a caption, None where the caption has nothing to change so."""
+FROM_AN_IMAGE: dict[str, Callable[[Caption, np.random.Generator], Caption | None]] = {
+    "direction": CHANGES["direction"],
+    "camera": CHANGES["camera"],
+    "wording": lambda c, rng: replace(c, template=_picked(rng, range(len(TEMPLATES)), c.template)),
+    "not named": lambda c, rng: replace(c, second=None) if c.second else None,
+}
+"""The same for what an image leaves open."""
 
 
 def _is_of(half: int, caption: Caption) -> bool:
@@ -93,6 +115,24 @@ def scene_pairs(count: int, half: int) -> list[ScenePair]:
 def distant_pairs(count: int, half: int) -> list[ScenePair]:
     """`count` pairs with one to MOST_CHANGES random changes, in turn; `change` says how many."""
     return _pairs(count, half, 10_000, [(ANY,) * times for times in range(1, MOST_CHANGES + 1)])
+
+
+def image_pairs(count: int, half: int) -> list[ScenePair]:
+    """`count` pairs whose videos begin with the same image, with changes of FROM_AN_IMAGE in turn."""
+    rng = np.random.default_rng(half + 50_000)
+    pairs: list[ScenePair] = []
+    while len(pairs) < count:
+        change = list(FROM_AN_IMAGE)[len(pairs) % len(FROM_AN_IMAGE)]
+        source = sample_caption(rng, held_out=True)
+        target = FROM_AN_IMAGE[change](source, rng)
+        if target is None or not target.possible or not _is_of(half, source) or not _is_of(half, target):
+            continue
+        seed = 20_000 * half + 50_000 + 2 * len(pairs)
+        _, shows = scenes.going_on(scenes.lay_out([source], seed), [target])
+        if not bool(shows):
+            continue
+        pairs.append(ScenePair(source, target, change, seed, seed + 1, Image(source, seed)))
+    return pairs
 
 
 def _pairs(count: int, half: int, seeds: int, in_turn: list[tuple[str, ...]]) -> list[ScenePair]:

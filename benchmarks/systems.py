@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import copy
 import statistics
+import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from bench_wan import judge as bench_judge
+from bench_wan import scenes as bench_scenes
 from bench_wan.captions import Caption
-from bench_wan.export import LORA_FILE, MODEL_FILE
+from bench_wan.export import FROM_IMAGE_FILE, LORA_FILE, MODEL_FILE
 from chorus.reuse.course import CourseRule
 from small_wan import judge, scenes
 from tools import demo_graph
@@ -23,6 +26,14 @@ from tools.demo_graph import Graph, only, write_text
 WORKFLOWS = demo_graph.CHECKOUT / "workflows" / "api"
 DISTILLED_STEPS = 4
 _SHOWING = {"CreateVideo", "SaveVideo", "PreviewImage", "PreviewAny"}  # of no use without eyes
+
+
+@dataclass(frozen=True)
+class Image:
+    """The first frame of the scene that `bench_wan.scenes` lays out for a caption and a seed."""
+
+    caption: Caption
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Request:
     size: int = 0  # pixels a side, 0: the subject's own
     caption: scenes.Caption | Caption | None = None  # what the prompt names, where a judge can read it back
     full_model: bool = False  # few steps of the model that was not distilled
+    image: Image | None = None  # what the video begins with, for a model that is given one
 
 
 @dataclass(frozen=True)
@@ -157,6 +169,48 @@ class BenchWan(SmallWan):
             "error": bench_judge.fidelity(frames, caption),
             "copies": bench_judge.copies(frames, caption),
         }
+
+
+class BenchWanFromImage(BenchWan):
+    """The small Wan that is given the first frame, through the host's node for that."""
+
+    name = "bench Wan from an image"
+    files = (*BenchWan.files, f"tests/bench_wan/weights/{FROM_IMAGE_FILE.name}")
+
+    @staticmethod
+    def samples(steps: int) -> bool:
+        """Whether its weights for so many steps are there."""
+        return FROM_IMAGE_FILE.is_file() and BenchWan.samples(steps)
+
+    def load(self, graph: Graph, request: Request) -> None:
+        """Put its loaders, its size and CFG, the image and the node that gives it to the model in the graph."""
+        super().load(graph, request)
+        graph[only(graph, "UNETLoader")]["inputs"]["unet_name"] = FROM_IMAGE_FILE.name
+        vae, latent = only(graph, "SmallWanVAELoader"), only(graph, "EmptyHunyuanLatentVideo")
+        graph[vae]["inputs"]["model"] = FROM_IMAGE_FILE.stem
+        sampler, lookup = graph[only(graph, "KSampler")]["inputs"], graph[only(graph, "ChorusCacheLookup")]["inputs"]
+        assert request.image is not None
+        graph["image"] = {"class_type": "LoadImage", "inputs": {"image": _written(request.image)}}
+        given = {name: sampler[name] for name in ("positive", "negative")}
+        given |= {"vae": [vae, 0], "start_image": ["image", 0], **graph[latent]["inputs"]}
+        graph[latent] = {"class_type": "WanImageToVideo", "inputs": given}
+        sampler |= {"positive": [latent, 0], "negative": [latent, 1], "latent_image": [latent, 2]}
+        lookup |= {"positive": [latent, 0], "latent": [latent, 2]}
+
+
+def _written(image: Image) -> str:
+    """The name of the image's file in the host's input folder, written when it is first needed."""
+    import folder_paths
+    from PIL import Image as Picture
+
+    name = f"scene {zlib.crc32(image.caption.text.encode()):08x} {image.seed}.png"
+    file = Path(folder_paths.get_input_directory()) / name
+    if not file.is_file():
+        video, _ = bench_scenes.draw(bench_scenes.lay_out([image.caption], image.seed))
+        frame = (255 * video[0, 0]).round().byte().numpy()
+        enlarged = frame.repeat(BenchWan.size // len(frame), 0).repeat(BenchWan.size // len(frame), 1)
+        Picture.fromarray(enlarged).save(file)
+    return name
 
 
 def distilled(request: Request) -> bool:

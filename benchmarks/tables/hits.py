@@ -104,8 +104,8 @@ def pair_of(pair: ScenePair, steps: int) -> Pair:
     """With the requests for so many steps."""
     return Pair(
         pair,
-        Request(pair.source.text, pair.source_seed, steps, caption=pair.source),
-        Request(pair.target.text, pair.target_seed, steps, caption=pair.target),
+        Request(pair.source.text, pair.source_seed, steps, caption=pair.source, image=pair.image),
+        Request(pair.target.text, pair.target_seed, steps, caption=pair.target, image=pair.image),
     )
 
 

@@ -8,7 +8,7 @@ drift, and a wave in the background.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -188,15 +188,57 @@ def _tries(between, tries, unit_area, shape_reach, way, named, places, dots, dot
     good = (high > low).all(3).all(2)
     moments = torch.arange(FRAMES, device=device)
     path = place[:, :, None] + drift[:, :, None] * moments[:, None, None]  # [n, tries, FRAMES, OBJECTS, 2]
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        apart = (path[:, :, :, a] - path[:, :, :, b]).norm(dim=-1).amin(2)
-        good = good & (apart > reach[..., a] + reach[..., b] + 1.0)
-    away = (path[:, :, :, 1] - path[:, :, :, 0]).mean(2)  # of the second object, from the main one
+    dot_place, fits = _dots(between, path, reach, dots, dot_radius, pan)
+    return (radius, place, drift, dot_place), good & _apart(path, reach) & _beside(path, places) & fits
+
+
+def _apart(path: Tensor, reach: Tensor) -> Tensor:
+    """Whether no object touches another one. path: [n, tries, FRAMES, OBJECTS, 2]; reach: [n, tries, OBJECTS]."""
+    gaps = [
+        (path[:, :, :, a] - path[:, :, :, b]).norm(dim=-1).amin(2) - reach[..., a] - reach[..., b]
+        for a, b in ((0, 1), (0, 2), (1, 2))
+    ]
+    return torch.stack(gaps).amin(0) > 1.0
+
+
+def _beside(path: Tensor, places: Tensor) -> Tensor:
+    """Whether the second object is where it is named, seen from the main one. places: [n] in PLACES, -1 for none."""
+    side = torch.tensor([*PLACES.values(), (0, 0)], device=path.device).float()[places]
+    away = (path[:, :, :, 1] - path[:, :, :, 0]).mean(2)
     along = (away * side[:, None]).sum(-1)
     across = (away * (1 - side.abs())[:, None]).sum(-1).abs()
-    good = good & ((places < 0)[:, None] | ((along > 16.0) & (along > 1.3 * across)))
-    dot_place, fits = _dots(between, path, reach, dots, dot_radius, pan)
-    return (radius, place, drift, dot_place), good & fits
+    return (places < 0)[:, None] | ((along > 16.0) & (along > 1.3 * across))
+
+
+def going_on(layout: Layout, captions: Sequence[Caption]) -> tuple[Layout, Tensor]:
+    """The scenes with the same first frame that go on as other captions say, and whether they show these, [B] bool.
+
+    A caption may name another direction, another pan, and the second object or not; what it names is there already.
+    """
+    device = layout.pan.device
+    pan = torch.tensor([PANS[c.pan] if c.pan else 0 for c in captions], device=device).float() * PAN
+    way = torch.tensor([DIRECTIONS[c.direction] for c in captions], device=device).float()
+    drift, detail_drift = layout.drift.clone(), layout.detail_drift.clone()
+    drift[:, 0] = way * drift[:, 0].norm(dim=-1, keepdim=True)
+    more = (pan - layout.pan)[:, None]
+    drift[:, 1:, 0] += more
+    detail_drift[..., 0] += more
+    shape_reach = torch.tensor([_REACH[s] for s in SHAPES], device=device)[layout.shape]
+    reach = (layout.radius * shape_reach)[:, None]
+    moments = torch.arange(FRAMES, device=device)
+    path = (layout.place[:, None] + drift[:, None] * moments[:, None, None])[:, None]
+    inside = ((path - reach[..., None] >= 0.5) & (path + reach[..., None] <= SIZE - 0.5)).flatten(1).all(1)
+    panning = torch.stack((pan, torch.zeros_like(pan)), 1)[:, None, None]
+    dots = layout.dot_place[:, None] + panning * moments[:, None, None]
+    edge = layout.dot_radius[:, None, None] + 1.0
+    there = torch.arange(MOST_DOTS, device=device) < layout.dots[:, None]
+    fits = ((dots >= edge[..., None]) & (dots <= SIZE - edge[..., None])).all(-1)
+    for o in range(OBJECTS):
+        away = (dots - path[:, 0, :, o, None]).norm(dim=-1)
+        fits &= away > reach[:, 0, o, None, None] + edge
+    places = torch.tensor([list(PLACES).index(c.second[2]) if c.second else -1 for c in captions], device=device)
+    good = _apart(path, reach)[:, 0] & _beside(path, places)[:, 0] & inside & (fits | ~there[:, None]).flatten(1).all(1)
+    return replace(layout, drift=drift, detail_drift=detail_drift, pan=pan), good
 
 
 def _leaning(share: Tensor, towards: Tensor) -> Tensor:

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from bench_wan.captions import Caption
-from benchmarks.scene_pairs import CHANGES, MOST_CHANGES, REPORTED, TUNED, ScenePair, distant_pairs, scene_pairs
+import numpy as np
+import pytest
+import torch
+
+from bench_wan import judge, scenes
+from bench_wan.captions import BACKGROUNDS, Caption
+from benchmarks.scene_pairs import (
+    CHANGES,
+    FROM_AN_IMAGE,
+    MOST_CHANGES,
+    REPORTED,
+    TUNED,
+    ScenePair,
+    distant_pairs,
+    image_pairs,
+    scene_pairs,
+)
 
 COUNT = 330
 CHANGED = {  # which of a caption's attributes a change may touch
@@ -92,3 +107,28 @@ def test_distant_pairs_differ_in_as_many_attributes_as_they_say():
     for pair in pairs:
         assert len(differing(pair.source, pair.target)) == int(pair.change), pair
     assert {pair.source_seed for pair in pairs}.isdisjoint(p.source_seed for p in scene_pairs(COUNT, REPORTED))
+
+
+def test_both_videos_of_a_pair_with_an_image_begin_with_it_and_show_their_prompts():
+    pairs = image_pairs(3 * len(FROM_AN_IMAGE), REPORTED)
+    assert [pair.change for pair in pairs] == 3 * list(FROM_AN_IMAGE)
+    for pair in pairs:
+        assert pair.image is not None and pair.source.text != pair.target.text
+        begun = scenes.lay_out([pair.image.caption], pair.image.seed)
+        videos = []
+        for caption in (pair.source, pair.target):
+            layout, shows = scenes.going_on(begun, [caption])
+            video = scenes.draw(layout)[0][0].numpy()
+            assert bool(shows) and all(judge.correct(video, caption).values()), (pair.change, caption.text)
+            videos.append(video)
+        assert np.array_equal(videos[0][0], videos[1][0])
+        moved = not np.array_equal(videos[0], videos[1])
+        assert moved == (pair.change in ("direction", "camera"))
+
+
+def test_a_scene_that_cannot_go_on_as_a_caption_says_is_told():
+    caption = Caption("red", "circle", "right", list(BACKGROUNDS)[0])
+    begun = scenes.lay_out([caption], 3)
+    assert bool(scenes.going_on(begun, [caption])[1])
+    near_the_edge = replace(begun, place=begun.place + torch.tensor([60.0, 0.0]))
+    assert not bool(scenes.going_on(near_the_edge, [caption])[1])
