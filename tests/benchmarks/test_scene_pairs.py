@@ -127,7 +127,7 @@ def test_both_videos_of_a_pair_with_an_image_begin_with_it_and_show_their_prompt
 
 
 def test_a_scene_that_cannot_go_on_as_a_caption_says_is_told():
-    caption = Caption("red", "circle", "right", list(BACKGROUNDS)[0])
+    caption = Caption("red", "circle", "right", next(iter(BACKGROUNDS)))
     begun = scenes.lay_out([caption], 3)
     assert bool(scenes.going_on(begun, [caption])[1])
     near_the_edge = replace(begun, place=begun.place + torch.tensor([60.0, 0.0]))
