@@ -16,8 +16,9 @@ _HEAD = """# Results
 
 The bench writes this page from the JSON files in `benchmarks/results/`, which also hold seeds and intervals; each \
 table names its command (`make bench` has few samples, `make bench-full` all). \
-`looks`, `courses`, `hits`, `from_image`, `threshold` and `can_tell` sample the bench's model ([bench_wan.md](bench_wan.md)), \
-the others the small Wan ([small_wan.md](small_wan.md)), all but `looks` through the real host. \
+`looks`, `courses`, `hits`, `from_image`, `threshold` and `can_tell` sample the bench's model \
+([bench_wan.md](bench_wan.md)), the others the small Wan ([small_wan.md](small_wan.md)), \
+all but `looks` through the real host. \
 `±` is half of a 95 % bootstrap interval over requests, for Fréchet distances of one over halves of the requests. \
 The choices made from these figures are in [method.md](method.md).
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tools.client import ComfyClient
 from tools.demo_graph import Graph, only
 
-from .systems import Request, distilled
+from .systems import TEMPLATES, Request, distilled
 
 _FRAMES = "bench frames"
 
@@ -61,6 +61,7 @@ class RealWan:
 
     side = 48
     files = ()  # a server says nothing of its models
+    templates = TEMPLATES
 
     def load(self, graph: Graph, request: Request) -> None:
         """Put the model names and the size in the graph."""

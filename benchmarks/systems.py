@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 import statistics
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from bench_wan import judge as bench_judge
+from bench_wan import sampling
 from bench_wan import scenes as bench_scenes
 from bench_wan.captions import Caption
 from bench_wan.export import FROM_IMAGE_FILE, LORA_FILE, MODEL_FILE
@@ -25,6 +26,9 @@ from tools.demo_graph import Graph, only, write_text
 
 WORKFLOWS = demo_graph.CHECKOUT / "workflows" / "api"
 DISTILLED_STEPS = 4
+BOUNDARY = 0.9  # σ from which on, downwards, Wan 2.2's low-noise expert samples image to video
+TEMPLATES = ("wan21_t2v_chorus", "wan21_t2v_4steps_chorus")
+_SEEDS = {"KSampler": "seed", "KSamplerAdvanced": "noise_seed"}  # how samplers name it
 _SHOWING = {"CreateVideo", "SaveVideo", "PreviewImage", "PreviewAny"}  # of no use without eyes
 
 
@@ -84,6 +88,7 @@ class Subject(Protocol):
     side: int  # pixels, at which its videos are measured
     files: tuple[str, ...]  # of the checkout, which its samples depend on beside ComfyUI and Chorus
     distillation: tuple[str, ...]  # those that only samples of few steps depend on, too
+    templates: tuple[str, str]  # of workflows/api, without and with a distillation LoRA
 
     def load(self, graph: Graph, request: Request) -> None: ...
 
@@ -101,6 +106,7 @@ class SmallWan:
         *(f"tests/small_wan/{name}.py" for name in ("codec", "export", "judge", "nodes", "scenes", "text_encoder")),
     )
     distillation: tuple[str, ...] = ()
+    templates = TEMPLATES
 
     def load(self, graph: Graph, request: Request) -> None:
         """Put the small Wan's loaders, its size and its CFG in the graph."""
@@ -177,11 +183,6 @@ class BenchWanFromImage(BenchWan):
     name = "bench Wan from an image"
     files = (*BenchWan.files, f"tests/bench_wan/weights/{FROM_IMAGE_FILE.name}")
 
-    @staticmethod
-    def samples(steps: int) -> bool:
-        """Whether its weights for so many steps are there."""
-        return FROM_IMAGE_FILE.is_file() and BenchWan.samples(steps)
-
     def load(self, graph: Graph, request: Request) -> None:
         """Put its loaders, its size and CFG, the image and the node that gives it to the model in the graph."""
         super().load(graph, request)
@@ -196,6 +197,37 @@ class BenchWanFromImage(BenchWan):
         graph[latent] = {"class_type": "WanImageToVideo", "inputs": given}
         sampler |= {"positive": [latent, 0], "negative": [latent, 1], "latent_image": [latent, 2]}
         lookup |= {"positive": [latent, 0], "latent": [latent, 2]}
+
+
+class BenchWanTwoExperts(BenchWanFromImage):
+    """The same in a graph of two experts with four steps: above BOUNDARY the model from an image samples, below it the
+    one from text, both under the LoRA, with a sampler each.
+    """
+
+    name = "bench Wan of two experts"
+    templates = ("", "image_to_video_wan22_4steps")
+
+    def load(self, graph: Graph, request: Request) -> None:
+        """Fill the template's loaders and samplers, its size and its image."""
+        assert distilled(request) and request.image is not None
+        for expert, file in (("high_noise", FROM_IMAGE_FILE), ("low_noise", MODEL_FILE)):
+            graph[_with_file(graph, expert, "unet_name")]["inputs"]["unet_name"] = file.name
+            graph[_with_file(graph, expert, "lora_name")]["inputs"]["lora_name"] = LORA_FILE.name
+        samplers = [node["inputs"] for node in graph.values() if node["class_type"] == "KSamplerAdvanced"]
+        first, second = sorted(samplers, key=lambda inputs: inputs["start_at_step"])
+        boundary = sum(sigma >= BOUNDARY for sigma in sampling.sigmas(request.steps)[:-1].tolist())
+        first["end_at_step"] = second["start_at_step"] = boundary
+        graph[only(graph, "CLIPLoader")] = {"class_type": "SmallWanTextEncoderLoader", "inputs": {}}
+        graph[only(graph, "VAELoader")] = {"class_type": "SmallWanVAELoader", "inputs": {"model": FROM_IMAGE_FILE.stem}}
+        graph[only(graph, "LoadImage")]["inputs"]["image"] = _written(request.image)
+        size = {"width": self.size, "height": self.size, "length": self.length}
+        graph[only(graph, "WanImageToVideo")]["inputs"] |= size
+
+
+def _with_file(graph: Graph, expert: str, name: str) -> str:
+    """The node that loads an expert's file, by the name of its input."""
+    (key,) = (key for key, node in graph.items() if expert in str(node["inputs"].get(name, "")))
+    return key
 
 
 def _written(image: Image) -> str:
@@ -220,12 +252,13 @@ def distilled(request: Request) -> bool:
 
 def graph(subject: Subject, request: Request, system: System, *, cache: str | None, mode: str) -> Graph:
     """The API graph of a request. cache: its name, None switches Chorus off; mode: the look-up's."""
-    template = "wan21_t2v_4steps_chorus" if distilled(request) else "wan21_t2v_chorus"
-    made = copy.deepcopy(demo_graph.load_template(WORKFLOWS / f"{template}.json"))
+    made = copy.deepcopy(demo_graph.load_template(WORKFLOWS / f"{subject.templates[distilled(request)]}.json"))
     made = {k: n for k, n in made.items() if n["class_type"] not in _SHOWING}
     subject.load(made, request)
-    made[only(made, "KSampler")]["inputs"] |= {"seed": request.seed, "steps": request.steps}
-    lookup = only(made, "ChorusCacheLookup")
+    for node in made.values():
+        if (seed := _SEEDS.get(node["class_type"])) is not None:
+            node["inputs"] |= {seed: request.seed, "steps": request.steps}
+    (lookup,) = (key for key, node in made.items() if node["class_type"] in ("ChorusCacheLookup", "Chorus"))
     write_text(made, lookup, "prompt", request.prompt)
     made[lookup]["inputs"] |= {
         "embedding": "conditioning",
@@ -233,7 +266,10 @@ def graph(subject: Subject, request: Request, system: System, *, cache: str | No
         "cache_name": cache or "unused",
         "threshold": 0.0 if system.calibrated_threshold else 0.01,
     }
-    _set_stages(made, request, system)
+    if made[lookup]["class_type"] == "Chorus":
+        assert replace(system, name="", reads=True, precision=None) == System(""), "the one node has no such settings"
+    else:
+        _set_stages(made, request, system)
     if system.precision is not None:
         made[only(made, "ChorusCacheStore")]["inputs"]["precision"] = system.precision
     if system.easycache is not None:
