@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, help="folder for the results; quick ones go to bench_output/")
     parser.add_argument("--processes", type=int, default=1, help="that share the samples of the bench model's tables")
     parser.add_argument("--order", type=int, help=argparse.SUPPRESS)  # of the samples, in a process beside another one
-    parser.add_argument("--fresh", action="store_true", help="forget the samples of earlier runs first")
+    parser.add_argument("--fresh", action="store_true", help="delete the samples of earlier runs first")
     server = parser.add_argument_group("real weights", "table `real` against a ComfyUI server that has this pack")
     server.add_argument("--server", metavar="URL", help="for example http://127.0.0.1:8188")
     for field in dataclasses.fields(RealWan):
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     if unknown:
         parser.error(f"no table {', '.join(sorted(unknown))} here; there are {', '.join(known)}")
     if options.fresh:
-        shutil.rmtree(KEPT, ignore_errors=True)
+        forget(KEPT)
     whole = options.full and not options.server
     output = options.output or (report.RESULTS if whole else KEPT / "results")
     console = Console()
@@ -99,6 +99,14 @@ def main(arguments: Sequence[str]) -> int:
     if whole and options.output is None:
         page.write(TABLES)
     return 0
+
+
+def forget(kept: Path) -> None:
+    """Delete the samples of all subjects, and what they are made from; results, and what else lies there, stay."""
+    for file in [*kept.glob("samples-*.jsonl"), *kept.glob("*/samples-*.jsonl")]:
+        file.unlink()
+    for folder in (kept / "caches", *kept.glob("*/frames")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _beside(order: int, options: argparse.Namespace) -> subprocess.Popen:

@@ -19,6 +19,7 @@ table names its command (`make bench` has few samples, `make bench-full` all). \
 `looks`, `courses`, `hits`, `from_image`, `threshold` and `can_tell` sample the bench's model \
 ([bench_wan.md](bench_wan.md)), the others the small Wan ([small_wan.md](small_wan.md)), \
 all but `looks` through the real host. \
+A `+` behind a commit says that files of the checkout differed from it. \
 `±` is half of a 95 % bootstrap interval over requests, for Fréchet distances of one over halves of the requests. \
 The choices made from these figures are in [method.md](method.md).
 
@@ -42,7 +43,7 @@ def write(tables: Sequence[str], results: Path = report.RESULTS, page: Path = PA
 def _section(name: str, result: dict, results: Path) -> str:
     about = str(importlib.import_module(f".tables.{name}", __package__).__doc__).strip().replace("\n", " ")
     lines = [f"## {result['title']}", "", about, ""]
-    lines += [f"`{result['command']}`, {result['machine']}, commit {result['commit'][:10]}.", ""]
+    lines += [f"`{result['command']}`, {result['machine']}, commit {result['commit'][:10]}{result['commit'][40:]}.", ""]
     lines += [report.markdown(result), ""]
     if (results / f"{name}.png").exists():
         lines += [f"![{result['title']}](../benchmarks/results/{name}.png)", ""]
@@ -62,6 +63,9 @@ BARS = {
     ),
     "consistency_ratio_source": ("difference to the source: fewer steps, source's seed, over hits", "above 1"),
     "loss_ratio_vs_nirvana": ("alignment loss over NIRVANA's at equal cost", "at most 0.1"),
+    "i2v_hit_cost_4": ("image to video, 4 steps: cost of a hit, share of the steps", "at most 0.69"),
+    "i2v_alignment_vs_fewer": ("the same: alignment beyond that of fewer steps at equal cost", "at least −0.01"),
+    "i2v_details_vs_fewer": ("the same: share of details kept beyond fewer steps", "above 0"),
     "hit_speedup_50_easycache": ("speedup of hits with EasyCache, 50 steps", "at least 3.58"),
     "alignment_loss_50_easycache": ("alignment loss of these", "at most 0.02"),
     "wall_over_limit": ("wall time of a hit over its limit", "at most 1.05"),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from tools.demo_graph import CHECKOUT
@@ -163,8 +162,3 @@ def summarise(result: Result, folder: Path = RESULTS) -> Path:
             known[key] = value
     file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return file
-
-
-def show(results: Sequence[Result], console: Console) -> None:
-    for result in results:
-        console.print(table(result))

@@ -110,10 +110,10 @@ def digest(*patterns: str) -> str:
 
 
 def measured_digest(subject: Subject, request: Request) -> str:
-    """Of everything but Chorus that a sample depends on: the subject's files, the measures, the templates."""
+    """Of everything but Chorus that a sample depends on: the subject's files, the template, the measures."""
     files = (*subject.files, *(subject.distillation if distilled(request) else ()))
-    measures = ("benchmarks/metrics.py", "benchmarks/systems.py", "workflows/api/wan21_t2v*", "tools/demo_graph.py")
-    return digest(*files, *measures)
+    template = f"workflows/api/{subject.templates[distilled(request)]}.json"
+    return digest(*files, template, "benchmarks/metrics.py", "benchmarks/systems.py", "tools/demo_graph.py")
 
 
 def code_digest(subject: Subject, request: Request) -> str:

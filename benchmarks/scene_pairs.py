@@ -125,7 +125,9 @@ def image_pairs(count: int, half: int) -> list[ScenePair]:
         change = list(FROM_AN_IMAGE)[len(pairs) % len(FROM_AN_IMAGE)]
         source = sample_caption(rng, held_out=True)
         target = FROM_AN_IMAGE[change](source, rng)
-        if target is None or not target.possible or not _is_of(half, source) or not _is_of(half, target):
+        if target is None or not target.possible or not target.held_out:
+            continue
+        if not _is_of(half, source) or not _is_of(half, target):
             continue
         seed = 20_000 * half + 50_000 + 2 * len(pairs)
         _, shows = scenes.going_on(scenes.lay_out([source], seed), [target])

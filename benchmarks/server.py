@@ -60,7 +60,7 @@ class RealWan:
     clip_weights: str = "laion2b_s34b_b79k"  # a tag of open_clip, or a file
 
     side = 48
-    files = ()  # a server says nothing of its models
+    files = distillation = ()  # a server says nothing of its models
     templates = TEMPLATES
 
     def load(self, graph: Graph, request: Request) -> None:

@@ -19,13 +19,13 @@ from bench_wan import sampling
 from bench_wan import scenes as bench_scenes
 from bench_wan.captions import Caption
 from bench_wan.export import FROM_IMAGE_FILE, LORA_FILE, MODEL_FILE
+from bench_wan.sampling import DISTILLED_STEPS
 from chorus.reuse.course import CourseRule
 from small_wan import judge, scenes
 from tools import demo_graph
 from tools.demo_graph import Graph, only, write_text
 
 WORKFLOWS = demo_graph.CHECKOUT / "workflows" / "api"
-DISTILLED_STEPS = 4
 BOUNDARY = 0.9  # σ from which on, downwards, Wan 2.2's low-noise expert samples image to video
 TEMPLATES = ("wan21_t2v_chorus", "wan21_t2v_4steps_chorus")
 _SEEDS = {"KSampler": "seed", "KSamplerAdvanced": "noise_seed"}  # how samplers name it
@@ -150,11 +150,6 @@ class BenchWan(SmallWan):
     )
     distillation = (f"tests/bench_wan/weights/{LORA_FILE.name}",)
 
-    @staticmethod
-    def samples(steps: int) -> bool:
-        """Whether its weights for so many steps are there: few steps need the distillation LoRA."""
-        return MODEL_FILE.is_file() and (steps > DISTILLED_STEPS or LORA_FILE.is_file())
-
     def load(self, graph: Graph, request: Request) -> None:
         """Put its loaders, its size and its CFG in the graph."""
         super().load(graph, request)
@@ -205,6 +200,7 @@ class BenchWanTwoExperts(BenchWanFromImage):
     """
 
     name = "bench Wan of two experts"
+    files = (*BenchWanFromImage.files, "tests/bench_wan/sampling.py")
     templates = ("", "image_to_video_wan22_4steps")
 
     def load(self, graph: Graph, request: Request) -> None:

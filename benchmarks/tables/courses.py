@@ -50,8 +50,6 @@ def measure(bench: Bench, full: bool) -> report.Result:
     """Rows by steps and course."""
     wan, rows = bench.of(BenchWan()), []
     for steps, count in (FULL if full else QUICK).items():
-        if not BenchWan.samples(steps):
-            continue
         pairs = [pair_of(pair, steps) for pair in scene_pairs(count, TUNED)]
         known = calibrated().rule(steps)
         for hit, others in ((HIT, OTHERS), (SKIPPING, WITHOUT)):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.__main__ import forget
 from benchmarks.rivals import nirvana
 from benchmarks.samples import Bench, InProcess
 from benchmarks.systems import CHORUS, COLD, Request, System
@@ -128,3 +129,13 @@ def test_the_masks_overlap_is_a_share(bench):
 def test_small_sizes_of_another_caption_differ(bench):
     small = bench.sample(replace(asked(RED, 1), size=80, caption=None))  # the judge knows one size
     assert not np.allclose(small["features"], bench.sample(asked(RED, 1))["features"])
+
+
+def test_forgetting_samples_leaves_what_else_lies_there(tmp_path):
+    gone = ["samples-1.jsonl", "bench_Wan/samples-2.jsonl", "bench_Wan/frames/a.npy", "caches/b"]
+    stays = ["results/hits.json", "gpu/train.json", "0123/videos/c.mp4"]
+    for name in (*gone, *stays):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    forget(tmp_path)
+    assert [name for name in (*gone, *stays) if (tmp_path / name).exists()] == stays

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks import server
+from benchmarks import samples, server
 from benchmarks.samples import Bench, write_video
 from benchmarks.systems import COLD, Request, SmallWan, System, graph
 from benchmarks.tables import real
@@ -73,3 +73,10 @@ def test_clip_score_knows_prompts_apart():
     scores = [server.clip_score(frames, prompt, "ViT-B-32", "") for prompt in ("a red fox", "rain at night")]
     assert scores[0] != pytest.approx(scores[1], abs=1e-4)
     assert all(-100 <= score <= 100 for score in scores)
+
+
+def test_samples_of_real_weights_depend_on_the_template(monkeypatch):
+    """All that names a sample has to be known of them, too."""
+    few = samples.measured_digest(server.RealWan(), asked(RED, 1))
+    many = samples.measured_digest(server.RealWan(), replace(asked(RED, 1), steps=20))
+    assert few != many
