@@ -1,4 +1,4 @@
-"""ChorusStage1Reuse: skips the first steps."""
+"""ChorusStage1Reuse: looks and joins, or starts early."""
 
 from comfy_api.latest import io
 
@@ -40,7 +40,7 @@ class ChorusStage1Reuse(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Never skip more than this fraction of the steps.",
+                    tooltip="Never save more than this fraction of the steps.",
                     advanced=True,
                 ),
                 io.Float.Input(

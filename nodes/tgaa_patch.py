@@ -33,7 +33,7 @@ class TGAAPatch(io.ComfyNode):
                     min=0.0,
                     max=8.0,
                     step=0.05,
-                    tooltip="At the first computed step an entirely new word is multiplied by 1 + strength.",
+                    tooltip="At step K1 an entirely new word is multiplied by 1 + strength.",
                 ),
                 io.Combo.Input(
                     "where",
@@ -48,7 +48,7 @@ class TGAAPatch(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Fraction of the computed steps over which the amplification fades to nothing.",
+                    tooltip="Fraction of the steps from K1 on over which the amplification fades to nothing.",
                     advanced=True,
                 ),
             ],

@@ -13,9 +13,9 @@ WHERE = ("keys", "outputs", "both")
 class Amplification:
     """How much, where, and for how long. Formulas chosen here; the paper gives none."""
 
-    strength: float = 0.25  # a token of weight 1 is amplified by 1 + strength at the first step after K1
+    strength: float = 0.25  # a token of weight 1 is amplified by 1 + strength at step K1
     where: str = "outputs"
-    fade: float = 0.5  # fraction of the computed steps over which the amplification fades to nothing
+    fade: float = 0.5  # fraction of the steps from K1 on over which the amplification fades to nothing
 
     def __post_init__(self) -> None:
         if self.where not in WHERE:

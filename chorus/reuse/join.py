@@ -23,8 +23,8 @@ class Cut:
     """How a difference becomes a mask.
 
     lowest, highest: the bounds of Otsu's threshold, in channel spreads.
-    noticed: the least difference of any token, not divided by CFG, from which two estimates differ by more than what
-        keeping one of them in an entry costs.
+    noticed: if no token differs by more than this, before the division by CFG, the difference may be nothing but the
+        rounding of the estimate that an entry keeps.
     everywhere: the share of changed tokens above which a change counts as a global one.
     """
 

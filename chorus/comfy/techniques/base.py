@@ -2,7 +2,7 @@
 
 A run asks its techniques in order. Each *returns* what it decides; the run applies it. No technique writes into the
 run or into another one; some read what people have set for another stage, or share its checks. So a new one touches its
-module here, its node and its texts, and nothing else.
+module here, `ORDER`, its node and its texts.
 """
 
 from __future__ import annotations

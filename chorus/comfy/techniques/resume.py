@@ -1,4 +1,4 @@
-"""Stage 1: start from an early state of the source and skip K1 steps."""
+"""Early start, the other way of stage 1: begin with an early state of the source and skip K1 steps."""
 
 from __future__ import annotations
 
