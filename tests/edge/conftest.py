@@ -25,19 +25,20 @@ def _filled(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def _wan(dtype: torch.dtype = torch.float32, seed: int = 0, **changes) -> torch.nn.Module:
+def _wan(dtype: torch.dtype = torch.float32, seed: int = 0, kind: str = "WanModel", **changes) -> torch.nn.Module:
     import comfy.ops
-    from comfy.ldm.wan.model import WanModel
+    from comfy.ldm.wan import model as host
+    from comfy.ldm.wan import model_animate
 
     config = {"dim": 48, "ffn_dim": 96, "num_layers": 3, "num_heads": 2, "freq_dim": 32}
     config |= {"text_dim": TEXT_DIM, "in_dim": 16, "out_dim": 16}
-    model = WanModel(dtype=dtype, device="cpu", operations=comfy.ops.disable_weight_init, **config | changes)
-    return _filled(model, seed)
+    made = getattr(host, kind, None) or getattr(model_animate, kind)
+    return _filled(made(dtype=dtype, device="cpu", operations=comfy.ops.disable_weight_init, **config | changes), seed)
 
 
 @pytest.fixture(scope="session")
 def make_wan(comfy_host) -> Callable[..., torch.nn.Module]:
-    """`make_wan(**changes)`: a `comfy.ldm.wan.model.WanModel` with three blocks."""
+    """`make_wan(**changes)`: a Wan of the host with three blocks. kind: the name of its class."""
     return _wan
 
 
