@@ -4,11 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 TEXT_DIM = 24
+
+
+class TokenMoves(TorchDispatchMode):
+    """Inside it, each gather and put of tokens is noted: `gathered` and `put` hold the [B, L, C] of the whole ones."""
+
+    _GATHERS = ("index_select", "index", "gather", "take_along_dim")
+    _PUTS = ("index_copy", "index_copy_", "index_put", "index_put_", "scatter", "scatter_")
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+        self.gathered: list[tuple[int, ...]] = []
+        self.put: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if args and isinstance(args[0], torch.Tensor) and args[0].ndim == 3 and args[0].shape[-1] == self.width:
+            if name in self._GATHERS:
+                self.gathered.append(tuple(args[0].shape))
+            elif name in self._PUTS:
+                self.put.append(tuple(args[0].shape))
+        return func(*args, **kwargs or {})
 
 
 @pytest.fixture(scope="session")

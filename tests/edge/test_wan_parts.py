@@ -1,7 +1,8 @@
 """Keeping tokens in the Wan networks that have further parts beside, between or inside the blocks.
 
-Where keys and values of a full call of the same input stand for the tokens that are left out, the tokens that are
-computed must come out as in the full call: all that a token takes from others is attention.
+What is computed is compared with the network's own layers on the kept tokens, without anything of Chorus. And where
+keys and values of a full call of the same input stand for the tokens that are left out, the computed tokens must come
+out as in the full call: all that a token takes from others is attention.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import TEXT_DIM
+from .conftest import TEXT_DIM, TokenMoves
 
 FRAMES, HEIGHT, WIDTH = 3, 6, 8
 GRID = (3, 3, 4)
@@ -184,11 +185,114 @@ def test_every_case_is_served(networks, network_of):
         assert networks.Wan(network_of(case)).selective_refusal({}) is None
 
 
+# -- the network's own layers on the kept tokens -------------------------------------------------------------------
+
+Slot = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+
+
+def of_computed(args: dict[str, Any], at: list[int]) -> dict[str, Any]:
+    """What a block gets, for these tokens alone."""
+    from comfy.ldm.wan.model import repeat_e
+
+    vec = args["vec"]
+    vec = repeat_e(vec, args["img"])[:, at] if vec.ndim == 4 and vec.shape[1] > 1 else vec
+    return args | {"img": args["img"][:, at], "pe": args["pe"][:, at], "vec": vec}
+
+
+def put(args: dict[str, Any], at: list[int], image: torch.Tensor) -> dict[str, torch.Tensor]:
+    whole = args["img"].clone()
+    whole[:, at] = image
+    return {"img": whole}
+
+
+def whole_between_blocks(at: list[int]) -> Slot:
+    """The host's own parts between the blocks get the whole sequence. A token takes nothing of another one there."""
+
+    def block(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return put(args, at, extra["original_block"](of_computed(args, at))["img"])
+
+    return block
+
+
+def block_of_humo(network: Tried, index: int, at: list[int]) -> Slot:
+    """One token after another attends to the sound of its frame."""
+    block, sound = network.module.blocks[index], network.conditions.get("audio_embed")
+    if sound is not None:
+        images = network.conditions["reference_latent"].shape[2] if "reference_latent" in network.conditions else 0
+        sound = torch.cat([sound, sound.new_zeros(len(sound), images, *sound.shape[2:])], 1)
+        sound = network.module.audio_proj(sound)  # [B, frames, 16, C]
+
+    def by_hand(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, torch.Tensor]:
+        part = of_computed(args, at)
+        x, e = part["img"], (block.modulation.unsqueeze(0) + part["vec"]).unbind(2)
+        x = x + e[2] * block.self_attn(block.norm1(x) * (1 + e[1]) + e[0], part["pe"])
+        x = x + block.cross_attn(block.norm3(x), args["txt"])
+        if sound is not None:
+            each = zip(x.split(1, 1), at, strict=True)
+            x = torch.cat([block.audio_cross_attn_wrapper(one, sound[:, place // FRAME]) for one, place in each], 1)
+        x = x + e[5] * block.ffn(block.norm2(x) * (1 + e[4]) + e[3])
+        return put(args, at, x)
+
+    return by_hand
+
+
+def vace_by_hand(network: Tried, kept: list[int]) -> torch.Tensor:
+    """All blocks, beside each other as in the host, on the kept tokens alone."""
+    from comfy.ldm.wan.model import sinusoidal_embedding_1d
+
+    model, conditions = network.module, network.conditions
+    e = model.time_embedding(sinusoidal_embedding_1d(model.freq_dim, torch.full((network.rows,), 700.0)))
+    freqs = model.rope_encode(FRAMES, HEIGHT, WIDTH, dtype=torch.float32)[:, kept]
+    given = {"e": model.time_projection(e).unflatten(1, (6, model.dim)), "freqs": freqs}
+    given["context"] = model.text_embedding(network.text)
+    tokens = model.patch_embedding(network.x).flatten(2).transpose(1, 2)
+    contexts = [
+        model.vace_patch_embedding(context).flatten(2).transpose(1, 2)[:, kept]
+        for context in conditions["vace_context"].unbind(1)
+    ]
+    video = x = tokens[:, kept]
+    for index, block in enumerate(model.blocks):
+        x = block(x, **given)
+        side = model.vace_layers_mapping.get(index)
+        if side is not None:
+            for number, strength in enumerate(conditions["vace_strength"]):
+                added, contexts[number] = model.vace_blocks[side](contexts[number], x=video, **given)
+                x = x + strength * added
+    tokens = tokens.clone()
+    tokens[:, kept] = x
+    return model.unpatchify(model.head(tokens, e), GRID)
+
+
+def by_hand(network: Tried, kept: list[int]) -> torch.Tensor:
+    at = [*kept, *range(TOKENS, TOKENS + network.case.behind)]
+    if network.case.kind == "VaceWanModel":
+        return vace_by_hand(network, kept)
+    humo = network.case.kind == "HumoWanModel"
+    count = range(len(network.module.blocks))
+    slots = {("double_block", i): block_of_humo(network, i, at) if humo else whole_between_blocks(at) for i in count}
+    return network.with_options({"patches_replace": {"dit": slots}})
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one, other, atol=2e-5, rtol=1e-4)
+
+
+@each_case
+@each_set
+@pytest.mark.parametrize("rows", [1, 2])
+def test_keeping_some_equals_the_networks_own_layers_on_only_these_tokens(tried, case, kept, rows):
+    network = tried(case, rows)
+    part, expected = network(kept), by_hand(network, kept)
+    assert close(of_tokens(part, kept), of_tokens(expected, kept))
+    # Otherwise equality would say nothing.
+    assert not torch.allclose(of_tokens(network(None), kept), of_tokens(expected, kept), atol=1e-3)
+
+
 @each_case
 @pytest.mark.parametrize("rows", [1, 2])
-def test_with_every_token_kept_not_a_bit_changes(tried, case, rows):
+def test_with_every_token_kept_the_output_is_the_unpatched_one(tried, case, rows):
     network = tried(case, rows)
-    assert torch.equal(network(list(range(TOKENS))), network.with_options({}))
+    assert close(network(list(range(TOKENS))), network.with_options({}))
 
 
 @each_case
@@ -207,7 +311,7 @@ def test_with_keys_and_values_of_the_full_call_the_computed_tokens_are_those_of_
     network = tried(case, rows)
     full = network(None, network.kv_cache)
     part = network(kept, network.kv_cache)
-    assert torch.allclose(of_tokens(part, kept), of_tokens(full, kept), atol=2e-5, rtol=1e-4)
+    assert close(of_tokens(part, kept), of_tokens(full, kept))
     assert not torch.allclose(of_tokens(part, kept, True), of_tokens(full, kept, True), atol=1e-2)
     # Keys and values of left-out tokens matter: without them the result is another one.
     if len(kept) < TOKENS - 1:
@@ -244,19 +348,62 @@ def test_what_is_left_out_has_no_effect_on_what_is_computed(tried, case, kept):
     assert not torch.allclose(of_tokens(network(None), kept), of_tokens(full, kept), atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["VACE", "VACE, two contexts", "VACE, at every block", "HuMo, reference"])
-def test_the_others_come_back_as_they_went_in(tried, name):
-    network, kept = tried(CASES[name]), SETS["more of one frame than of another"]
-    reached = []
-    hook = network.module.head.register_forward_pre_hook(lambda _, args: reached.append(args[0].clone()))
-    try:
-        network(kept)
-    finally:
-        hook.remove()
+@each_case
+def test_the_others_reach_the_head_as_they_reached_the_blocks(tried, case):
+    network, kept = tried(case), SETS["more of one frame than of another"]
+    entered: list[torch.Tensor] = []
+    reached: list[torch.Tensor] = []
+
+    def into(seen: list[torch.Tensor]) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        return lambda _, args: seen.append(args[0].clone())
+
+    hook = network.module.blocks[0].register_forward_pre_hook(into(entered))
+    network(None)
+    hook.remove()
+    hook = network.module.head.norm.register_forward_pre_hook(into(reached))
+    network(kept)
+    hook.remove()
     others = [token for token in range(TOKENS) if token not in kept]
-    embedded = network.module.patch_embedding(network.x).flatten(2).transpose(1, 2)
-    assert torch.equal(reached[0][:, others], embedded[:, others])
-    assert not torch.allclose(reached[0][:, kept], embedded[:, kept], atol=1e-2)
+    assert torch.equal(reached[0][:, others], entered[0][:, others])
+    assert not torch.allclose(reached[0][:, kept], entered[0][:, kept], atol=1e-2)
+
+
+GATHERS = {
+    "VACE": 1 + 2,  # the context, and once more the video, for the first side block
+    "VACE, two contexts": 1 + 2 * 2,
+    "HuMo": 1 + 3 * 2,  # in each block into parts of a frame and back
+    "HuMo, no sound": 1,
+    "S2V, reference and motion": 1 + 2 * 2,  # after two of three blocks
+    "Animate": 1 + 2 * 2,  # after two of ten blocks
+    "Animate, no face": 1,
+}
+
+
+@pytest.mark.parametrize("name", GATHERS)
+def test_tokens_are_moved_where_a_part_needs_it_and_put_back_once(tried, name):
+    network, kept = tried(CASES[name]), SETS["more of one frame than of another"]
+    network(None)
+    width, behind = network.module.dim, network.case.behind
+    with TokenMoves(width) as moves:
+        network(kept)
+    whole = (1, TOKENS + behind, width)
+    assert moves.put == [whole]
+    assert len([shape for shape in moves.gathered if shape[-1] == width]) == GATHERS[name]
+    wholes = 1 + 2 * len(network.conditions.get("vace_strength", ()))
+    assert moves.gathered.count(whole) == wholes, "all others move computed tokens only"
+
+
+@pytest.mark.parametrize("others", [0, 12])
+@each_set
+def test_parts_of_frames_hold_each_token_once_and_little_else(pack_module, kept, others):
+    rows = torch.tensor([*kept, *range(TOKENS, TOKENS + others)])
+    parts = pack_module("chorus.comfy.networks.wan_tokens").FrameParts.of(rows, TOKENS, FRAMES, others)
+    assert torch.equal(rows[parts.taken[parts.back]], rows) and len(parts.back.unique()) == len(rows)
+    size = (len(parts.taken) - others) // len(parts.frames)
+    inside = parts.back[: len(kept)]
+    assert torch.equal(parts.frames[inside // size], torch.tensor(kept) // FRAME)
+    assert torch.equal(parts.back[len(kept) :], torch.arange(others) + size * len(parts.frames))
+    assert len(parts.taken) - len(rows) <= max(FRAMES, len(kept) / 4)
 
 
 def test_the_strength_of_vace_counts_for_the_kept_tokens(tried, exact):
@@ -265,7 +412,7 @@ def test_the_strength_of_vace_counts_for_the_kept_tokens(tried, exact):
     for strengths in ((0.8, 1.3), (1.3, 0.8), (0.0, 0.0)):
         network = tried(Case("VaceWanModel", CASES["VACE"].numbers, vace(*strengths)))
         full, part = network(None, network.kv_cache), network(kept, network.kv_cache)
-        assert torch.allclose(of_tokens(part, kept), of_tokens(full, kept), atol=2e-5, rtol=1e-4)
+        assert close(of_tokens(part, kept), of_tokens(full, kept))
         outputs.append(of_tokens(part, kept))
     assert all(not torch.allclose(a, b, atol=1e-3) for a, b in pairwise(outputs))
 
@@ -324,34 +471,47 @@ def test_nothing_stays_on_the_network_even_after_a_fault(tried):
 # -- faults that the comparisons above must show ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "where", "broken"),
-    [
-        # the side blocks attend to the kept tokens alone
-        ("VACE", "Wan._side_blocks", lambda self, call: 0),
-        # every context gets the keys and values of another one
-        ("VACE, two contexts", "_SelfAttention.__call__", "swapped"),
-        # the tokens of sound's frames are numbered as if none were left out
-        ("HuMo", "_Tokens._enter_frames", "moved"),
-    ],
-)
-def test_a_planted_fault_is_seen(tried, exact, pack_module, monkeypatch, name, where, broken):
-    wan = pack_module("chorus.comfy.networks.wan")
-    owner, method = where.split(".")
-    kind = getattr(wan, owner)
-    inner = getattr(kind, method)
+def attends_alone(kind: Any) -> Callable[..., Any]:
+    """Side blocks attend to the kept tokens alone."""
+    return lambda self, call: 0
 
-    def swapped(self, block, k, v):
+
+def contexts_swapped(kind: Any) -> Callable[..., Any]:
+    """Every side block gets the keys and values of another context's."""
+    inner = kind.__call__
+
+    def swapped(self: Any, block: int, k: torch.Tensor, v: torch.Tensor) -> Any:
         sides = {4: 8, 8: 4, 6: 10, 10: 6}
         return inner(self, sides.get(block, block) if self.tokens.kept is not None else block, k, v)
 
-    def moved(self, module, args, kwargs):
-        (x, *others), kwargs = inner(self, module, args, kwargs)
-        return (x.roll(FRAME, 1), *others), kwargs
+    return swapped
 
+
+def of_another_frame(kind: Any) -> Callable[..., Any]:
+    """Each frame gets what belongs to the one before."""
+    inner = kind._by_frame
+
+    def moved(self: Any, image: torch.Tensor, framed: int, *of_frames: torch.Tensor) -> Any:
+        return inner(self, image, framed, *(each.roll(1, 1) for each in of_frames))
+
+    return moved
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "fault"),
+    [
+        ("VACE", "wan.Wan._side_blocks", attends_alone),
+        ("VACE, two contexts", "tokens.SelfAttention.__call__", contexts_swapped),
+        ("HuMo", "wan_tokens.TokensOfParts._by_frame", of_another_frame),
+        ("S2V", "wan_tokens.TokensOfParts._by_frame", of_another_frame),
+        ("Animate", "wan_tokens.TokensOfParts._by_frame", of_another_frame),
+    ],
+)
+def test_a_planted_fault_is_seen(tried, exact, pack_module, monkeypatch, name, place, fault):
+    module, owner, method = place.split(".")
+    kind = getattr(pack_module(f"chorus.comfy.networks.{module}"), owner)
     network, kept = tried(CASES[name]), SETS["one of each frame"]
     full = network(None, network.kv_cache)
-    faults = {"swapped": swapped, "moved": moved}
-    monkeypatch.setattr(kind, method, faults.get(broken, broken) if isinstance(broken, str) else broken)
+    monkeypatch.setattr(kind, method, fault(kind))
     part = network(kept, network.kv_cache)
     assert not torch.allclose(of_tokens(part, kept), of_tokens(full, kept), atol=1e-3)
