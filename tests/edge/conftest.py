@@ -4,11 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 TEXT_DIM = 24
+
+
+class TokenMoves(TorchDispatchMode):
+    """Inside it, each gather and put of tokens is noted: `gathered` and `put` hold the [B, L, C] of the whole ones."""
+
+    _GATHERS = ("index_select", "index", "gather", "take_along_dim")
+    _PUTS = ("index_copy", "index_copy_", "index_put", "index_put_", "scatter", "scatter_")
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+        self.gathered: list[tuple[int, ...]] = []
+        self.put: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if args and isinstance(args[0], torch.Tensor) and args[0].ndim == 3 and args[0].shape[-1] == self.width:
+            if name in self._GATHERS:
+                self.gathered.append(tuple(args[0].shape))
+            elif name in self._PUTS:
+                self.put.append(tuple(args[0].shape))
+        return func(*args, **kwargs or {})
 
 
 @pytest.fixture(scope="session")
@@ -25,19 +49,20 @@ def _filled(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def _wan(dtype: torch.dtype = torch.float32, seed: int = 0, **changes) -> torch.nn.Module:
+def _wan(dtype: torch.dtype = torch.float32, seed: int = 0, kind: str = "WanModel", **changes) -> torch.nn.Module:
     import comfy.ops
-    from comfy.ldm.wan.model import WanModel
+    from comfy.ldm.wan import model as host
+    from comfy.ldm.wan import model_animate
 
     config = {"dim": 48, "ffn_dim": 96, "num_layers": 3, "num_heads": 2, "freq_dim": 32}
     config |= {"text_dim": TEXT_DIM, "in_dim": 16, "out_dim": 16}
-    model = WanModel(dtype=dtype, device="cpu", operations=comfy.ops.disable_weight_init, **config | changes)
-    return _filled(model, seed)
+    made = getattr(host, kind, None) or getattr(model_animate, kind)
+    return _filled(made(dtype=dtype, device="cpu", operations=comfy.ops.disable_weight_init, **config | changes), seed)
 
 
 @pytest.fixture(scope="session")
 def make_wan(comfy_host) -> Callable[..., torch.nn.Module]:
-    """`make_wan(**changes)`: a `comfy.ldm.wan.model.WanModel` with three blocks."""
+    """`make_wan(**changes)`: a Wan of the host with three blocks. kind: the name of its class."""
     return _wan
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from .conftest import TEXT_DIM
+from .conftest import TEXT_DIM, TokenMoves
 
 PATCH = (1, 2, 2)
 LATENT = (3, 6, 8)  # T, H, W
@@ -144,6 +144,34 @@ def test_tokens_elsewhere_would_give_another_output(wan, keeping):
 
     base = {"patches_replace": {"dit": {("double_block", i): misplaced for i in range(BLOCKS)}}}
     assert not torch.allclose(call(wan, given, keeping(wan, given, indices, base)), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "in_front", "per_frame"),
+    [
+        ("WanModel", {}, 0, False),
+        ("WanModel", {"in_dim": 48, "out_dim": 48}, 0, True),
+        ("WanModel", {"model_type": "i2v", "in_dim": 36}, 0, False),
+        ("WanModel", {"in_dim": 52, "in_dim_ref_conv": 16}, GRID[1] * GRID[2], False),
+        ("CameraWanModel", {"in_dim": 32}, 0, False),
+    ],
+    ids=["text", "times of frames", "image", "control and reference", "camera"],
+)
+def test_blocks_alone_cost_one_gather_before_the_first_and_one_put_after_the_last(
+    make_wan, keeping, kind, changes, in_front, per_frame
+):
+    model = make_wan(kind=kind, **changes)
+    given = inputs(2, channels=model.in_dim, per_frame=per_frame)
+    conditions = {"reference_latent": picture(2, *LATENT[1:])} if in_front else {}
+    options = keeping(model, given, some(9), **conditions)
+    with TokenMoves(model.dim) as host:
+        call(model, given, **conditions)
+    with TokenMoves(model.dim) as moves:
+        call(model, given, options, **conditions)
+    whole = (2, in_front + TOKENS, model.dim)
+    assert (host.gathered, host.put) == ([], [])
+    assert (moves.gathered, moves.put) == ([whole], [whole])
+    assert "wrappers" not in options
 
 
 def test_latents_with_a_partial_last_patch_serve_too(wan, keeping):
@@ -324,18 +352,14 @@ def test_what_needs_the_whole_grid_refuses_selective_steps(networks, wan, option
     assert (refused.code if refused else None) == why
 
 
-def test_a_network_with_further_parts_refuses_selective_steps(networks, make_wan, wan_with_reference):
-    from comfy.ldm.wan import model as host
-
+def test_a_network_with_parts_that_are_not_known_refuses_selective_steps(networks, make_wan, wan_with_reference):
     assert networks.Wan(wan_with_reference).selective_refusal({}) is None
     assert networks.Wan(make_wan(model_type="i2v", in_dim=36)).selective_refusal({}) is None
-    config = {"dim": 48, "ffn_dim": 96, "num_layers": 2, "num_heads": 2, "freq_dim": 32, "text_dim": TEXT_DIM}
-    import comfy.ops
-
-    operations = comfy.ops.disable_weight_init
-    made = host.VaceWanModel(**config, vace_layers=1, vace_in_dim=96, device="meta", operations=operations)
+    camera = make_wan(kind="CameraWanModel", in_dim=32)
+    assert networks.Wan(camera).selective_refusal({}) is None, "what the camera adds lies before the blocks"
+    made = make_wan()
+    made.register_module("music_injector", torch.nn.Linear(2, 2))
+    made.register_module("another", torch.nn.Linear(2, 2))
     assert networks.Wan.fits(made)
     refused = networks.Wan(made).selective_refusal({})
-    assert (refused.code, refused.values["parts"]) == ("note.parts", "vace_blocks, vace_patch_embedding")
-    camera = host.CameraWanModel(**config, device="meta", operations=operations)
-    assert networks.Wan(camera).selective_refusal({}) is None, "what the camera adds lies before the blocks"
+    assert (refused.code, refused.values["parts"]) == ("note.parts", "another, music_injector")

@@ -162,6 +162,10 @@ class Network:
     def name(self) -> str:
         return type(self.module).__name__
 
+    @property
+    def parts(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.module.named_children())
+
     def named_inputs(self, carried: Mapping[str, Any]) -> list[tuple[str, Any]]:
         """What a conditioning carries beside text, each under the name by which people are told of it.
 
@@ -189,7 +193,7 @@ class Network:
         """Why only a part of the tokens cannot be computed; None where it can. options: the transformer options."""
         if not self.block_count:
             return say("note.network", network=self.name)
-        others = {name for name, _ in self.module.named_children()} - self.plain_parts
+        others = self.parts - self.plain_parts
         if others:
             return say("note.parts", network=self.name, parts=", ".join(sorted(others)))
         if any(options.get("patches", {}).values()):

@@ -83,7 +83,9 @@ class HunyuanVideo(Network):
         if kept is not None or seen is not None:
             options = tokens.patch(options)
         if works or kv_cache is not None:
-            kept_keys = None if kv_cache is None else SelfAttention(kv_cache, KVCache.key(call), tokens)
+            kept_keys = (
+                None if kv_cache is None else SelfAttention(kv_cache, KVCache.key(call), tokens, self.block_count)
+            )
             previous = options.get("optimized_attention_override")
             joint = _JointAttention(works, kept_keys, *self._text(call), self._doubles, previous)
             options = options | {"optimized_attention_override": joint}

@@ -83,15 +83,19 @@ class Tokens(ABC):
 
 @dataclass
 class SelfAttention:
-    """Keeps the keys and values of all tokens in one model call, or completes those of a call that leaves some out."""
+    """Keeps the keys and values of all tokens in one model call, or completes those of a call that leaves some out.
+
+    blocks: how many attend to themselves in such a call.
+    """
 
     kv_cache: KVCache
     key: Any
     tokens: Tokens
+    blocks: int
 
     def __call__(self, block: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """k, v: [B, L, ...] of the tokens that are computed."""
         if self.tokens.kept is None:
-            self.kv_cache.keep(self.key, block, len(self.tokens.slots), k, v)
+            self.kv_cache.keep(self.key, block, self.blocks, k, v)
             return k, v
         return self.kv_cache.completed(self.key, block, self.tokens.rows, k, v)

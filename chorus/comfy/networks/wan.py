@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ...reuse.regions import token_grid
 from .base import AttentionWork, KVCache, ModelCall, Network, Options
-from .tokens import SelfAttention, Tokens
+from .tokens import SelfAttention
+from .wan_tokens import TokensOfParts, WanTokens
+
+# Beside, between or inside the blocks.
+_FURTHER_PARTS = frozenset({"vace_blocks", "audio_proj", "audio_injector", "face_adapter"})
 
 
 class Wan(Network):
-    # All tokens pass through `blocks`, each on its own or by attention. The other parts add to the tokens, or more
-    # tokens, before the blocks.
-    plain_parts = frozenset(
+    # All tokens pass through `blocks`, each on its own or by attention. Before the blocks, the other parts add to the
+    # tokens, or more tokens, or make what is attended to.
+    plain_parts = _FURTHER_PARTS | frozenset(
         {
             "patch_embedding",
             "text_embedding",
@@ -31,6 +34,14 @@ class Wan(Network):
             "control_adapter",
             "patch_embedding_pose",
             "patch_embedding_mask",
+            "vace_patch_embedding",
+            "casual_audio_encoder",
+            "cond_encoder",
+            "frame_packer",
+            "trainable_cond_mask",
+            "pose_patch_embedding",
+            "motion_encoder",
+            "face_encoder",
         }
     )
 
@@ -77,15 +88,25 @@ class Wan(Network):
         if grid is None:
             return options
         slots = [("double_block", index) for index in range(self.block_count)]
-        tokens = _Tokens(math.prod(grid), self._in_front(call, grid), kept, slots, seen)
+        kind = TokensOfParts if self.parts & _FURTHER_PARTS else WanTokens
+        tokens = kind(math.prod(grid), self._in_front(call, grid), kept, slots, seen)
         if kept is not None or seen is not None:
             options = tokens.patch(options)
         text_length = call.context.shape[1] if call.context is not None else -1
         works = works if call.context is not None else ()
-        shared = None if kv_cache is None else SelfAttention(kv_cache, KVCache.key(call), tokens)
+        sides = self._side_blocks(call)
+        shared = None
+        if kv_cache is not None:
+            shared = SelfAttention(kv_cache, KVCache.key(call), tokens, self.block_count + sides)
         if works or shared is not None:
-            options = _with_attention(options, works, text_length, call.shape[0], shared)
+            options = _with_attention(options, works, text_length, call.shape[0], shared, sides > 0)
         return options
+
+    def _side_blocks(self, call: ModelCall) -> int:
+        """How many blocks of VACE a call passes beside the others: all of them for each of its contexts."""
+        context = call.extras.get("vace_context")  # [B, contexts, ...]
+        blocks: Any = getattr(self.module, "vace_blocks", ())
+        return 0 if context is None else len(blocks) * int(context.shape[1])
 
     def _in_front(self, call: ModelCall, grid: tuple[int, int, int]) -> int:
         """Tokens of reference images that the network puts before the video's own."""
@@ -97,44 +118,36 @@ class Wan(Network):
         return grid[1] * grid[2] if getattr(self.module, "ref_conv", None) is not None else 0
 
 
-@dataclass
-class _Tokens(Tokens):
-    _shorter: dict[str, Any] = field(default_factory=dict)  # gathered once for all blocks
-
-    def shorter(self, args: dict[str, Any]) -> dict[str, Any]:
-        if not self._shorter:
-            assert self.whole is not None
-            self._shorter = {"pe": args["pe"].index_select(1, self.rows)}
-            modulation = args["vec"]
-            if modulation.ndim == 4 and modulation.shape[1] > 1:  # one a frame, shared out as the host does
-                each = modulation.repeat_interleave(-(-self.whole.shape[1] // modulation.shape[1]), dim=1)
-                self._shorter["vec"] = each.index_select(1, self.rows)
-        return self._shorter
-
-
 def _with_attention(
-    options: Options, works: Sequence[AttentionWork], text_length: int, batch: int, shared: SelfAttention | None
+    options: Options,
+    works: Sequence[AttentionWork],
+    text_length: int,
+    batch: int,
+    shared: SelfAttention | None,
+    has_sides: bool,
 ) -> Options:
     """Transformer options whose text cross-attention does `works` and whose self-attention does `shared`, around
     whatever override was there before.
 
     Self- and cross-attention both pass unlabelled. Within a block the first call is self-attention, and the text's is
-    the one with as many keys as the context has tokens, for all rows of the batch.
+    the one with as many keys as the context has tokens, for all rows of the batch. With side blocks, the one of each
+    context follows right after a block, under its number, and block and side blocks make two calls each.
     """
     previous = options.get("optimized_attention_override")
     place = {"block": -1, "call": 0}
 
     def attention(func: Callable[..., Any], q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
         index = kwargs.get("transformer_options", options).get("block_index", 0)
-        place["call"] = place["call"] + 1 if index == place["block"] else 1
+        place["call"] = place["call"] + 1 if index == place["block"] else 0
         place["block"] = index
+        side, call = divmod(place["call"], 2) if has_sides else (0, place["call"])
         plain = not kwargs.get("skip_reshape", False) and k.ndim == 3
-        if plain and place["call"] > 1 and k.shape[1] == text_length and k.shape[0] == q.shape[0] == batch:
+        if plain and call > 0 and k.shape[1] == text_length and k.shape[0] == q.shape[0] == batch:
             heads = args[0] if args else kwargs["heads"]
             for work in works:
                 k, v = work(index, q, k, v, heads)
-        if shared is not None and plain and place["call"] == 1 and k.shape[:2] == q.shape[:2]:
-            k, v = shared(index, k, v)
+        if shared is not None and plain and call == 0 and k.shape[:2] == q.shape[:2]:
+            k, v = shared(index + side * len(shared.tokens.slots), k, v)
         if previous:
             return previous(func, q, k, v, *args, **kwargs)
         return func(q, k, v, *args, **kwargs)
