@@ -17,9 +17,9 @@ from ..scene_pairs import REPORTED, image_pairs
 from ..systems import DISTILLED_STEPS, TEMPLATES, BenchWanFromImage, BenchWanTwoExperts
 from .hits import Systems, Told, kept_share, of_systems, over_fewer, pair_of
 
-FULL = {4: 160, 20: 48}
+FULL = {4: 160, 20: 24}
 QUICK = {4: 8}
-FULL_OF_TWO, QUICK_OF_TWO = {4: 80}, {4: 4}
+FULL_OF_TWO, QUICK_OF_TWO = {4: 48}, {4: 4}
 SHOWN = ("cold", "look and join", "fewer steps")
 
 
