@@ -477,7 +477,7 @@ def test_masks_made_before_sampling_are_brought_onto_the_tokens(pack_module, net
     made.known = drawn(1, 16, 3, 6, 8)
     call = networks.ModelCall(request.shape, None, 2, torch.ones(1, dtype=torch.bool), {})
     places = [48 + row * 8 + column for row in (2, 3) for column in (4, 5)]
-    assert made.in_call(decided, call).kept.tolist() == places
+    assert made.in_call(decided, call).computed.tolist() == places
     assert made.expected_share(decided, 2) == round(4 / 144, 4)
     assert made.edit.flatten().nonzero().flatten().tolist() == places
 

@@ -478,7 +478,7 @@ def contexts_swapped(kind: Any) -> Callable[..., Any]:
 
     def swapped(self: Any, block: int, k: torch.Tensor, v: torch.Tensor) -> Any:
         sides = {4: 8, 8: 4, 6: 10, 10: 6}
-        return inner(self, sides.get(block, block) if self.tokens.kept is not None else block, k, v)
+        return inner(self, sides.get(block, block) if self.tokens.computed is not None else block, k, v)
 
     return swapped
 

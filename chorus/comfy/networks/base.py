@@ -218,14 +218,14 @@ class Network:
     def patched(
         self,
         call: ModelCall,
-        kept: torch.Tensor | None,
+        computed: torch.Tensor | None,
         works: Sequence[AttentionWork],
         seen: Callable[[float], None] | None,
         kv_cache: KVCache | None = None,
     ) -> Options:
-        """Transformer options with which the call computes the tokens `kept` only, and does `works` at the text.
+        """Transformer options with which the call computes the tokens `computed` only, and does `works` at the text.
 
-        kept: [V] positions on the token grid in frame-major order, None for all.
+        computed: [V] positions on the token grid in frame-major order, None for all.
         kv_cache: keeps the keys and values of a call that computes all tokens; gives them to one that does not, for the
             tokens that it leaves out. None: these are not attended to at all.
         seen: called with the computed share of the tokens when the blocks are really entered.

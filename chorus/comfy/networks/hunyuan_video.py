@@ -68,7 +68,7 @@ class HunyuanVideo(Network):
     def patched(
         self,
         call: ModelCall,
-        kept: torch.Tensor | None,
+        computed: torch.Tensor | None,
         works: Sequence[AttentionWork],
         seen: Callable[[float], None] | None,
         kv_cache: KVCache | None = None,
@@ -79,8 +79,8 @@ class HunyuanVideo(Network):
             return options
         reference = call.extras.get("ref_latent")
         in_front = 0 if reference is None else math.prod(self.token_grid(reference.shape) or ())
-        tokens = _Tokens(math.prod(grid), in_front, kept, self._slots, seen, whole_keys=kv_cache is not None)
-        if kept is not None or seen is not None:
+        tokens = _Tokens(math.prod(grid), in_front, computed, self._slots, seen, whole_keys=kv_cache is not None)
+        if computed is not None or seen is not None:
             options = tokens.patch(options)
         if works or kv_cache is not None:
             kept_keys = (

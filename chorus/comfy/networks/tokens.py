@@ -16,13 +16,13 @@ from .base import KVCache, Options
 class Tokens(ABC):
     """Some of the video's tokens and all others (references, text). A family adds what its blocks get beside them.
 
-    total: tokens of the video; in_front: further tokens before them; kept: [V] positions among the video's.
+    total: tokens of the video; in_front: further tokens before them; computed: [V] positions among the video's.
     slots: the host's names of the blocks, in their order; the first block gets the tokens as `img`, without text.
     """
 
     total: int
     in_front: int
-    kept: torch.Tensor | None
+    computed: torch.Tensor | None
     slots: Sequence[tuple[str, int]]
     seen: Callable[[float], None] | None
     whole: torch.Tensor | None = None  # the first block's input, into which the last block's output is put back
@@ -43,7 +43,7 @@ class Tokens(ABC):
         present = options.get("patches_replace", {})
         taken = present.get("dit", {})
         patched = dict(taken)
-        for slot in self.slots if self.kept is not None else self.slots[:1]:
+        for slot in self.slots if self.computed is not None else self.slots[:1]:
             patched[slot] = self._block(slot, taken.get(slot))
         return options | {"patches_replace": present | {"dit": patched}}
 
@@ -52,25 +52,25 @@ class Tokens(ABC):
 
         def block(args: dict[str, Any], extra: dict[str, Any]) -> Any:
             if first and self.seen is not None:
-                self.seen(1.0 if self.kept is None else len(self.kept) / self.total)
-            if self.kept is not None:
+                self.seen(1.0 if self.computed is None else len(self.computed) / self.total)
+            if self.computed is not None:
                 if first:
                     args = args | {"img": self._enter(args["img"])}
                 args = args | self.shorter(args)
             out = inner(args, extra) if inner else extra["original_block"](args)
-            return self._leave(out) if last and self.kept is not None else out
+            return self._leave(out) if last and self.computed is not None else out
 
         return block
 
     def _enter(self, image: torch.Tensor) -> torch.Tensor:
-        assert self.kept is not None
+        assert self.computed is not None
         self.whole = image
         behind = self.in_front + self.total
         if image.shape[1] < behind:
             raise ValueError(f"{image.shape[1]} tokens where the video alone has {self.total}")
         outside = torch.arange(image.shape[1], device=image.device)
-        kept = self.kept.to(image.device) + self.in_front
-        self.places = torch.cat([outside[: self.in_front], kept, outside[behind:]])
+        computed = self.computed.to(image.device) + self.in_front
+        self.places = torch.cat([outside[: self.in_front], computed, outside[behind:]])
         return image.index_select(1, self.places)
 
     def _leave(self, out: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class SelfAttention:
 
     def __call__(self, block: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """k, v: [B, L, ...] of the tokens that are computed."""
-        if self.tokens.kept is None:
+        if self.tokens.computed is None:
             self.kv_cache.keep(self.key, block, self.blocks, k, v)
             return k, v
         return self.kv_cache.completed(self.key, block, self.tokens.rows, k, v)

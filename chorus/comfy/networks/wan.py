@@ -78,7 +78,7 @@ class Wan(Network):
     def patched(
         self,
         call: ModelCall,
-        kept: torch.Tensor | None,
+        computed: torch.Tensor | None,
         works: Sequence[AttentionWork],
         seen: Callable[[float], None] | None,
         kv_cache: KVCache | None = None,
@@ -89,8 +89,8 @@ class Wan(Network):
             return options
         slots = [("double_block", index) for index in range(self.block_count)]
         kind = TokensOfParts if self.parts & _FURTHER_PARTS else WanTokens
-        tokens = kind(math.prod(grid), self._in_front(call, grid), kept, slots, seen)
-        if kept is not None or seen is not None:
+        tokens = kind(math.prod(grid), self._in_front(call, grid), computed, slots, seen)
+        if computed is not None or seen is not None:
             options = tokens.patch(options)
         text_length = call.context.shape[1] if call.context is not None else -1
         works = works if call.context is not None else ()

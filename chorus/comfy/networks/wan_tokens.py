@@ -83,7 +83,7 @@ class TokensOfParts(WanTokens):
 
     def patch(self, options: Options) -> Options:
         options = super().patch(options)
-        if self.kept is None:
+        if self.computed is None:
             return options
         wrappers = options.get("wrappers", {})
         around = wrappers.get("diffusion_model", {})

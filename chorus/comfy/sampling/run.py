@@ -155,7 +155,7 @@ class Run:
             the call is computed.
         """
         works = [technique.in_call(self.schedule, call) for technique in self.techniques.values()]
-        kept = next((work.kept for work in works if work.kept is not None), None)
+        computed = next((work.computed for work in works if work.computed is not None), None)
         kv_cache = next((work.kv_cache for work in works if work.kv_cache is not None), None)
         attention = [work.attention for work in works if work.attention is not None]
         step = call.step
@@ -163,12 +163,12 @@ class Run:
         def seen(share: float) -> None:
             self.shares[step] = max(self.shares.get(step, 0.0), share)
 
-        counted = kept is not None or (counts_blocks and self.request.network.block_count > 0)
+        counted = computed is not None or (counts_blocks and self.request.network.block_count > 0)
         if not counted:
             seen(1.0)
             if not attention and kv_cache is None:
                 return None
-        return self.request.network.patched(call, kept, attention, seen if counted else None, kv_cache)
+        return self.request.network.patched(call, computed, attention, seen if counted else None, kv_cache)
 
     # -- ending -------------------------------------------------------------------------------------------------
 

@@ -94,12 +94,12 @@ class Refused:
 class CallWork:
     """What a technique does inside one model call.
 
-    kept: [V] positions on the token grid that are computed, in frame-major order; None for all.
+    computed: [V] positions on the token grid that are computed, in frame-major order; None for all.
     kv_cache: keys and values of the tokens that are not: kept where all are computed, used where they are not.
     attention: what it does at the attention calls of text; None for nothing.
     """
 
-    kept: torch.Tensor | None = None
+    computed: torch.Tensor | None = None
     kv_cache: KVCache | None = None
     attention: AttentionWork | None = None
 

@@ -206,7 +206,7 @@ class LookAndJoin(Technique):
             return CallWork(kv_cache=self.kv_cache)
         if self.tokens is None or not self.kv_cache.has(KVCache.key(call)):
             return NOTHING  # the host samples other conditionings together than in the look
-        return CallWork(kept=self.tokens, kv_cache=self.kv_cache)
+        return CallWork(computed=self.tokens, kv_cache=self.kv_cache)
 
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
         if not self.active:

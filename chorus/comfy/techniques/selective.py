@@ -126,7 +126,7 @@ class Selective(Technique):
         if not self._is_partial(schedule, call.step):
             return NOTHING
         assert self.regions is not None
-        return CallWork(kept=self.regions.indices())
+        return CallWork(computed=self.regions.indices())
 
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
         if self.edit is None or not schedule.in_stage_2(step):
