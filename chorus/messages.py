@@ -60,6 +60,7 @@ TEXTS = {
     "differs.keyframes": "other keyframes",
     "differs.later_frames": "other end image or later frames",
     "differs.mask": "other mask",
+    "differs.noise_mask": "other noise mask",
     "differs.pose_video": "other pose video",
     "differs.previous_frames": "other previous frames",
     "differs.range": "an input applies to other steps",
@@ -71,8 +72,8 @@ TEXTS = {
     "bypassed.failed_hit": "the run that started from the cache failed ({error}); it was sampled again without the "
     "cache",
     "bypassed.not_understood": "Chorus cannot tell this request apart from others ({why})",
-    "bypassed.noise_mask": "the latent has a noise mask, as for inpainting or a start image inside the latent; such "
-    "runs are sampled without Chorus",
+    "bypassed.noise_mask": "Chorus cannot serve the noise mask of this latent: {why}",
+    "bypassed.other_mask": "sampling has another noise mask than the latent given to ChorusCacheLookup",
     "bypassed.own_steps": "Chorus does not know this sampler, or the sampler chooses its own steps",
     "bypassed.prediction": "the model predicts {prediction}; only flow models are reused",
     "bypassed.free_noise": "FreeNoise reorders the noise of context windows; switch FreeNoise off to reuse videos",
@@ -95,6 +96,13 @@ TEXTS = {
     "bypassed.second": "the first sampler's part came from the cache, the second part was sampled without Chorus: "
     "{reason}",
     "bypassed.streams": "the latent holds several streams (picture and sound), which Chorus does not reuse yet",
+    # why a noise mask cannot be served
+    "mask.values": "it has other values than 0 and 1",
+    "mask.rows": "it is not one mask of the picture for all channels and the whole batch",
+    "mask.all": "it keeps everything, so that nothing is sampled",
+    "mask.changes": "another node changes it from step to step",
+    "mask.noise": "the sampler draws noise of its own for what is kept (ddim does)",
+    "mask.parts": "two samplers share the schedule, or sampling adds no noise",
     # why a request has no text by which it could be found
     "text.connect": "the prompt cannot be compared: connect CLIP or the positive CONDITIONING to ChorusCacheLookup, or "
     "put open_clip weights on this machine ({reason})",

@@ -19,6 +19,7 @@ INPUTS = {
     "keyframes": say("differs.keyframes"),
     "later_frames": say("differs.later_frames"),
     "mask": say("differs.mask"),
+    "noise_mask": say("differs.noise_mask"),
     "pose_video": say("differs.pose_video"),
     "previous_frames": say("differs.previous_frames"),
     "range": say("differs.range"),

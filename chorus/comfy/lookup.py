@@ -20,6 +20,7 @@ from .content import NotUnderstood
 from .embed import NoText, embed
 from .faults import Unsuitable
 from .networks import network_of
+from .noise_mask import kept_cells, mask_digest
 from .place import Place, current
 from .signature import RunningNode
 from .space import expert, models_signed, space_of, start_latent
@@ -103,7 +104,7 @@ def _looked_up(
     # A text that nobody knows cannot be embedded; its encoding can.
     way = settings.embedding if text.prompt or conditioning is None else "conditioning"
     embedded = embed(text.prompt, way, clip, conditioning)
-    vector = embedded.vector
+    vector, mask = embedded.vector, latent.get("noise_mask")
     plan = Plan(
         id=uuid.uuid4().hex,
         cache_name=settings.cache_name,
@@ -123,6 +124,7 @@ def _looked_up(
         prompt_nodes=text.encoders,
         threshold=settings.threshold or calibration_of(vector.embedder).threshold,
         start_latent=start_latent(latent["samples"]),
+        noise_mask=mask_digest(None if mask is None else kept_cells(mask, space.shape)),
         tokens=embedded.tokens,
         encoded=embedded.encoded,
         token_labels=embedded.labels,

@@ -16,6 +16,7 @@ from .content import NotUnderstood, digest, tensor_digest
 from .faults import Unsuitable
 from .networks import Network, network_of
 from .networks.weights import lora_digest, weights_digest
+from .noise_mask import kept_cells, mask_digest
 from .patches import foreign_patches
 from .signature import Link, RunningNode
 from .text import inputs_beside_text
@@ -70,19 +71,40 @@ def start_latent(latent: torch.Tensor) -> str:
     return tensor_digest(latent) if torch.count_nonzero(latent) > 0 else ""
 
 
-def task_of(latent: torch.Tensor, image: torch.Tensor | None, carried: str, named: Mapping[str, str]) -> str:
+def task_of(
+    latent: torch.Tensor,
+    kept: torch.Tensor | None,
+    image: torch.Tensor | None,
+    carried: str,
+    named: Mapping[str, str],
+) -> str:
     """The task by name: "t2v", "i2v:<digest>;<inputs>" with inputs beside text, "v2v:<digest>" with a start latent.
 
-    carried: digest of these inputs; named: of each by its name. A start latent beside such inputs counts too.
+    kept: the cells of the latent that a noise mask keeps, [T, H, W] bool; None without a mask. Such a mask is an input.
+    carried: digest of the inputs of the conditioning; named: of each by its name. A start latent beside inputs counts
+        too.
     """
-    start = start_latent(latent)
+    start, mask = start_latent(latent), mask_digest(kept)
     first = "" if image is None else tensor_digest(image)
-    parts = [part for part in (first, carried) if part]
+    parts = [part for part in (first, carried, mask and f"noise mask {mask}") if part]
     if parts:
-        given = {name: one for name, one in (("start_image", first), ("start_latent", start)) if one} | dict(named)
+        given = _latent_inputs(latent, start, kept)
+        if first:
+            given["start_image"] = digest([first, given["start_image"]]) if "start_image" in given else first
+        given |= named
         listed = ",".join(f"{name}={given[name][:_SHOWN]}" for name in sorted(given))
         return f"i2v:{digest([*parts, start])};{listed}"
     return f"v2v:{start}" if start else "t2v"
+
+
+def _latent_inputs(latent: torch.Tensor, start: str, kept: torch.Tensor | None) -> dict[str, str]:
+    """What a latent brings beside its shape: name as in `chorus/cache/inputs.py` → digest."""
+    inputs = {"start_latent": start} if start else {}
+    if kept is None:
+        return inputs
+    if latent.ndim == 5 and bool(kept[0].all()):  # the first frame is kept: a video is made of an image
+        inputs = {"start_image": tensor_digest(latent[:, :, :1]), "later_frames": tensor_digest(latent[:, :, 1:])}
+    return inputs | {"noise_mask": mask_digest(kept)}
 
 
 def expert(patcher: Any) -> Expert:
@@ -147,11 +169,13 @@ def space_of(
     if node is not None and (beside := inputs_beside_text(node, prompt_nodes)):
         named["encoder_input"] = digest([node.signature_of(link, ()) for link in beside])
         carried = digest([carried, named["encoder_input"]])
+    mask = latent.get("noise_mask")
+    kept = None if mask is None else kept_cells(mask, shaped.shape)
     return Space(
         weights=digest([one.weights for one in experts]),
         patches=digest(patches) if any(patches) else "",
         latent_format=type(patchers[0].get_model_object("latent_format")).__name__,
         shape=tuple(shaped.shape),
-        task=task_of(samples, image, carried, named),
+        task=task_of(samples, kept, image, carried, named),
         prediction=prediction_of(patchers[0]),
     )

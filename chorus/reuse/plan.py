@@ -59,6 +59,7 @@ class Plan:
     threshold: float = 1.0  # the score from which an entry counts as a match
     nearest: tuple[Refused, ...] = ()  # on a miss, the best first
     start_latent: str = ""  # digest of the latent that sampling starts from, "" for an empty one
+    noise_mask: str = ""  # digest of the cells that a noise mask keeps of it, "" without a mask
     tokens: torch.Tensor | None = None  # [L, C] encodings of the target prompt, when known at look-up
     encoded: torch.Tensor | None = None  # [B, L, C] as the text encoder gave it, to compare with what is sampled
     token_labels: tuple[str, ...] = ()

@@ -49,6 +49,10 @@ class Regions:
         """Share of the tokens whose result may change."""
         return float(self.edit.float().mean())
 
+    def within(self, mask: torch.Tensor) -> Regions:
+        """The part of the masks that lies in another one, [T, H, W] bool on the same grid."""
+        return Regions(self.base & mask, self.edit & mask, self.visible & mask)
+
     def on_grid(self, grid: tuple[int, int, int]) -> Regions:
         """The masks on another grid [T, H, W]: a token counts if any token counts that covers a part of it."""
         if grid == self.grid:

@@ -469,6 +469,27 @@ FAMILIES: tuple[Family, ...] = (
         pooled=768,
         masked=True,
     ),
+    Family(
+        "HunyuanVideo 1.0 I2V, replaced frame",
+        (hunyuan(),),
+        {
+            **VAE,
+            **_pictures("start"),
+            "given": node(
+                "HunyuanImageToVideo",
+                positive=["encode", 0],
+                vae=["vae", 0],
+                **VIDEO,
+                guidance_type="v2 (replace)",
+                start_image=["start", 0],
+            ),
+        },
+        START,
+        negative=["blurry", 0],
+        latent=["given", 1],
+        pooled=768,
+        masked=True,
+    ),
     Family("HunyuanVideo 1.5 T2V", (hunyuan15(),), **_empty("EmptyHunyuanVideo15Latent", width=128, height=128)),
     Family(
         "HunyuanVideo 1.5 T2V, step-distilled",

@@ -38,7 +38,7 @@ class Tried:
     cold, similar, again: the first prompt, the similar one, and the first one anew, with Chorus.
     early: the similar prompt as another take. inputs: the similar prompt with one other input each.
     all_kept: the first prompt with every token named as kept, None where the family computes no part of its tokens.
-    first_frame: differences of two prompts in and outside the first frame, if its tokens alone are computed; likewise.
+    last_frame: differences of two prompts in and outside the last frame, if its tokens alone are computed; likewise.
     """
 
     family: Family
@@ -51,7 +51,7 @@ class Tried:
     early: Answer
     inputs: dict[str, Answer] = field(default_factory=dict)
     all_kept: torch.Tensor | None = None
-    first_frame: tuple[float, float] | None = None
+    last_frame: tuple[float, float] | None = None
 
     @property
     def bit_identical(self) -> bool:
@@ -102,12 +102,12 @@ def _try(family: Family, host: Any, run_of: Any) -> Tried:
     early = asked(family.graph(SIMILAR, cache, mode="read only", take="another take", steps=8))
     read = family.graph(SIMILAR, cache, mode="read only")
     inputs = {name: asked(with_input(read, place, value)) for name, (place, value) in family.inputs.items()}
-    all_kept = first_frame = None
+    all_kept = last_frame = None
     if similar.outcome == "hit" and not told(similar, "no selective steps"):
-        with _kept(run_of, frames=None):
+        with _kept(run_of, frames=slice(None)):
             all_kept, _ = sampled(family.graph(FIRST, f"{cache} kept", mode="write only"))
         if len(family.models) == 1:
-            with _kept(run_of, frames=1):
+            with _kept(run_of, frames=slice(-1, None)):
                 # A vector of the whole text reaches every token, computed or not: the last layer takes it, too.
                 one, other = (
                     sampled(
@@ -118,11 +118,11 @@ def _try(family: Family, host: Any, run_of: Any) -> Tried:
                     for prompt in (FIRST, SIMILAR)
                 )
             differs = (one - other).abs().amax((0, 1, 3, 4))
-            first_frame = float(differs[0]), float(differs[1:].max())
+            last_frame = float(differs[-1]), float(differs[:-1].max())
     host.forget_outputs()  # every node runs anew, as after a restart
     again = asked(first)
     return Tried(
-        family, cache, reference, similar_reference, cold, similar, again, early, inputs, all_kept, first_frame
+        family, cache, reference, similar_reference, cold, similar, again, early, inputs, all_kept, last_frame
     )
 
 
@@ -133,13 +133,14 @@ def told(answer: Answer, beginning: str) -> str:
 
 
 @contextmanager
-def _kept(run_of: Any, frames: int | None) -> Iterator[None]:
-    """Every model call of a run computes the tokens of the first frames only; None: all, each named as kept."""
+def _kept(run_of: Any, frames: slice) -> Iterator[None]:
+    """Every model call of a run computes the tokens of these frames only, each named as kept."""
     inner = run_of.in_call
 
     def in_call(self: Any, call: Any, counts_blocks: bool) -> Any:
         grid = self.request.network.token_grid(call.shape)
-        return self.request.network.patched(call, torch.arange((frames or grid[0]) * grid[1] * grid[2]), (), None)
+        places = torch.arange(grid[0] * grid[1] * grid[2]).view(grid)[frames].flatten()
+        return self.request.network.patched(call, places, (), None)
 
     run_of.in_call = in_call
     try:

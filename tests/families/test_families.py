@@ -72,8 +72,8 @@ def test_computing_all_tokens_as_if_some_were_left_out_changes_nothing(tried, fa
 def test_where_no_token_is_computed_the_text_changes_nothing(tried, family: Family) -> None:
     """Tokens beside the video's own, as of references, are no part of the video and stay."""
     found = tried(family)
-    if found.first_frame is not None:
-        inside, outside = found.first_frame
+    if found.last_frame is not None:
+        inside, outside = found.last_frame
         assert inside > 1e-4 and outside < 1e-5 * max(1.0, inside)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 given: dict[str, Any] = {}
-"""What `FixedNoise` and `Patched` take by name: a test puts it here before it runs a graph."""
+"""What these nodes take by name: a test puts it here before it runs a graph."""
 
 
 class _Noise:
@@ -100,4 +100,20 @@ class ListOf:
         return (list(given[name]),)
 
 
-NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (FixedNoise, FixedSigmas, Patched, Conditioned, ListOf)}
+class FixedLatent:
+    """The LATENT `given[name]`."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "make"
+    CATEGORY = "testing/faults"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"name": ("STRING",)}}
+
+    def make(self, name: str) -> tuple[dict[str, torch.Tensor]]:
+        return (dict(given[name]),)
+
+
+_NODES = (FixedNoise, FixedSigmas, FixedLatent, Patched, Conditioned, ListOf)
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in _NODES}

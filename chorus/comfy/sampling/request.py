@@ -12,6 +12,7 @@ import torch
 from ...cache import CacheError, Entry
 from ...messages import say
 from ...prompt.tokens import one_prompt
+from ...reuse.given import Given
 from ...reuse.plan import Plan
 from ...reuse.schedule import Schedule
 from ...reuse.trajectory import SIGMA_TOLERANCE
@@ -20,6 +21,7 @@ from ..embed import same_encoding
 from ..faults import Unsuitable
 from ..lookup import with_source
 from ..networks import Network, network_of
+from ..noise_mask import kept_cells, mask_digest
 from ..signature import RunningNode
 from ..space import Expert, carried_inputs, expert, models_signed, prediction_of, start_latent
 from ..techniques import selective
@@ -58,7 +60,7 @@ def sampler_call(
 
     patcher, call_number = guider.model_patcher, calls.next()
     try:
-        model, known = _suitable(plan, guider, noise, sampler, denoise_mask)
+        model, known = _suitable(plan, guider, noise, sampler)
         network = network_of(patcher)
         positive = guider.original_conds.get("positive") or []
         carried = _carried(guider.original_conds, network)
@@ -67,6 +69,7 @@ def sampler_call(
         if not bool((sigmas[1:] < sigmas[:-1]).all()):
             raise Unsuitable(say("bypassed.own_steps"))
         schedule = Schedule(tuple(float(sigma) for sigma in sigmas))
+        kept = _kept(plan, patcher, noise, sampler, schedule, denoise_mask)
         before = _before(plan, noise, latent_image, schedule)
         _require_text(plan, positive)
     except NotUnderstood as error:
@@ -100,6 +103,7 @@ def sampler_call(
         shape=tuple(noise.shape),
         noise=own_noise,
         noise_digest=noise_digest,
+        given=None if kept is None else Given(kept, _in_model_space(patcher.model, latent_image)),
         tokens=one_prompt(encodings[0]) if len(encodings) == 1 and encodings[0] is not None else None,
         positive_ids=frozenset(cond.get("uuid") for cond in positive),
         carried=carried,
@@ -155,17 +159,13 @@ def with_closest_source(call: SamplerCall) -> SamplerCall:
         return call  # the one that the look-up found serves as well
 
 
-def _suitable(
-    plan: Plan, guider: Any, noise: torch.Tensor, sampler: Any, denoise_mask: torch.Tensor | None
-) -> tuple[Expert, Sampler]:
+def _suitable(plan: Plan, guider: Any, noise: torch.Tensor, sampler: Any) -> tuple[Expert, Sampler]:
     """The model and the sampler of a run that Chorus can serve. Raises Unsuitable, NotUnderstood."""
     patcher = guider.model_patcher
     if (why := plan.declined or finished_runs.declined(plan.id)) is not None:
         raise Unsuitable(why)
     if not (plan.reads or plan.writes):
         raise Unsuitable(say("lookup.off"))
-    if denoise_mask is not None:
-        raise Unsuitable(say("bypassed.noise_mask"))
     known = known_sampler(sampler)
     if known is None:
         raise Unsuitable(say("bypassed.own_steps"))
@@ -196,6 +196,32 @@ def _raise_other_model(plan: Plan, model: Expert) -> None:
     if len(plan.experts) == 1 and model.weights != plan.experts[0].weights:
         raise Unsuitable(say("bypassed.other_expert"))
     raise Unsuitable(say("bypassed.model"))
+
+
+def _kept(
+    plan: Plan, patcher: Any, noise: torch.Tensor, sampler: Any, schedule: Schedule, mask: torch.Tensor | None
+) -> torch.Tensor | None:
+    """The cells that a noise mask keeps of the latent, [T, H, W] bool; None without a mask. Raises Unsuitable."""
+    kept = None if mask is None else kept_cells(mask, noise.shape)
+    if mask_digest(kept) != plan.noise_mask:
+        raise Unsuitable(say("bypassed.other_mask"))
+    if kept is None:
+        return None
+    if "denoise_mask_function" in patcher.model_options:
+        raise Unsuitable(say("bypassed.noise_mask", why=say("mask.changes")))
+    if sampler.inpaint_options.get("random"):
+        raise Unsuitable(say("bypassed.noise_mask", why=say("mask.noise")))
+    if not schedule.complete or not bool(torch.count_nonzero(noise)):
+        # The second sampler would be given the noisy latent of the first one to keep.
+        raise Unsuitable(say("bypassed.noise_mask", why=say("mask.parts")))
+    return kept
+
+
+def _in_model_space(model: Any, latent: torch.Tensor) -> torch.Tensor:
+    """A LATENT as sampling begins from it, fp32 on the CPU; the host leaves an empty one as it is."""
+    latent = latent.detach().float().cpu()
+    scaled: torch.Tensor = model.process_latent_in(latent) if bool(torch.count_nonzero(latent)) else latent
+    return scaled
 
 
 def _before(plan: Plan, noise: torch.Tensor, latent_image: torch.Tensor, schedule: Schedule) -> FinishedRun | None:

@@ -36,6 +36,7 @@ class Run:
         )
         self.parent: str | None = self.request.before.parent if self.request.before else None
         self.start: torch.Tensor | None = None
+        self.given = self.request.given  # on the model's device after the first evaluation
         self.step: int | None = None  # the one under way; None outside an evaluation
         self.shares: dict[int, float] = {}  # step → largest computed share of the tokens in any of its calls
         self.techniques: dict[str, Technique] = {}
@@ -142,6 +143,9 @@ class Run:
         """The estimate that the sampler is given in place of the model's, and whether the further path has changed."""
         assert self.step is not None
         before = self.schedule
+        if self.given is not None:  # as the host does with every estimate; techniques must not see another one
+            self.given = self.given.to(x0)
+            x0 = self.given.put_into(x0)
         for technique in self.techniques.values():
             x0 = technique.after_evaluation(self.schedule, self.step, x0)
         for technique in self.techniques.values():
@@ -221,4 +225,4 @@ class Run:
         """Let go of every tensor; clones of the model may still refer to this object."""
         for technique in self.techniques.values():
             technique.drop()
-        self.start = None
+        self.start = self.given = None

@@ -268,7 +268,9 @@ def sampler_sample(  # type: ignore[no-untyped-def]
         schedule, first = run.schedule, run.schedule.first
         path = torch.tensor(schedule.path, dtype=sigmas.dtype, device=sigmas.device)
         scale = float(getattr(model_wrap.inner_model.model_sampling, "noise_scale", 1.0))
-        given = run.start.to(noise) / (path[0] * scale)
+        # The host adds its share of the latent, from which it also takes what a noise mask keeps.
+        begun_from = torch.zeros_like(noise) if denoise_mask is None else latent_image
+        given = (run.start.to(noise) - (1.0 - path[0]) * begun_from) / (path[0] * scale)
         options["sample_sigmas"] = path  # what patches and context windows count steps by
         args = dict(extra_args)
         if (seed := extra_args.get("seed")) is not None:
@@ -284,8 +286,8 @@ def sampler_sample(  # type: ignore[no-untyped-def]
         args,
         counted if callback is not None else None,
         given,
-        torch.zeros_like(noise),
-        None,
+        begun_from,
+        denoise_mask,
         disable_pbar,
     )
 

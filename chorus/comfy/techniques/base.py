@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...messages import Message
+from ...reuse.given import Given
 from ...reuse.plan import Plan
 from ...reuse.schedule import Schedule
 from ..networks import AttentionWork, KVCache, ModelCall, Network
@@ -29,6 +30,7 @@ class Request:
     foreign: where other nodes' patches lie on the model (`patches.foreign_patches`).
     shape: of the latent in model space, [B, C, T, H, W].
     noise: ε in model space, of that shape, fp32 on the CPU; noise_digest: of it.
+    given: what a noise mask keeps of the latent, on the CPU; None without a mask.
     tokens: [L, C] encodings of the one positive prompt, None for a combination of several.
     positive_ids: the host's ids of the positive conditionings; carried: digest of what they carry beside text.
     text_digest: digest of the encodings as they are sampled, which tells prompts apart.
@@ -52,6 +54,7 @@ class Request:
     shape: tuple[int, ...]
     noise: torch.Tensor
     noise_digest: str
+    given: Given | None
     tokens: torch.Tensor | None
     positive_ids: frozenset[Any]
     carried: str

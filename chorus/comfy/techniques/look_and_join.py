@@ -155,7 +155,7 @@ class LookAndJoin(Technique):
         assert request.plan.source is not None
         entry = request.plan.source.entry
         kept, sigma = entry.settings, min(schedule.sigmas[0], entry.sigmas[0])
-        if sigma < 1.0 - 1e-3 or request.plan.start_latent:
+        if sigma < 1.0 - 1e-3 or (request.plan.start_latent and request.given is None):
             return say("note.look_start", sigma=sigma)
         if request.sampler.draws_noise or kept["noise_drawn"]:
             return say("note.look_noise")
@@ -178,8 +178,12 @@ class LookAndJoin(Technique):
         return KVCache(lambda: int(MEMORY * request.free_memory()))
 
     def start(self, schedule: Schedule) -> torch.Tensor | Refused | None:
-        """The source's noise."""
-        return None if self.source is None else schedule.sigmas[0] * self.source.noise
+        """The source's noise, and what little the first σ has of a latent under a noise mask."""
+        if self.source is None:
+            return None
+        sigma, given = schedule.sigmas[0], self.request.given
+        x = sigma * self.source.noise
+        return x if given is None else x + (1.0 - sigma) * given.latent
 
     # -- around an evaluation ------------------------------------------------------------------------------------
 
@@ -267,18 +271,27 @@ class LookAndJoin(Technique):
             return
         cut = course.calibrated().cut
         apart = self._difference(x0, compared)
+        sampled = self._sampled(apart)
+        apart = apart[sampled]
         if first and self._may_be_blind() and bool(apart.max() < cut.noticed):
-            self.blind, changed = True, torch.ones_like(apart, dtype=torch.bool)
+            self.blind, changed = True, sampled
         else:
             # x0 = u + CFG · (c − u), and u is the same in both: so much larger is the difference of guided estimates.
-            changed = cut(apart / (self.request.cfg if self.request.cfg_known else 1.0))
-        regions = self._regions(changed if self.regions is None else changed | self.regions.base)
+            differs = cut(apart / (self.request.cfg if self.request.cfg_known else 1.0))
+            changed = torch.zeros_like(sampled).masked_scatter(sampled, differs)
+        regions = self._regions(changed if self.regions is None else changed | self.regions.base).within(sampled)
         self._use(regions)
         # A MASK says itself what is kept; otherwise the difference counts, not how far the mask reaches beyond it.
-        marked = float(regions.base.float().mean())
+        marked = float(regions.base[sampled].float().mean())
         self.joined = not self.blind and (marked < 1.0 if self._masked() else marked <= cut.everywhere)
         self.walk = self._settled(past)
         self._choose_outside(step)
+
+    def _sampled(self, apart: torch.Tensor) -> torch.Tensor:
+        """[T, H, W] bool on the token grid of `apart`: the tokens that no noise mask keeps."""
+        if self.request.given is None:
+            return torch.ones_like(apart, dtype=torch.bool)
+        return ~self.request.given.tokens(self.request.network.token_size).to(apart.device)
 
     def _settled(self, past: str) -> course.Course:
         """The course with what the steps after the `past` ones are, by what is known of the difference."""
@@ -302,6 +315,9 @@ class LookAndJoin(Technique):
         last_joined = max((k for k, kind in enumerate(kinds) if kind != FULL), default=0)
         looks_again = self.joined and step < rule.second_look < last_joined and kinds[rule.second_look] == FULL
         self.outside = source.before if looks_again else source.final
+        if self.request.given is not None:  # the state at hand may have been kept less finely
+            assert self.outside is not None
+            self.outside = self.request.given.put_into(self.outside)
         if not looks_again:
             self.source = None
 
@@ -318,7 +334,10 @@ class LookAndJoin(Technique):
         self.regions, self.tokens = regions, regions.indices()
         self.share = len(self.tokens) / regions.visible.numel()
         sizes = self.request.shape[2:] if len(self.request.shape) == 5 else (1, *self.request.shape[2:])
-        weights = rim(self.request.network.cells(regions.edit, sizes))[None, None]
+        cells, given = self.request.network.cells(regions.edit, sizes), self.request.given
+        if given is not None:  # what is given is the same in both: no rim beside it
+            cells = cells | given.cells.to(cells.device)
+        weights = rim(cells)[None, None]
         self.weights = weights if len(self.request.shape) == 5 else weights[:, :, 0]
 
     def _regions(self, base: torch.Tensor) -> Regions:

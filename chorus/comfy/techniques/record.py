@@ -55,7 +55,9 @@ class Record(Technique):
             self.recording.states[exact] = x.detach().to("cpu", torch.float32, copy=True)
         elif exact < 1.0:
             noise = self.request.noise.to(x.device)
-            self.recording.states[exact] = clean_component(x.detach().float(), noise, exact).cpu()
+            state, given = clean_component(x.detach().float(), noise, exact).cpu(), self.request.given
+            # Many models are shown what is kept without noise.
+            self.recording.states[exact] = state if given is None else given.put_into(state)
 
     def after_evaluation(self, schedule: Schedule, step: int, x0: torch.Tensor) -> torch.Tensor:
         """Keep the estimates with which the looks of later requests are compared, token by token.

@@ -116,7 +116,8 @@ class Resume(Technique):
             kept = load_trajectory(cache, plan.source.entry, request.into_model_space, request.noise, wanted)
         except CacheError as error:
             return Refused(say("lookup.unreadable", error=said_by(error)), miss=True)
-        return kept.at(sigma)
+        x = kept.at(sigma)
+        return x if request.given is None else request.given.noised(x, request.noise, sigma)
 
     def _affordable(self, schedule: Schedule, wanted: int, settings: Reuse, notes: list[Message]) -> int:
         """K1, lowered if need be, so that enough steps remain for the sampler and for CFG."""

@@ -106,6 +106,12 @@ class Selective(Technique):
         if grid is None:
             return Refused(say("note.grid", grid=str(regions.grid)))
         regions = regions.on_grid(grid)
+        if request.given is not None:
+            kept = request.given.tokens(request.network.token_size)
+            # It is never edited, and the other tokens have to see it.
+            regions = Regions(regions.base & ~kept, regions.edit & ~kept, regions.visible | kept)
+            if regions.empty:
+                return None
         full = request.plan.stages.get(REFINE)
         k2 = schedule.steps
         if full is not None:
