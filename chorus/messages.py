@@ -33,6 +33,8 @@ TEXTS = {
     "miss.seed": "the same prompt with another seed: another take is wanted, so nothing is reused",
     "miss.other_steps": "the same prompt and seed with another number of steps or other sigmas: sampled in full, so "
     "that later requests can start from it",
+    "miss.other_sampler": "the same prompt and seed with another sampler: sampled in full, so that later requests can "
+    "start from it",
     "miss.steps": "with {steps} steps nothing can be skipped: K1 rounds to 0",
     "miss.nothing_saved": "K1, K2 and maximum as they are set leave no step to skip",
     "miss.no_state": "the source keeps no state at sigma {sigma}",
@@ -45,6 +47,7 @@ TEXTS = {
     "differs.task": "other task",
     "differs.image": "other start image, control video, audio or reference",
     "differs.start": "other start latent",
+    "differs.style": "another style picture, or another node behind the text encoder is set otherwise",
     "differs.prediction": "other prediction type ({here} here, {there} there)",
     "differs.audio": "other audio",
     "differs.background_video": "other background video, or other previous frames",
@@ -93,9 +96,12 @@ TEXTS = {
     "bypassed.start_latent": "sampling starts from another latent than the one given to ChorusCacheLookup",
     "bypassed.middle": "sampling starts in the middle of a schedule, from a latent that was not sampled under this "
     "plan",
+    "bypassed.gap": "the second sampler does not begin at the sigma where the first one ended: give both the same "
+    "scheduler and number of steps",
     "bypassed.second": "the first sampler's part came from the cache, the second part was sampled without Chorus: "
     "{reason}",
     "bypassed.streams": "the latent holds several streams (picture and sound), which Chorus does not reuse yet",
+    "bypassed.dimensions": "the latent has {count} dimensions; Chorus reuses images and videos, which have 4 or 5",
     # why a noise mask cannot be served
     "mask.values": "it has other values than 0 and 1",
     "mask.rows": "it is not one mask of the picture for all channels and the whole batch",
@@ -150,6 +156,12 @@ TEXTS = {
     "on when the match was made",
     "note.look_guider": "early start instead of look and join: the match was sampled with another guider or other "
     "context windows",
+    "note.look_sampler": "early start instead of look and join: the match was sampled with {there}, this run with "
+    "{here}",
+    "note.look_parts": "early start instead of look and join: the match was made by several samplers, and it is "
+    "not kept what each of them was set to",
+    "note.look_seeded": "early start instead of look and join: with another seed, this model is given its picture "
+    "under other noise",
     "note.look_states": "early start instead of look and join: the match keeps no state of its first step",
     "note.look_tokens": "early start instead of look and join: an earlier version of Chorus kept the match's first "
     "step, with tokens of another size",
@@ -161,8 +173,11 @@ TEXTS = {
     "picture and those from K2 on are computed",
     "note.look_second": "the second sampler goes on by itself: after a look, no step can be skipped in one that draws "
     "noise, needs the estimate without CFG, has a step cache or a conditioning of a part of the schedule",
+    "note.look_second_other": "the second sampler computes all its steps: there, the match was sampled with another "
+    "sampler, CFG, negative prompt or guider, or with a step cache",
     "note.draws_noise": "{sampler} draws noise during sampling: the computed steps draw other noise than a run in full",
     "note.areas": "no selective steps: a conditioning applies to a part of the picture only",
+    "note.masks_unused": "the masks have no effect: no step lies between K1 and K2",
     "note.windows": "no selective steps: the model is sampled in context windows",
     "note.easycache": "a step cache (EasyCache, LazyCache) is on. It cannot be combined with selective steps, so all "
     "steps are full",

@@ -27,5 +27,6 @@ INPUTS = {
     "source_or_reference": say("differs.source_or_reference"),
     "start_image": say("differs.start_image"),
     "start_latent": say("differs.start"),
+    "style": say("differs.style"),
 }
 """By the name under which a space's task lists the input."""

@@ -19,7 +19,7 @@ from .networks.weights import lora_digest, weights_digest
 from .noise_mask import kept_cells, mask_digest
 from .patches import foreign_patches
 from .signature import Link, RunningNode
-from .text import inputs_beside_text
+from .text import changers_of_text, inputs_beside_text
 
 # Keys of a conditioning that hold neither text nor an input of the model.
 _RANGE = ("start_percent", "end_percent")
@@ -169,6 +169,9 @@ def space_of(
     if node is not None and (beside := inputs_beside_text(node, prompt_nodes)):
         named["encoder_input"] = digest([node.signature_of(link, ()) for link in beside])
         carried = digest([carried, named["encoder_input"]])
+    if node is not None and (changers := changers_of_text(node, node.link("positive"), prompt_nodes)):
+        named["style"] = digest(changers)
+        carried = digest([carried, named["style"]])
     mask = latent.get("noise_mask")
     kept = None if mask is None else kept_cells(mask, shaped.shape)
     return Space(

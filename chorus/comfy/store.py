@@ -125,7 +125,8 @@ def _commit(
         _add_source(tensors, coding, run, run.recording, keep, profile)
     settings = {
         "sampler": run.sampler,
-        "guidance": vars(run.guidance),
+        "guidance": run.parts[0].guidance,
+        "parts": [vars(part) for part in run.parts],
         "plan": plan.id,
         "calls": run.calls,
         "seed": run.seed,

@@ -11,6 +11,23 @@ from ..messages import Message, say
 from .embed import encode, same_encoding
 from .signature import LOOKUPS, Link, RunningNode
 
+# What nodes put beside the text into a CONDITIONING, where it is compared by content.
+_BESIDE_TEXT = {
+    "AUDIO",
+    "AUDIO_ENCODER_OUTPUT",
+    "BOOLEAN",
+    "CLIP_VISION_OUTPUT",
+    "CONTROL_NET",
+    "FLOAT",
+    "IMAGE",
+    "INT",
+    "LATENT",
+    "MASK",
+    "STRING",
+    "TRACKS",
+    "VAE",
+    "WAN_CAMERA_EMBEDDING",
+}
 # Core nodes that give the text of their widget as it is.
 _CONSTANTS = {"PrimitiveString": "value", "PrimitiveStringMultiline": "value"}
 
@@ -78,6 +95,33 @@ def _encoders(node: RunningNode, link: Link, seen: set[Link]) -> Iterator[str]:
         onward = node.link(name, maker)
         assert onward is not None
         yield from _encoders(node, onward, seen)
+
+
+def changers_of_text(node: RunningNode, link: Link | None, encoders: Collection[str]) -> list[Any]:
+    """The nodes between these encoders and a CONDITIONING link that may put something else among the text's tokens:
+    their classes, and what they are set to.
+
+    What a node adds beside the text is compared by itself, so the host's usual types count as understood. A node with
+    an input of any other, as a style model, may have changed the text's own tokens. Raises NotUnderstood.
+    """
+    found = []
+    waiting, seen = [link] if link else [], set()
+    while waiting:
+        maker, _ = waiting.pop()
+        if maker in seen or maker in encoders or not node.graph.has_node(maker):
+            continue
+        seen.add(maker)
+        types, inputs = _input_types(node, maker), node.inputs(maker)
+        links = {name: onward for name in inputs if (onward := node.link(name, maker)) is not None}
+        conditionings = {name for name in links if types.get(name) == "CONDITIONING"}
+        waiting += [links[name] for name in sorted(conditionings)]
+        others = {name: onward for name, onward in links.items() if name not in conditionings}
+        if all(isinstance(types.get(name), list) or types.get(name) in _BESIDE_TEXT for name in others):
+            continue
+        settings = {name: value for name, value in inputs.items() if name not in links}
+        signed = {name: node.signature_of(onward, ()) for name, onward in others.items()}
+        found.append([node.class_of(maker), settings, signed])
+    return found
 
 
 def inputs_beside_text(node: RunningNode, encoders: Collection[str]) -> list[Link]:

@@ -33,7 +33,7 @@ def make(finished):
             "carried": "",
             "text_digest": "t",
             "sampler": "euler",
-            "guidance": None,
+            "parts": (),
             "tokens": None,
             "parent": None,
         }

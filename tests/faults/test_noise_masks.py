@@ -34,7 +34,9 @@ from .test_look_and_join import (
 CELLS = (4, 12, 12)
 FRAME = torch.zeros(CELLS, dtype=torch.bool)  # the first frame is kept, as a start image is
 FRAME[0] = True
-SIDES = torch.zeros(CELLS, dtype=torch.bool)  # five columns and half a frame are kept; one column of tokens is half kept
+SIDES = torch.zeros(
+    CELLS, dtype=torch.bool
+)  # five columns and half a frame are kept; one column of tokens is half kept
 SIDES[:, :, :5] = SIDES[2, 6:] = True
 KEPT = {"frame": FRAME, "sides": SIDES, "nothing": torch.zeros(CELLS, dtype=torch.bool)}
 each_mask = pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
@@ -292,4 +294,6 @@ def test_two_samplers_are_sampled_without_chorus(run, cache):
     for prompt in (RED, GREEN):
         left = run(split_in_two(keeping(graph(prompt, cache=cache), SIDES), 4))
         assert left.report["outcome"] == "bypassed" and "two samplers share the schedule" in told(left)
-        assert torch.equal(left.latent, run(without(split_in_two(keeping(graph(prompt, cache=cache), SIDES), 4))).latent)
+        assert torch.equal(
+            left.latent, run(without(split_in_two(keeping(graph(prompt, cache=cache), SIDES), 4))).latent
+        )

@@ -13,7 +13,7 @@ import torch
 from ...messages import Message, say
 from ...reuse.plan import Plan
 from ...reuse.regions import Regions
-from .guidance import Guidance
+from .guidance import Part
 
 _REASONS = 256  # reasons kept at most; the store node that would ask may never run
 _WAITING_BYTES = 4 << 30  # of the latents that finished runs may hold while they wait to be stored
@@ -66,6 +66,7 @@ class Report:
         self.looked = earlier.looked or self.looked
         for name in ("steps", "steps_computed", "step_equivalents", "sampling_s", "chorus_s"):
             setattr(self, name, getattr(self, name) + getattr(earlier, name))
+        self.step_equivalents = round(self.step_equivalents, 4)
         self.notes = earlier.notes + [note for note in self.notes if note not in earlier.notes]
         if self.outcome == "miss" and earlier.outcome == "hit":
             self.outcome, self.reason = earlier.outcome, earlier.reason
@@ -135,7 +136,7 @@ class FinishedRun:
     carried: str  # digest of what the conditioning carries beside text
     text_digest: str
     sampler: str
-    guidance: Guidance  # of the first part of the schedule
+    parts: tuple[Part, ...]  # of the schedule, one for each sampler
     tokens: torch.Tensor | None  # [L, C] encodings of the prompt as sampled
     parent: str | None
     results: Mapping[str, Any] = field(default_factory=dict)  # the techniques' results, by their names

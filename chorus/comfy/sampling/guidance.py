@@ -43,6 +43,15 @@ class Guidance:
     windows: str
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one of the samplers that share a schedule did. sigma: where it began; guidance: as plain data."""
+
+    sigma: float
+    sampler: str
+    guidance: Any
+
+
 def cfgs_of(guider: Any) -> list[float]:
     """Every CFG that a guider has."""
     return [float(v) for name, v in vars(guider).items() if name.startswith("cfg") and isinstance(v, int | float)]

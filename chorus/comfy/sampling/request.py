@@ -107,7 +107,8 @@ def sampler_call(
         tokens=one_prompt(encodings[0]) if len(encodings) == 1 and encodings[0] is not None else None,
         positive_ids=frozenset(cond.get("uuid") for cond in positive),
         carried=carried,
-        text_digest=digest(encodings),
+        text_digest=_text_digest(positive, network),
+        seeded=any(cond.get("noise_augmentation") for cond in every),
         cfg=max([1.0, *cfgs_of(guider)]),
         cfg_known=is_plain(guidance, model.foreign),
         areas=any(cond.get("area") is not None or cond.get("mask") is not None for cond in every),
@@ -166,6 +167,8 @@ def _suitable(plan: Plan, guider: Any, noise: torch.Tensor, sampler: Any) -> tup
         raise Unsuitable(why)
     if not (plan.reads or plan.writes):
         raise Unsuitable(say("lookup.off"))
+    if noise.ndim not in (4, 5):
+        raise Unsuitable(say("bypassed.dimensions", count=noise.ndim))
     known = known_sampler(sampler)
     if known is None:
         raise Unsuitable(say("bypassed.own_steps"))
@@ -237,6 +240,8 @@ def _before(plan: Plan, noise: torch.Tensor, latent_image: torch.Tensor, schedul
 
     before = finished_runs.find(plan.id, goes_on)
     if before is None:
+        if finished_runs.find(plan.id, lambda run: run.goes_on_from(latent_image)) is not None:
+            raise Unsuitable(say("bypassed.gap"))
         raise Unsuitable(say("bypassed.middle"))
     return before
 
@@ -255,6 +260,13 @@ def _carried(conds: dict[str, Any], network: Network) -> str:
     """Digest of what all conditionings of a guider carry beside text; "" when nothing."""
     carried = {name: carried_inputs(group or [], network) for name, group in conds.items()}
     return digest({name: one for name, one in carried.items() if one}) if any(carried.values()) else ""
+
+
+def _text_digest(positive: list[dict[str, Any]], network: Network) -> str:
+    """Digest of all that the positive conditionings hold of the text."""
+    encodings = [cond.get("cross_attn") for cond in positive]
+    further = [{key: cond[key] for key in sorted(network.text_keys) if cond.get(key) is not None} for cond in positive]
+    return digest([encodings, further] if any(further) else encodings)
 
 
 def _is_stored() -> bool:

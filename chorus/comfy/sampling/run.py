@@ -215,7 +215,7 @@ class Run:
             carried=request.carried,
             text_digest=request.text_digest,
             sampler=request.sampler.name,
-            guidance=request.before.guidance if request.before else request.guidance,
+            parts=(*(request.before.parts if request.before else ()), request.part(self.full_schedule)),
             tokens=request.tokens,
             parent=self.parent,
             results=results,

@@ -19,7 +19,7 @@ from ...reuse.plan import Plan
 from ...reuse.schedule import Schedule
 from ..networks import AttentionWork, KVCache, ModelCall, Network
 from ..sampling.finished import FinishedRun
-from ..sampling.guidance import Guidance
+from ..sampling.guidance import Guidance, Part
 from ..sampling.samplers import Sampler
 
 
@@ -34,6 +34,7 @@ class Request:
     tokens: [L, C] encodings of the one positive prompt, None for a combination of several.
     positive_ids: the host's ids of the positive conditionings; carried: digest of what they carry beside text.
     text_digest: digest of the encodings as they are sampled, which tells prompts apart.
+    seeded: whether the model is given a picture with noise of the seed, too.
     cfg: the largest, at least 1; cfg_known: whether an estimate is the one without CFG plus so many times the prompt's.
     areas: whether a conditioning applies to a part of the picture only.
     whole_steps: of the schedule that this run's may be the first or second part of.
@@ -59,6 +60,7 @@ class Request:
     positive_ids: frozenset[Any]
     carried: str
     text_digest: str
+    seeded: bool
     cfg: float
     cfg_known: bool
     areas: bool
@@ -69,6 +71,10 @@ class Request:
     noise_of: Callable[[int], torch.Tensor]
     free_memory: Callable[[], int]
     into_model_space: Callable[[torch.Tensor], torch.Tensor]
+
+    def part(self, schedule: Schedule) -> Part:
+        """What this sampler does of a schedule, as it is kept."""
+        return Part(schedule.sigmas[0], self.sampler.name, vars(self.guidance))
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from ...reuse.regions import Regions, build
 from ...reuse.schedule import FULL, SELECTIVE, SKIPPED, Schedule
 from ..networks import KVCache, ModelCall
 from ..sampling.finished import FinishedRun
-from ..sampling.guidance import Guidance
+from ..sampling.guidance import Part
 from . import resume, selective
 from .base import NOTHING, CallWork, Decision, Refused, Technique
-from .source import Picture, picture, same_text, schedules_agree, unfit
+from .source import Picture, parts_of, picture, same_text, sampled_otherwise, schedules_agree, unfit
 
 NAME = "look_and_join"
 MEMORY = 0.4  # of the free memory of the model's device, for keys and values of tokens that are left out
@@ -36,7 +36,8 @@ class _Begun:
     """What the second of two samplers goes on with.
 
     kinds: of the steps that are over; second_look: the step of it, 0 for none; known: the latest estimate; final: the
-        source's result; both in model space, [B, C, T, H, W].
+        source's result; both in model space, [B, C, T, H, W]. parts: what the source's samplers did, None where nobody
+        knows; same_text: whether its text is the very same.
     """
 
     kinds: str
@@ -46,21 +47,8 @@ class _Begun:
     regions: Regions
     known: torch.Tensor
     final: torch.Tensor
-
-
-def _guided_otherwise(here: Guidance, kept: Any) -> Message | None:
-    """Why estimates of a run and of its match cannot be compared; None where they can. kept: the match's guidance."""
-    if not isinstance(kept, dict) or kept.keys() != vars(here).keys():
-        return say("note.look_states")
-    if kept["cfgs"] != here.cfgs:
-        return say("note.look_cfg", here=str(here.cfgs), there=str(kept["cfgs"]))
-    if here.ranged or kept["ranged"] or kept["negative"] != here.negative:
-        return say("note.look_conditions")
-    if here.step_cache or kept["step_cache"]:
-        return say("note.look_step_cache")
-    if kept != vars(here):
-        return say("note.look_guider")
-    return None
+    parts: list[Part] | None
+    same_text: bool
 
 
 class LookAndJoin(Technique):
@@ -82,6 +70,8 @@ class LookAndJoin(Technique):
     walk: course.Course | None = None  # of the whole schedule, of which this sampler's may be a part
     over = 0  # steps of the whole schedule before this sampler's
     moved: float | None = None  # σ of an evaluation that is not at the sampler's own
+    parts: list[Part] | None = None  # what the source's samplers did
+    same_text = False  # whether the source's text is the very same
 
     # -- before sampling ---------------------------------------------------------------------------------------
 
@@ -97,10 +87,13 @@ class LookAndJoin(Technique):
         if (why := unfit(request)) is not None:
             return Refused(why, miss=True)
         if (why := self._refusal(schedule)) is not None:
-            # The same prompt and seed over other σ is a better or a quicker version of the same video.
-            version = why.code == "note.look_sigmas" and same_text(request)
-            version = version and not plan.chosen and settings.fixed is None
-            return Refused(say("miss.other_steps"), miss=True) if version else Refused(why)
+            # The same prompt and seed over other σ, or by another sampler, is another version of the same video.
+            if same_text(request) and not plan.chosen and settings.fixed is None:
+                if why.code == "note.look_sigmas":
+                    return Refused(say("miss.other_steps"), miss=True)
+                if why.code == "note.look_sampler":
+                    return Refused(say("miss.other_sampler"), miss=True)
+            return Refused(why)
         rule = course.calibrated().rule(request.whole_steps)
         second_sigma = schedule.sigmas[rule.second_look] if 0 < rule.second_look < schedule.steps else None
         try:
@@ -135,10 +128,13 @@ class LookAndJoin(Technique):
         skips = not (sampler.draws_noise or sampler.reads_uncond or guidance.step_cache or guidance.ranged)
         if begun is None or not skips:  # or the sampler before this one could not go on, either
             return Decision(schedule.looking(FULL * schedule.steps), notes=(say("note.look_second"),))
+        if sampled_otherwise(self.request, schedule, begun.parts, begun.same_text) is not None:
+            return Decision(schedule.looking(FULL * schedule.steps), notes=(say("note.look_second_other"),))
         rule = course.calibrated().rule(self.request.whole_steps)
         self.rule = replace(rule, second_look=begun.second_look)
         self.joined, self.blind = begun.joined, begun.blind
         self.kv_cache = self._new_kv_cache()
+        self.parts, self.same_text = begun.parts, begun.same_text
         self._use(begun.regions)
         walk, self.over = self._settled(begun.kinds), len(begun.kinds)
         rest = walk.kinds[self.over :]
@@ -161,7 +157,10 @@ class LookAndJoin(Technique):
             return say("note.look_noise")
         if request.sampler.reads_uncond:
             return say("note.look_uncond", sampler=request.sampler.name)
-        if (why := _guided_otherwise(request.guidance, kept.get("guidance"))) is not None:
+        if request.seeded and kept["noise"] != request.noise_digest:
+            return say("note.look_seeded")
+        self.parts, self.same_text = parts_of(entry), same_text(request)
+        if (why := sampled_otherwise(request, schedule, self.parts, self.same_text)) is not None:
             return why
         # Estimates of other σ differ for that reason, and the source's picture may be that of fewer steps.
         if not schedules_agree(entry.sigmas, schedule):
@@ -384,6 +383,8 @@ class LookAndJoin(Technique):
             self.regions.cpu(),
             self.latest.cpu(),
             self.outside.cpu(),
+            self.parts,
+            self.same_text,
         )
 
     def drop(self) -> None:

@@ -118,7 +118,7 @@ class Selective(Technique):
             k2 = steps_reached(schedule.sigmas, request.sigma_of(full.share(request.plan).of(request.whole_steps)))
         k2 = max(k2, schedule.k1)
         if k2 == schedule.k1:
-            return None
+            return Refused(say("note.masks_unused")) if request.plan.stages[NAME].way == "mask" else None
         self.regions = regions
         self.edit = request.network.cells(regions.edit, request.shape)[None, None]
         if goes_on and request.before is not None:

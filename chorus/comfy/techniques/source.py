@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,6 +16,7 @@ from ...reuse.schedule import Schedule
 from ...reuse.trajectory import SIGMA_TOLERANCE, clean_component, serving
 from ..caches import load_trajectory, open_cache, stored_estimates, stored_states
 from ..content import tensor_digest
+from ..sampling.guidance import Guidance, Part
 from .base import Request
 
 
@@ -35,6 +38,56 @@ def same_text(request: Request) -> bool:
     assert plan.source is not None
     kept = plan.source.entry.settings
     return bool(kept["text"] == request.text_digest if "text" in kept else plan.source.entry.prompt == plan.prompt)
+
+
+def parts_of(entry: Entry) -> list[Part] | None:
+    """What each of the entry's samplers did; None where nothing sure is kept of it.
+
+    Entries from before that was kept have the settings of the first sampler only.
+    """
+    kept, calls = entry.settings.get("parts"), entry.settings.get("calls", ())
+    if kept is None:
+        first = Part(entry.sigmas[0], entry.settings["sampler"], entry.settings.get("guidance"))
+        return [first] if isinstance(calls, list | tuple) and len(calls) < 2 else None
+    try:
+        parts = [Part(float(one["sigma"]), one["sampler"], one["guidance"]) for one in kept]
+    except (TypeError, ValueError, KeyError):
+        return None
+    return sorted(parts, key=lambda part: -part.sigma)
+
+
+def sampled_otherwise(
+    request: Request, schedule: Schedule, parts: Sequence[Part] | None, same_text: bool
+) -> Message | None:
+    """Why estimates of this sampler's steps and of the match's cannot be compared; None where they can.
+
+    parts: of the match. same_text: whether it has the very same text; then another sampler is what people want to see.
+    """
+    if not parts:
+        return say("note.look_parts")
+    for sigma in schedule.sigmas[:-1]:
+        begun = [part for part in parts if part.sigma >= sigma - SIGMA_TOLERANCE]
+        part = begun[-1] if begun else parts[0]
+        if (why := _guided_otherwise(request.guidance, part.guidance)) is not None:
+            return why
+        if same_text and part.sampler != request.sampler.name:
+            return say("note.look_sampler", here=request.sampler.name, there=part.sampler)
+    return None
+
+
+def _guided_otherwise(here: Guidance, kept: Any) -> Message | None:
+    """Why estimates of a run and of its match cannot be compared; None where they can. kept: the match's guidance."""
+    if not isinstance(kept, dict) or kept.keys() != vars(here).keys():
+        return say("note.look_states")
+    if kept["cfgs"] != here.cfgs:
+        return say("note.look_cfg", here=str(here.cfgs), there=str(kept["cfgs"]))
+    if here.ranged or kept["ranged"] or kept["negative"] != here.negative:
+        return say("note.look_conditions")
+    if here.step_cache or kept["step_cache"]:
+        return say("note.look_step_cache")
+    if kept != vars(here):
+        return say("note.look_guider")
+    return None
 
 
 def schedules_agree(walked: tuple[float, ...], schedule: Schedule) -> bool:
