@@ -46,8 +46,17 @@ def settings_inputs() -> list[io.Input]:
 
 
 def optional_inputs() -> list[io.Input]:
-    """The optional inputs of a look-up, in their order."""
+    """The optional inputs of a look-up, in their order.
+
+    The frontend passes a bypassed node's output on from the socket at the same place, if it has the same type. So in
+    the node Chorus the second expert is the third socket, as it is the third output.
+    """
     return [
+        io.Model.Input(
+            "low_noise_model",
+            optional=True,
+            tooltip="The second expert of a model in two parts (Wan 2.2 14B). Connect the plan to both.",
+        ),
         io.Clip.Input(
             "clip",
             optional=True,
@@ -62,11 +71,6 @@ def optional_inputs() -> list[io.Input]:
             "start_image",
             optional=True,
             tooltip="The image an image-to-video request starts from; only requests with the same one match.",
-        ),
-        io.Model.Input(
-            "low_noise_model",
-            optional=True,
-            tooltip="The second expert of a model in two parts (Wan 2.2 14B). Connect the plan to both.",
         ),
         io.String.Input(
             "source",

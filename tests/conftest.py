@@ -23,7 +23,7 @@ _launch = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_launch)
 _launch.expose_packages()
 # Their graphs and nodes serve other folders, too.
-_launch.expose_packages({name: CHECKOUT / "tests" / name for name in ("sampling", "identity", "faults")})
+_launch.expose_packages({name: CHECKOUT / "tests" / name for name in ("sampling", "identity", "faults", "families")})
 
 if TYPE_CHECKING:
     from tools.inprocess import ComfyHost
@@ -60,10 +60,12 @@ def checkout() -> Path:
 
 @pytest.fixture(scope="session")
 def comfy_server() -> Iterator[ComfyServer]:
-    """A ComfyUI server with this pack, one for all tests; leave it idle and its cache to others."""
+    """A ComfyUI server with this pack and encoders for tests, one for all; leave it idle and its cache to others."""
+    from tools import base_directory
     from tools.server import ComfyServer
 
-    with ComfyServer() as server:
+    encoders = {name: folder for name, folder in base_directory.TEST_PACKS.items() if folder.name == "families"}
+    with ComfyServer(custom_nodes=base_directory.CUSTOM_NODES | encoders) as server:
         yield server
 
 

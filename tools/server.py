@@ -167,6 +167,17 @@ class ComfyServer:
         """Return an API client for this server."""
         return ComfyClient(self.url)
 
+    def forget_outputs(self) -> None:
+        """Let the host drop what its default node cache keeps, as a restart would: the next graph runs anew."""
+        made = "Using RAM pressure cache."  # the host logs it for each new cache
+        before = self.log().count(made)
+        deadline = time.monotonic() + 60
+        while self.log().count(made) == before:
+            if time.monotonic() > deadline:
+                raise ServerFailure(f"the host did not drop its node cache.\n{self._log_end()}")
+            self.client().free(unload_models=False)  # more than once: the host may miss one just after a run
+            time.sleep(0.05)
+
     def log(self) -> str:
         """Return everything the server has written so far."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")

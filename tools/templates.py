@@ -26,15 +26,33 @@ WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMB
 _HF = "https://huggingface.co"
 _WAN21 = f"{_HF}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 _WAN22 = f"{_HF}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
+_HUNYUAN15 = f"{_HF}/Comfy-Org/HunyuanVideo_1.5_repackaged/resolve/main/split_files"
 MODELS = {
     "wan2.1_t2v_1.3B_fp16.safetensors": ("diffusion_models", f"{_WAN21}/diffusion_models"),
     "wan2.1_t2v_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN21}/diffusion_models"),
-    "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN22}/diffusion_models"),
-    "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN22}/diffusion_models"),
-    "wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN22}/diffusion_models"),
-    "wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN22}/diffusion_models"),
+    "wan2.1_i2v_480p_14B_fp16.safetensors": ("diffusion_models", f"{_WAN21}/diffusion_models"),
+    "wan2.1_vace_14B_fp16.safetensors": ("diffusion_models", f"{_WAN21}/diffusion_models"),
+    **{
+        f"wan2.2_{task}_{kind}_noise_14B_fp8_scaled.safetensors": ("diffusion_models", f"{_WAN22}/diffusion_models")
+        for task in ("t2v", "i2v", "fun_control")
+        for kind in ("high", "low")
+    },
+    "wan2.2_ti2v_5B_fp16.safetensors": ("diffusion_models", f"{_WAN22}/diffusion_models"),
+    **{
+        f"hunyuanvideo1.5_720p_{task}_fp16.safetensors": ("diffusion_models", f"{_HUNYUAN15}/diffusion_models")
+        for task in ("t2v", "i2v")
+    },
     "umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("text_encoders", f"{_WAN21}/text_encoders"),
+    "qwen_2.5_vl_7b_fp8_scaled.safetensors": ("text_encoders", f"{_HUNYUAN15}/text_encoders"),
+    "byt5_small_glyphxl_fp16.safetensors": ("text_encoders", f"{_HUNYUAN15}/text_encoders"),
+    "clip_vision_h.safetensors": ("clip_vision", f"{_WAN21}/clip_vision"),
+    "sigclip_vision_patch14_384.safetensors": (
+        "clip_vision",
+        f"{_HF}/Comfy-Org/sigclip_vision_384/resolve/main",
+    ),
     "wan_2.1_vae.safetensors": ("vae", f"{_WAN21}/vae"),
+    "wan2.2_vae.safetensors": ("vae", f"{_WAN22}/vae"),
+    "hunyuanvideo15_vae_fp16.safetensors": ("vae", f"{_HUNYUAN15}/vae"),
     "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16.safetensors": (
         "loras",
         f"{_HF}/Kijai/WanVideo_comfy/resolve/main/Lightx2v",
@@ -54,6 +72,7 @@ HEIGHTS = {
     "PreviewAny": 170,
     "PreviewImage": 300,
     "LoadImage": 340,
+    "LoadVideo": 340,
     "SaveVideo": 340,
 }
 """Nodes that show text or pictures, in pixels; the others are as high as their rows."""
@@ -86,44 +105,49 @@ class Layout:
     columns: tuple[tuple[Group, ...], ...]
 
 
+_PROMPT = ("4", "5", "6", "7")
+_ONE = ("1", "2", "3", "8")
+_EXPERTS = ("1", "8", "21", "22", "2", "3")
+_EXPERTS_WITH_LORAS = ("1", "23", "8", "21", "25", "22", "2", "3")
+
+
 def _inputs(models: Sequence[str]) -> tuple[tuple[Group, ...], ...]:
     return (
         (Group("1 · Models", (tuple(models),)),),
-        (Group("2 · Prompt and size", (("4", "5", "6", "7"),), 400, "#4a7a4a"),),
+        (Group("2 · Prompt and size", (_PROMPT,), 400, "#4a7a4a"),),
     )
 
 
-_EXPERTS = ("1", "23", "8", "21", "25", "22", "2", "3")
-
-
-def _four_steps(*inputs: str) -> Layout:
-    """Two experts with their LoRAs, and Chorus in one node."""
+def _one_node(
+    models: Sequence[str], *inputs: Sequence[str], samplers: Sequence[str] = ("10",), decoded: Sequence[str] = ("11",)
+) -> Layout:
+    """Chorus in one node. inputs: columns of the prompt, what else the model is given, and the size."""
     return Layout(
         560,
         (
-            (Group("1 · Models", (_EXPERTS,)),),
-            (Group("2 · Prompt and size", (inputs,), 400, "#4a7a4a"),),
-            (Group("3 · Chorus", (("9",),), colour="#3b8f8f"), Group("4 · Sample", (("10", "24"),))),
-            (Group("5 · Keep and save", (("11", "12", "13"), ("14", "15"))),),
+            (Group("1 · Models", (tuple(models),)),),
+            (Group("2 · Prompt and size", tuple(map(tuple, inputs)), 400, "#4a7a4a"),),
+            (Group("3 · Chorus", (("9",),), colour="#3b8f8f"), Group("4 · Sample", (tuple(samplers),))),
+            (Group("5 · Keep and save", ((*decoded, "12", "13"), ("14", "15"))),),
         ),
     )
 
 
 LAYOUTS = {
-    "image_to_video_wan22_4steps": _four_steps("20", "4", "5", "6", "7"),
-    "text_to_video_wan22_4steps": _four_steps("4", "5", "6", "7"),
-    "wan21_t2v_chorus_one_node": Layout(
-        560,
-        (
-            *_inputs(("1", "2", "3", "8")),
-            (Group("3 · Chorus", (("9",),), colour="#3b8f8f"), Group("4 · Sample", (("10",),))),
-            (Group("5 · Keep and save", (("11", "12", "13"), ("14", "15"))),),
-        ),
-    ),
+    "image_to_video_wan22_4steps": _one_node(_EXPERTS_WITH_LORAS, ("20", *_PROMPT), samplers=("10", "24")),
+    "text_to_video_wan22_4steps": _one_node(_EXPERTS_WITH_LORAS, _PROMPT, samplers=("10", "24")),
+    "first_last_frame_wan22": _one_node(_EXPERTS, ("20", "26"), _PROMPT, samplers=("10", "24")),
+    "fun_control_wan22": _one_node(_EXPERTS, ("20", "26", "27", "28"), _PROMPT, samplers=("10", "24")),
+    "image_to_video_wan22_5b": _one_node(_ONE, ("20", *_PROMPT)),
+    "image_to_video_wan21": _one_node((*_ONE, "21"), ("20", "22"), _PROMPT),
+    "vace_wan21": _one_node(_ONE, ("20", *_PROMPT), decoded=("21", "11")),
+    "text_to_video_hunyuan15": _one_node(_ONE, _PROMPT),
+    "image_to_video_hunyuan15": _one_node((*_ONE, "21"), ("20", "22"), _PROMPT),
+    "wan21_t2v_chorus_one_node": _one_node(_ONE, _PROMPT),
     "wan21_t2v_chorus": Layout(
         560,
         (
-            *_inputs(("1", "2", "3", "8")),
+            *_inputs(_ONE),
             (Group("3 · Chorus", (("9", "10", "20"), ("11", "12", "13")), colour="#3b8f8f"),),
             (Group("4 · Sample", (("14", "15"),)),),
             (Group("5 · Keep and save", (("16", "17"), ("18", "19"))),),
@@ -132,7 +156,7 @@ LAYOUTS = {
     "wan21_t2v_cold_beside_chorus": Layout(
         560,
         (
-            *_inputs(("1", "2", "3", "8")),
+            *_inputs(_ONE),
             (Group("3 · Chorus", (("9",),), colour="#3b8f8f"), Group("4 · Sample with Chorus", (("10", "11"),))),
             (Group("5 · Sample in full", (("16", "17"),)), Group("6 · Keep", (("12", "13"),))),
             (Group("7 · Side by side", (("18", "14", "15"),)),),
@@ -141,7 +165,7 @@ LAYOUTS = {
     "wan21_t2v_ablation": Layout(
         560,
         (
-            *_inputs(("1", "2", "3", "8")),
+            *_inputs(_ONE),
             (Group("3 · All stages", (("9", "10", "20"), ("11", "12", "13", "14", "15")), colour="#3b8f8f"),),
             (Group("4 · Stage 1 only", (("21", "22", "23", "24"),), colour="#3b8f8f"),),
             (Group("5 · Keep", (("16", "17"),)),),
@@ -160,7 +184,7 @@ LAYOUTS = {
     "wan22_t2v_two_experts_chorus": Layout(
         560,
         (
-            *_inputs(("1", "8", "21", "22", "2", "3")),
+            *_inputs(_EXPERTS),
             (Group("3 · Chorus", (("9", "10", "20"), ("11", "12", "13", "23")), colour="#3b8f8f"),),
             (Group("4 · Sample", (("14", "24", "15"),)),),
             (Group("5 · Keep and save", (("16", "17"), ("18", "19"))),),
@@ -244,7 +268,7 @@ def _node(key: str, node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[st
         values.append("" if linked else value)
         if len(spec) > 1 and spec[1].get("control_after_generate"):
             values.append("fixed")  # the same seed with another prompt is what people compare
-        if len(spec) > 1 and spec[1].get("image_upload"):
+        if len(spec) > 1 and (spec[1].get("image_upload") or spec[1].get("video_upload")):
             values.append("image")  # the button below it
     properties: dict[str, Any] = {"Node name for S&R": kind}
     if models := [_download(value) for value in values if isinstance(value, str) and value in MODELS]:

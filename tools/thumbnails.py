@@ -31,6 +31,13 @@ _LINKS = {
 _HEADINGS = {
     "image_to_video_wan22_4steps": ("Wan 2.2", "from an image, four steps"),
     "text_to_video_wan22_4steps": ("Wan 2.2", "four steps"),
+    "first_last_frame_wan22": ("Wan 2.2", "first and last frame"),
+    "fun_control_wan22": ("Wan 2.2 Fun Control", "a video's edges"),
+    "image_to_video_wan22_5b": ("Wan 2.2 5B", "from an image"),
+    "image_to_video_wan21": ("Wan 2.1", "from an image"),
+    "vace_wan21": ("Wan 2.1 VACE", "with a reference"),
+    "text_to_video_hunyuan15": ("HunyuanVideo 1.5", "from text"),
+    "image_to_video_hunyuan15": ("HunyuanVideo 1.5", "from an image"),
     "wan21_t2v_chorus_one_node": ("Wan 2.1", "one node"),
     "wan21_t2v_chorus": ("Wan 2.1", "stage by stage"),
     "wan21_t2v_cold_beside_chorus": ("Wan 2.1", "in full beside Chorus"),
@@ -51,8 +58,10 @@ def draw(template: Mapping[str, Any], file: Path) -> None:
     _write(pen, (24, 16), model, 26, _TEXT)
     _write(pen, (24 + _width(f"{model} ", 26), 16), what, 26, _CHORUS_HEAD)
     _graph(pen, template, (24, 62, SIZE[0] - 24, 312))
+    types = [node["type"] for node in template["nodes"]]
     steps = 4 if "4steps" in file.stem else 20
-    _steps(pen, steps, steps // 2 if "wan22" in file.stem else steps, (24, 330, SIZE[0] - 24, 358))
+    kinds = _course(steps, halves=types.count("KSamplerAdvanced") == 2, selective="WanVaceToVideo" not in types)
+    _steps(pen, kinds, (24, 330, SIZE[0] - 24, 358))
     image.resize(SIZE, Image.Resampling.LANCZOS).save(file, quality=84, optimize=True, progressive=True)
 
 
@@ -97,13 +106,24 @@ def _curve(pen: ImageDraw.ImageDraw, a: tuple[float, float], b: tuple[float, flo
     pen.line(points, fill=colour, width=round(width * _SCALE), joint="curve")
 
 
-def _steps(pen: ImageDraw.ImageDraw, count: int, second: int, box: tuple[int, int, int, int]) -> None:
-    """The steps of a hit: full ones filled, selective ones half filled, skipped ones as outlines.
+def _course(count: int, halves: bool, selective: bool) -> str:
+    """The steps of a hit.
 
-    second: the step at which the second expert begins, whose first computed step is a full one.
+    halves: whether a second expert computes the second half, whose first computed step is a full one. selective:
+    whether the model's steps can compute a part of the picture.
     """
-    kinds = course.selective_course(count, course.calibrated().rule(count))
-    kinds = kinds[:second] + re.sub(f"^({SKIPPED}*){SELECTIVE}", rf"\1{FULL}", kinds[second:])
+    rule = course.calibrated().rule(count)
+    if not selective:
+        anything = course.Limits(saved=None, most=1.0, k2=None)
+        return course.after_look(FULL, count, rule, anything, share=1.0, leaves_out=False).kinds
+    kinds = course.selective_course(count, rule)
+    second = count // 2 if halves else count
+    return kinds[:second] + re.sub(f"^({SKIPPED}*){SELECTIVE}", rf"\1{FULL}", kinds[second:])
+
+
+def _steps(pen: ImageDraw.ImageDraw, kinds: str, box: tuple[int, int, int, int]) -> None:
+    """The steps of a hit: full ones filled, selective ones half filled, skipped ones as outlines."""
+    count = len(kinds)
     gap = 4 if count > 8 else 8
     width = (box[2] - box[0] + gap) / count
     for step, kind in enumerate(kinds):

@@ -1,10 +1,12 @@
-// One gesture: the menu of a sampler adds Chorus to its graph, wired, and takes it away again.
+// One gesture: the menu of a sampler, or of the subgraph that it is in, adds Chorus to its graph, wired, and takes it
+// away again.
 //
 // Added are the node Chorus between the model and its sampler (both samplers of a pair), Chorus Cache Store behind the
 // last one, and, where the text encoder's prompt is typed into its widget, a prompt node that both share. That node
 // keeps whose text it took, so that taking all of it away leaves the graph as it was.
 
 import { app } from "../../scripts/app.js"
+import { allNodes } from "./lib/graph.js"
 import { t } from "./lib/i18n.js"
 
 const CHORUS = "Chorus"
@@ -27,8 +29,12 @@ function guiderOf(node) {
   return guider && guider !== node ? guiderOf(guider) : null
 }
 
-/** Whether a node samples: it takes and gives a latent, and has a model and a prompt, or a guider that has them. */
-export function isSampler(node) {
+/**
+ * Whether a node samples: it takes and gives a latent, and has a model and a prompt, or a guider that has them. A
+ * subgraph may have all of this; its samplers are inside.
+ */
+function isSampler(node) {
+  if (node.subgraph) return false
   if (inputOf(node, ofType("LATENT")) < 0 || outputOf(node, "LATENT") < 0) return false
   return guiderOf(node) !== null
 }
@@ -85,10 +91,29 @@ function chorusOf(sampler) {
   return from?.comfyClass === CHORUS ? from : null
 }
 
-/** A new node at the free place nearest to a node's upper left. */
+/**
+ * The node that decodes what a sampler gives, past nodes that only cut or sort the latent; null where there is none
+ * before the next run, or where the latent is joined with another one.
+ */
+function decoderOf(sampler) {
+  const seen = new Set([sampler])
+  for (const at of seen) {
+    const behind = at.outputs.flatMap(({ type }, slot) => (type === "LATENT" ? (at.getOutputNodes(slot) ?? []) : []))
+    const running = behind.filter((node) => node.mode === sampler.mode)
+    const decoder = running.find((node) => outputOf(node, "IMAGE") >= 0)
+    if (decoder) return decoder
+    for (const node of running) {
+      if (!isSampler(node) && node.inputs.filter(ofType("LATENT")).length === 1) seen.add(node)
+    }
+  }
+  return null
+}
+
+/** A new node at the free place nearest to a node's upper left. It is bypassed or muted where that node is. */
 function placed(type, near) {
   const node = LiteGraph.createNode(type)
   const { graph } = near
+  node.mode = near.mode
   graph.add(node)
   const [width, height] = node.size
   const [left, top] = near.pos
@@ -132,7 +157,7 @@ function sharePrompt(encoder, chorus) {
 }
 
 /** Add Chorus to the run that a sampler belongs to. */
-export function addChorus(sampler) {
+function addChorus(sampler) {
   changed(sampler.graph, () => {
     const samplers = pairOf(sampler)
     const [first, last] = [samplers[0], samplers.at(-1)]
@@ -155,16 +180,15 @@ export function addChorus(sampler) {
       sharePrompt(encoder, chorus)
     }
     const store = placed(STORE, last)
-    const latent = outputOf(last, "LATENT")
-    const decoder = (last.getOutputNodes(latent) ?? []).find((node) => outputOf(node, "IMAGE") >= 0)
-    last.connect(latent, store, inputOf(store, named("latent")))
+    const decoder = decoderOf(last)
+    last.connect(outputOf(last, "LATENT"), store, inputOf(store, named("latent")))
     chorus.connect(1, store, inputOf(store, named("chorus")))
     decoder?.connect(outputOf(decoder, "IMAGE"), store, inputOf(store, named("frames")))
   })
 }
 
-/** Take away the Chorus node before a sampler, its store, and the prompt node that it was given. */
-export function removeChorus(sampler) {
+/** Take away the Chorus node before a sampler, its store, and the prompt node that it was given unless others use it. */
+function removeChorus(sampler) {
   const chorus = chorusOf(sampler)
   const { graph } = sampler
   changed(graph, () => {
@@ -181,7 +205,7 @@ export function removeChorus(sampler) {
     const prompt = chorus.getInputNode(inputOf(chorus, named("prompt")))
     for (const node of [...stores.filter((node) => node.comfyClass === STORE), chorus]) graph.remove(node)
     const encoder = prompt?.properties[ADDED] === undefined ? null : graph.getNodeById(prompt.properties[ADDED])
-    if (encoder) {
+    if (encoder && prompt.getOutputNodes(0).every((node) => node === encoder)) {
       encoder.widgets.find(named("text")).value = prompt.widgets[0].value
       graph.remove(prompt)
     }
@@ -199,10 +223,15 @@ function changed(graph, change) {
   }
 }
 
-/** What the menu of a node offers. */
+/** What the menu of a node offers: a subgraph's, for all samplers in it. */
 export function menuOf(node) {
-  if (!isSampler(node)) return []
-  const there = chorusOf(node)
-  const content = t(there ? "gesture.remove" : "gesture.add")
-  return [null, { content, callback: () => (there ? removeChorus(node) : addChorus(node)) }]
+  const samplers = [...new Set(node.subgraph ? allNodes(node.subgraph) : [node])].filter(isSampler)
+  if (!samplers.length) return []
+  const add = samplers.some((sampler) => !chorusOf(sampler))
+  const change = () =>
+    samplers.forEach((sampler) => {
+      if (add !== Boolean(chorusOf(sampler))) (add ? addChorus : removeChorus)(sampler) // a pair's second has its by then
+    })
+  const content = t(add ? "gesture.add" : "gesture.remove")
+  return [null, { content, callback: () => changed(node.graph, change) }]
 }

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,17 +56,6 @@ def face_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServe
 
     with ComfyServer(tmp_path_factory.mktemp("face")) as server:
         yield server
-
-
-def forget_outputs(server: ComfyServer) -> None:
-    """Let the host drop what its node cache keeps, as a restart would: the next graph runs anew."""
-    made = "Using RAM pressure cache."  # the host logs it for each new cache
-    before = server.log().count(made)
-    server.client().free(unload_models=False)
-    deadline = time.monotonic() + 60
-    while server.log().count(made) == before:
-        assert time.monotonic() < deadline, "the host did not drop its node cache"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="package")  # while it is open, nothing else in this process can run an event loop

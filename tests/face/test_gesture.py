@@ -179,6 +179,30 @@ def test_a_sampler_that_adds_noise_to_the_result_of_another_one_is_a_run_of_its_
         assert models == [["Chorus", 0], ["UNETLoader", 0]]
 
 
+def test_a_prompt_that_two_runs_share_stays_until_the_last_one_is_removed(open_page) -> None:
+    with open_page() as face:
+        page = face.page
+        prepare(page, "twice")
+        before = page.evaluate("told()")
+        page.evaluate("() => { window.second = app.graph.nodes.findLast((node) => node.type === 'KSamplerAdvanced') }")
+        page.evaluate(CHOOSE, "Add Chorus")
+        page.evaluate("choose(second, 'Add Chorus')")
+        page.evaluate(CHOOSE, "Remove Chorus")
+        (chorus,) = (node["inputs"] for node in page.evaluate(QUEUED) if node["type"] == "Chorus")
+        assert chorus["prompt"] == ["PrimitiveStringMultiline", 0]
+        page.evaluate("choose(second, 'Remove Chorus')")
+        assert page.evaluate("told()") == before
+
+
+def test_a_bypassed_sampler_gets_bypassed_nodes(open_page) -> None:
+    with open_page() as face:
+        page = face.page
+        prepare(page, "KSampler")
+        page.evaluate("() => { for (const node of app.graph.nodes) node.mode = 4 }")
+        page.evaluate(CHOOSE, "Add Chorus")
+        assert page.evaluate(QUEUED) == []
+
+
 def test_a_node_that_does_not_sample_offers_nothing(open_page) -> None:
     with open_page() as face:
         prepare(face.page, "KSampler")
@@ -208,4 +232,9 @@ def test_inside_a_subgraph_links_over_its_border_are_kept(open_page) -> None:
         assert chorus["clip"] == ["SmallWanTextEncoderLoader", 0]
         face.run()
         assert page.evaluate(CHOOSE, "Remove Chorus")
+        assert page.evaluate("told(sampler.graph)") == before
+        page.evaluate("() => { window.outside = app.graph.nodes.find((node) => node.subgraph) }")
+        assert page.evaluate("choose(outside, 'Add Chorus')")
+        assert not page.evaluate(CHOOSE, "Add Chorus"), "it is there already"
+        assert page.evaluate("choose(outside, 'Remove Chorus')")
         assert page.evaluate("told(sampler.graph)") == before

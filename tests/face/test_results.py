@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from .conftest import forget_outputs
-
 FIRST = "A red circle moves up over a teal background."
 SIMILAR = "A yellow circle moves up over a teal background."
 UNLIKE = "A pink cross moves right over an olive background, a cyan square moves left."
@@ -124,7 +122,7 @@ def test_identical_request_costs_nothing(open_page, face_server) -> None:
         for _ in range(2):
             face.load(FOUR_STEPS, FIRST, cache="identical")
             face.run()
-            forget_outputs(face_server)  # else the host's node cache would answer
+            face_server.forget_outputs()  # else the host's node cache would answer
         text = face.store.filter(has_text="Identical").inner_text()
         assert "nothing had to be computed" in text and "saved" in text
 
@@ -157,7 +155,7 @@ def test_reasons_of_the_server_speak_the_language(open_page, face_server, langua
         for seed in (1, 2):
             face.load(FOUR_STEPS, FIRST, cache=f"reasons {language}", seed=seed)
             face.run()
-            forget_outputs(face_server)
+            face_server.forget_outputs()
         face.store.filter(has_text=why).wait_for()
         # The sampler takes its model from before the stages: nothing that Chorus could keep.
         face.page.evaluate(PAST_THE_STAGES)

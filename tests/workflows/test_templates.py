@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from tools.server import ComfyServer
 
 NAMES = templates.names()
-FILE_INPUTS = {"unet_name", "clip_name", "vae_name", "lora_name"}
+FILE_INPUTS = {"unet_name", "clip_name", "clip_name1", "clip_name2", "vae_name", "lora_name"}
+OWN_VIDEO = "control_video.mp4"
+"""Stands where people choose a video of their own; ComfyUI brings none."""
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,8 @@ def assert_value_fits(graph: templates.Api, value: Any, spec: list, object_info:
         assert kind in ("*", given) or (isinstance(kind, str) and given in kind.split(",")), where
     elif where.rsplit(" ", 1)[1] in FILE_INPUTS:
         assert value in templates.MODELS, f"{where}: say in tools/templates.py where {value} comes from"
+    elif options.get("video_upload"):
+        assert value == OWN_VIDEO, where
     elif isinstance(kind, list) or kind == "COMBO":
         assert value in (kind if isinstance(kind, list) else options["options"]), where
     elif kind == "COMFY_DYNAMICCOMBO_V3":
@@ -86,7 +90,7 @@ def test_template_holds_the_same_graph(name: str, object_info: dict[str, Any]) -
                 inputs[input_name] = next(values)
                 if len(spec) > 1 and spec[1].get("control_after_generate"):
                     assert next(values) in ("fixed", "randomize", "increment", "decrement")
-                if len(spec) > 1 and spec[1].get("image_upload"):
+                if len(spec) > 1 and (spec[1].get("image_upload") or spec[1].get("video_upload")):
                     assert next(values) == "image"
         assert next(values, "no more") == "no more", f"{node['type']} has widget values left over"
         for entry in node["inputs"]:
