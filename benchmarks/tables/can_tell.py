@@ -19,7 +19,7 @@ from ..systems import BenchWan, Request
 from .hits import OTHER_TAKE, kept_share
 
 SEED = 41
-FULL, QUICK = {50: 32, 20: 64, 4: 96}, {20: 16, 4: 16}
+FULL, QUICK = {50: 16, 20: 48, 4: 96}, {20: 16, 4: 16}
 
 
 def measure(bench: Bench, full: bool) -> report.Result:

@@ -19,7 +19,7 @@ from .capacity import STYLE, proportion
 from .hits import Systems, Told, kept_share, of_systems, pair_of
 
 STEPS = 20
-FULL, QUICK = 96, 4
+FULL, QUICK = 64, 4
 BANDS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.0)  # lower ends
 WARM, ASKED = 1000, 400  # requests of the stream
 

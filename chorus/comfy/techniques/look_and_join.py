@@ -271,13 +271,14 @@ class LookAndJoin(Technique):
         cut = course.calibrated().cut
         apart = self._difference(x0, compared)
         sampled = self._sampled(apart)
-        apart = apart[sampled]
-        if first and self._may_be_blind() and bool(apart.max() < cut.noticed):
+        # x0 = u + CFG · (c − u), and u is the same in both: so much larger is the difference of guided estimates.
+        cfg = self.request.cfg if self.request.cfg_known else 1.0
+        if first and self._may_be_blind() and bool(apart[sampled].max() < cut.noticed):
             self.blind, changed = True, sampled
+        elif first and not self._masked() and cut.moves_everything(apart, cfg):
+            changed = sampled
         else:
-            # x0 = u + CFG · (c − u), and u is the same in both: so much larger is the difference of guided estimates.
-            differs = cut(apart / (self.request.cfg if self.request.cfg_known else 1.0))
-            changed = torch.zeros_like(sampled).masked_scatter(sampled, differs)
+            changed = torch.zeros_like(sampled).masked_scatter(sampled, cut(apart[sampled] / cfg))
         regions = self._regions(changed if self.regions is None else changed | self.regions.base).within(sampled)
         self._use(regions)
         # A MASK says itself what is kept; otherwise the difference counts, not how far the mask reaches beyond it.
