@@ -315,9 +315,6 @@ class LookAndJoin(Technique):
         last_joined = max((k for k, kind in enumerate(kinds) if kind != FULL), default=0)
         looks_again = self.joined and step < rule.second_look < last_joined and kinds[rule.second_look] == FULL
         self.outside = source.before if looks_again else source.final
-        if self.request.given is not None:  # the state at hand may have been kept less finely
-            assert self.outside is not None
-            self.outside = self.request.given.put_into(self.outside)
         if not looks_again:
             self.source = None
 
