@@ -54,7 +54,8 @@ class Space:
     shape: [B, C, T, H, W] of the latent in model space.
     task: "t2v", "v2v:<digest of the start latent>", or "i2v:<digest of all inputs beside text>;<inputs>", where inputs
         are the first 8 digits of the digest of each by its name: "audio=0123abcd,start_image=4567cdef". They only tell
-        in words which input differs, and do not count when spaces are compared: older entries lack them.
+        in words which input differs, and do not count when spaces are compared: older entries lack them. A noise mask
+        is such an input.
     prediction: what the model predicts, e.g. "flow".
     """
 

@@ -26,7 +26,8 @@ class Cut:
     noticed: if no token differs by more than this, before the division by CFG, the difference may be nothing but the
         rounding of the estimate that an entry keeps.
     everywhere: the share of changed tokens above which a change counts as a global one.
-    faint: what counts as changed for that where an image gives a frame, see `moves_everything`.
+    faint: what counts as changed for that where an image gives the first frame, see `moves_everything`.
+    given: the first frame's difference, over that of the others, below which an image gives it.
     """
 
     lowest: float
@@ -34,19 +35,18 @@ class Cut:
     noticed: float
     everywhere: float
     faint: float
+    given: float
 
-    def moves_everything(self, difference: torch.Tensor, cfg: float) -> bool:
+    def moves_everything(self, difference: torch.Tensor) -> bool:
         """Whether a change of a video from an image is a global one, as a motion of the camera is.
 
-        Such a change is faint, and the bounds of Otsu's threshold leave most of it out. Where an image gives a frame,
-        the first estimate shows where everything is, so that a faint difference tells. Without one it does not: the
-        composition is open, and every change of the prompt moves all of it a little.
-
-        difference: [T, H, W], not divided by CFG.
+        Such a change is faint, and the bounds of Otsu's threshold leave most of it out. Where an image gives the first
+        frame, the first estimate shows where everything is, so that a faint difference tells. Without one it does not:
+        the composition is open, and every change of the prompt moves all of it a little. difference: [T, H, W].
         """
-        given = difference.amax((1, 2)) < self.noticed
-        rest = difference[~given] / cfg
-        return bool(given.any()) and bool((rest > self.faint).float().mean() > self.everywhere)
+        first, rest = difference[0], difference[1:]
+        alike = len(rest) > 0 and bool(first.mean() < self.given * rest.mean())
+        return alike and bool((rest > self.faint).float().mean() > self.everywhere)
 
     def __call__(self, difference: torch.Tensor) -> torch.Tensor:
         """The tokens [T, H, W] bool at which the difference is above the cut."""

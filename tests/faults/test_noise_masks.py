@@ -9,13 +9,14 @@ from __future__ import annotations
 import pytest
 import torch
 from sampling.conftest import difference
-from sampling.graphs import GREEN, RED, Graph, graph, node
+from sampling.graphs import GREEN, RED, UNLIKE, Graph, graph, node, plain
 from sampling.test_hosts import split_in_two
 from sampling.test_regions import masked
 
 from . import odd_nodes, test_look_and_join
 from .conftest import told
 from .sampling_reference import block_lengths, evaluations, resumed, sampler_calls, state_at
+from .test_global_changes import EVALUATED, over_fewer_steps  # noqa: F401 - a fixture
 from .test_look_and_join import (
     OWN_SEED,
     SOURCE_SEED,
@@ -30,6 +31,7 @@ from .test_look_and_join import (
     with_mixed_keys,
     without_context,
 )
+from .test_look_reports import masked_whole
 
 CELLS = (4, 12, 12)
 FRAME = torch.zeros(CELLS, dtype=torch.bool)  # the first frame is kept, as a start image is
@@ -86,20 +88,35 @@ def test_an_early_start_goes_on_from_the_sources_state_as_the_host_would(run, ca
     assert torch.allclose(hit.latent[..., kept], picture()[..., kept], atol=2e-2 if sampler == "uni_pc" else 1e-5)
 
 
-@each_mask
-def test_a_sampler_that_draws_noise_keeps_what_the_mask_keeps(run, cache, kept):
-    run(keeping(graph(RED, cache=cache, sampler="euler_ancestral"), kept))
-    hit = run(keeping(graph(GREEN, cache=cache, sampler="euler_ancestral", k1=0.5), kept))
-    assert hit.report["outcome"] == "hit" and torch.isfinite(hit.latent).all()
+@pytest.mark.parametrize("kept", [FRAME, SIDES], ids=["frame", "sides"])
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral"])
+def test_an_early_start_shows_what_is_kept_under_the_own_noise_and_not_as_the_source_kept_it(
+    run, cache, kept, sampler
+):
+    """States of precision small are coarse, and those of a sampler that draws noise are of that noise."""
+    settings = {"cache": cache, "sampler": sampler, "precision": "small"}
+    with evaluations() as seen:
+        run(keeping(graph(RED, **settings), kept))
+    noise = seen[0][1]
+    with evaluations() as seen:
+        hit = run(keeping(graph(GREEN, **settings, k1=0.5), kept))
+    assert hit.report["outcome"] == "hit"
+    for sigma, x in seen:
+        wanted = (sigma * noise + (1.0 - sigma) * comfy_latent(picture()))[..., kept]
+        assert torch.allclose(x[..., kept], wanted, atol=1e-5)
     assert torch.allclose(hit.latent[..., kept], picture()[..., kept], atol=1e-5)
 
 
 @each_mask
-@pytest.mark.parametrize("sampler", ["euler", "uni_pc"])
+@pytest.mark.parametrize(("sampler", "first"), [("euler", 1.0), ("uni_pc", 1.0), ("euler", 0.9995)])
 def test_a_look_after_which_everything_is_computed_is_the_run_in_full(
-    run, cache, kept, sampler, pack_module, monkeypatch
+    run, cache, kept, sampler, first, pack_module, monkeypatch
 ):
-    """The very same text under another seed, from an entry that was chosen by hand."""
+    """The very same text under another seed, from an entry that was chosen by hand. first: σ of the first step."""
+    import comfy.samplers
+
+    calculate = comfy.samplers.calculate_sigmas
+    monkeypatch.setattr(comfy.samplers, "calculate_sigmas", lambda *args: first * calculate(*args))
     cold = run(keeping(looking(RED, cache=cache, sampler=sampler), kept))
     course, technique = (pack_module(f"chorus.{name}") for name in ("reuse.course", "comfy.techniques.look_and_join"))
     monkeypatch.setattr(technique.LookAndJoin, "_settled", lambda self, past: course.Course("F" * 8))
@@ -186,6 +203,12 @@ def test_selective_steps_of_an_early_start_see_what_is_kept_and_do_not_edit_it(r
     assert torch.allclose(hit.latent[:, :, 0], picture()[:, :, 0], atol=1e-5)
 
 
+def test_a_mask_of_what_is_kept_alone_leaves_the_steps_of_an_early_start_full(run, cache, comfy_host):
+    run(keeping(graph(RED, cache=cache), SIDES))
+    hit = run(masked(keeping(graph(GREEN, cache=cache, k1=0.25, k2=0.5), SIDES), [(0, 0, 96, 32)], comfy_host))
+    assert (hit.report["token_share"], hit.report["steps_computed"]) == ([], 6)
+
+
 def test_where_most_of_what_is_sampled_differs_nothing_is_joined(run, cache, pack_module, monkeypatch):
     """A third of the picture is sampled. All of that differs, which is less than half of the whole."""
     kept = torch.ones(CELLS, dtype=torch.bool)
@@ -195,6 +218,19 @@ def test_where_most_of_what_is_sampled_differs_nothing_is_joined(run, cache, pac
     hit = run(keeping(looking(GREEN, cache=cache, seed=OWN_SEED), kept))
     assert hit.report["outcome"] == "hit" and "more than half of the picture is marked as changed" in told(hit)
     assert torch.equal(looks_seen[-1], ~token_mask(kept))
+
+
+@each_mask
+@pytest.mark.parametrize("steps", [4, 8])
+def test_after_a_global_change_it_is_the_hosts_run_over_the_shorter_schedule(
+    run, cache, kept, steps, over_fewer_steps  # noqa: F811
+):
+    run(keeping(looking(RED, cache=cache, steps=steps, seed=SOURCE_SEED), kept))
+    hit = run(masked_whole(keeping(looking(UNLIKE, cache=cache, steps=steps, seed=OWN_SEED), kept)))
+    own = plain(keeping(looking(UNLIKE, cache=cache, steps=steps, seed=SOURCE_SEED), kept))
+    reference = over_fewer_steps(own, EVALUATED[steps])
+    assert hit.report["outcome"] == "hit" and hit.report["steps_computed"] == EVALUATED[steps]
+    assert difference(hit.latent, reference.latent) < 1e-3
 
 
 @each_mask

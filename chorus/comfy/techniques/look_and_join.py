@@ -275,7 +275,7 @@ class LookAndJoin(Technique):
         cfg = self.request.cfg if self.request.cfg_known else 1.0
         if first and self._may_be_blind() and bool(apart[sampled].max() < cut.noticed):
             self.blind, changed = True, sampled
-        elif first and not self._masked() and cut.moves_everything(apart, cfg):
+        elif first and not self._masked() and cut.moves_everything(apart / cfg):
             changed = sampled
         else:
             changed = torch.zeros_like(sampled).masked_scatter(sampled, cut(apart[sampled] / cfg))
@@ -315,9 +315,6 @@ class LookAndJoin(Technique):
         last_joined = max((k for k, kind in enumerate(kinds) if kind != FULL), default=0)
         looks_again = self.joined and step < rule.second_look < last_joined and kinds[rule.second_look] == FULL
         self.outside = source.before if looks_again else source.final
-        if self.request.given is not None:  # the state at hand may have been kept less finely
-            assert self.outside is not None
-            self.outside = self.request.given.put_into(self.outside)
         if not looks_again:
             self.source = None
 
