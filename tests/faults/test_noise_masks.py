@@ -90,9 +90,7 @@ def test_an_early_start_goes_on_from_the_sources_state_as_the_host_would(run, ca
 
 @pytest.mark.parametrize("kept", [FRAME, SIDES], ids=["frame", "sides"])
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral"])
-def test_an_early_start_shows_what_is_kept_under_the_own_noise_and_not_as_the_source_kept_it(
-    run, cache, kept, sampler
-):
+def test_an_early_start_shows_what_is_kept_under_the_own_noise_and_not_as_the_source_kept_it(run, cache, kept, sampler):
     """States of precision small are coarse, and those of a sampler that draws noise are of that noise."""
     settings = {"cache": cache, "sampler": sampler, "precision": "small"}
     with evaluations() as seen:
@@ -223,7 +221,11 @@ def test_where_most_of_what_is_sampled_differs_nothing_is_joined(run, cache, pac
 @each_mask
 @pytest.mark.parametrize("steps", [4, 8])
 def test_after_a_global_change_it_is_the_hosts_run_over_the_shorter_schedule(
-    run, cache, kept, steps, over_fewer_steps  # noqa: F811
+    run,
+    cache,
+    kept,
+    steps,
+    over_fewer_steps,  # noqa: F811
 ):
     run(keeping(looking(RED, cache=cache, steps=steps, seed=SOURCE_SEED), kept))
     hit = run(masked_whole(keeping(looking(UNLIKE, cache=cache, steps=steps, seed=OWN_SEED), kept)))
