@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.table import Table
 
 from tools.demo_graph import CHECKOUT
@@ -149,6 +150,8 @@ def _plot(result: Result, file: Path) -> None:
     axes.set_title(result.title, fontsize=10)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
+    drawn = Image.open(file).convert("RGB")
+    drawn.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)  # a third of the size, and looks the same
 
 
 def summarise(result: Result, folder: Path = RESULTS) -> Path:
