@@ -461,6 +461,7 @@ def test_masks_made_before_sampling_are_brought_onto_the_tokens(pack_module, net
     base[1, 1, 2] = True
     masks = selective.Masks(regions.build(base, 0, 0), None, "mask", 0, 0)
     request = SimpleNamespace(
+        given=None,
         plan=SimpleNamespace(source=object(), stages={selective.NAME: masks}),
         network=networks.HunyuanVideo(hunyuan15),
         shape=(1, 16, 3, 6, 8),

@@ -30,6 +30,7 @@ def record(techniques, schedule):
 
     def begun(draws_noise=False, writes=True, stored=True, before=None, schedule=schedule):
         request = SimpleNamespace(
+            given=None,
             plan=SimpleNamespace(writes=writes),
             stored=stored,
             before=before,
