@@ -60,7 +60,7 @@ def draw(template: Mapping[str, Any], file: Path) -> None:
     _graph(pen, template, (24, 62, SIZE[0] - 24, 312))
     types = [node["type"] for node in template["nodes"]]
     steps = 4 if "4steps" in file.stem else 20
-    kinds = _course(steps, halves=types.count("KSamplerAdvanced") == 2, selective="WanVaceToVideo" not in types)
+    kinds = _course(steps, halves=types.count("KSamplerAdvanced") == 2)
     _steps(pen, kinds, (24, 330, SIZE[0] - 24, 358))
     image.resize(SIZE, Image.Resampling.LANCZOS).save(file, quality=84, optimize=True, progressive=True)
 
@@ -106,17 +106,12 @@ def _curve(pen: ImageDraw.ImageDraw, a: tuple[float, float], b: tuple[float, flo
     pen.line(points, fill=colour, width=round(width * _SCALE), joint="curve")
 
 
-def _course(count: int, halves: bool, selective: bool) -> str:
+def _course(count: int, halves: bool) -> str:
     """The steps of a hit.
 
-    halves: whether a second expert computes the second half, whose first computed step is a full one. selective:
-    whether the model's steps can compute a part of the picture.
+    halves: whether a second expert computes the second half, whose first computed step is a full one.
     """
-    rule = course.calibrated().rule(count)
-    if not selective:
-        anything = course.Limits(saved=None, most=1.0, k2=None)
-        return course.after_look(FULL, count, rule, anything, share=1.0, leaves_out=False).kinds
-    kinds = course.selective_course(count, rule)
+    kinds = course.selective_course(count, course.calibrated().rule(count))
     second = count // 2 if halves else count
     return kinds[:second] + re.sub(f"^({SKIPPED}*){SELECTIVE}", rf"\1{FULL}", kinds[second:])
 

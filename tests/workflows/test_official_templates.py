@@ -57,7 +57,7 @@ NETWORK = "run already is the network of "
 NOT_RUN = {
     "gsl_starter_1_2": NETWORK + "video_wan2_2_14B_flf2v",
     "image_chrono_edit_14B": PICTURE,
-    "ltxv_image_to_video": "its start image lies in the latent, under a noise mask (tests/families)",
+    "ltxv_image_to_video": "tried with its network in tests/families",
     "template_image_speech_to_video": SERVICE,
     "template_ltx2_3_ic_lora_ingredients": STREAMS,
     "templates-6-key-frames": NETWORK + "video_wan2_2_14B_flf2v",

@@ -36,9 +36,6 @@ def test_second_similar_prompt_is_a_hit_and_the_first_one_again_is_known(name: s
         return report
 
     cold = asked(FIRST)
-    if name == "image_to_video_wan22_5b" and cold["outcome"] == "bypassed":
-        assert "noise mask" in cold["reason"]  # the template says so
-        return
     assert cold["outcome"] == "miss" and cold["steps_computed"] == cold["steps"] == 20, cold["reason"]
     hit = asked(SIMILAR)
     assert hit["outcome"] == "hit" and hit["source_prompt"] == FIRST, hit["reason"]
