@@ -121,9 +121,7 @@ def _try(family: Family, host: Any, run_of: Any) -> Tried:
             last_frame = float(differs[-1]), float(differs[:-1].max())
     host.forget_outputs()  # every node runs anew, as after a restart
     again = asked(first)
-    return Tried(
-        family, cache, reference, similar_reference, cold, similar, again, early, inputs, all_kept, last_frame
-    )
+    return Tried(family, cache, reference, similar_reference, cold, similar, again, early, inputs, all_kept, last_frame)
 
 
 def told(answer: Answer, beginning: str) -> str:
