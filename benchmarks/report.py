@@ -93,12 +93,13 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with a + where files differ from it."""
+    """The checkout's commit, with a + where files other than results differ from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False).stdout
 
-    return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain").strip() else "")
+    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs/results.md")
+    return git("rev-parse", "HEAD").strip() + ("+" if changed.strip() else "")
 
 
 def table(result: Result) -> Table:
