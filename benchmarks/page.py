@@ -20,7 +20,8 @@ table names its command (`make bench` has few samples, `make bench-full` all). \
 ([bench_wan.md](bench_wan.md)), the others the small Wan ([small_wan.md](small_wan.md)), \
 all but `looks` through the real host. \
 A `+` behind a commit says that files of the checkout differed from it. \
-The tables of the small Wan are of commits before 54d0079, when there was no look and join: their "Chorus" starts early. \
+The tables of the small Wan are of commits before 54d0079, when there was no look and join: \
+their "Chorus" starts early. \
 `±` is half of a 95 % bootstrap interval over requests, for Fréchet distances of one over halves of the requests. \
 The choices made from these figures are in [method.md](method.md).
 
