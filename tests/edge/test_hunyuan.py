@@ -465,6 +465,7 @@ def test_masks_made_before_sampling_are_brought_onto_the_tokens(pack_module, net
         network=networks.HunyuanVideo(hunyuan15),
         shape=(1, 16, 3, 6, 8),
         before=None,
+        given=None,
         guidance=SimpleNamespace(windows=""),
         areas=False,
         foreign=(),
