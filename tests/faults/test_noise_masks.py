@@ -136,8 +136,10 @@ def hook_of(kept: torch.Tensor):
     ("name", "steps", "cfg", "sampler"),
     [*((name, 4, 1.0, "euler") for name in KEPT), ("sides", 20, 3.0, "euler"), ("frame", 8, 1.0, "uni_pc")],
 )
-def test_a_hit_is_the_hosts_run_with_joined_estimates(run, cache, name, steps, cfg, sampler, monkeypatch):
+def test_a_hit_is_the_hosts_run_with_joined_estimates(run, cache, name, steps, cfg, sampler, pack_module, monkeypatch):
     kept = KEPT[name]
+    # The small Wan was not made for images: with a first frame, too, its first estimate differs a little everywhere.
+    monkeypatch.setattr(pack_module("chorus.reuse.join").Cut, "moves_everything", lambda self, apart: False)
     settings = {"cache": cache, "steps": steps, "cfg": cfg, "sampler": sampler}
     monkeypatch.setattr(test_look_and_join, "rim_of", hook_of(kept))
     with evaluations() as seen:
