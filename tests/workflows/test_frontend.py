@@ -69,3 +69,21 @@ def test_with_chorus_bypassed_each_expert_samples_its_half(name: str, page: Page
     samplers = [key for key, node in template.items() if node["class_type"] == "KSamplerAdvanced"]
     models = [bypassed[key]["inputs"]["model"] for key in samplers]
     assert models == [chorus["model"], chorus["low_noise_model"]]
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_a_workflow_saved_with_another_order_of_sockets_is_the_same_graph(name: str, page: Page) -> None:
+    """The second expert's socket was once the last one."""
+    saved = json.loads((templates.WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    (node,) = (node for node in saved["nodes"] if node["type"] == "Chorus")
+    sockets = {entry["name"]: entry for entry in node["inputs"]}
+    last = [sockets.pop("low_noise_model"), *(sockets.pop(one) for one in list(sockets) if "widget" in sockets[one])]
+    node["inputs"] = [*sockets.values(), *last]
+    for slot, entry in enumerate(node["inputs"]):
+        for link in saved["links"]:
+            if link[0] == entry["link"]:
+                link[4] = slot
+    opened = page.evaluate(
+        "async (graph) => { await app.loadGraphData(graph); return (await app.graphToPrompt()).output }", saved
+    )
+    assert opened == templates.api_graph(name)
