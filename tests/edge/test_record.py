@@ -36,7 +36,6 @@ def record(techniques, schedule):
             before=before,
             sampler=SimpleNamespace(draws_noise=draws_noise),
             noise=noise(),
-            given=None,
         )
         made = techniques.record.Record(request)
         return made, made.begin(schedule)
