@@ -103,7 +103,7 @@ class Refused:
 class CallWork:
     """What a technique does inside one model call.
 
-    computed: [V] positions on the token grid that are computed, in frame-major order; None for all.
+    computed: [V] positions on the token grid, in frame-major order; None for all.
     kv_cache: keys and values of the tokens that are not: kept where all are computed, used where they are not.
     attention: what it does at the attention calls of text; None for nothing.
     """
